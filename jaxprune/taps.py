@@ -1,0 +1,135 @@
+"""Reading a layer's output, and running a network from a given one.
+
+Works on any linen model, unchanged. `apply(variables, x, **kwargs)` is the model's
+own `apply`, or a function of that form around it, such as
+`functools.partial(model.apply, train=False)`; it passes its kwargs on.
+A layer is named by its path, `"conv2d_12"` or `"block_1/conv"`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jaxprune.errors import InputError, check_choice
+
+Apply = Callable[..., Any]
+Activation = Callable[[Array], Array]
+
+
+def _identity(x: Array) -> Array:
+    return x
+
+
+# Where a feature map is taken: at the convolution's own output, or behind the ReLU
+# that follows it. relu(relu(x)) = relu(x), so a map taken behind the ReLU can be put
+# back at the convolution's output, and no model needs a module for its ReLU.
+TAPS: dict[str, Activation] = {"conv": _identity, "relu": nn.relu}
+
+
+class Layer(NamedTuple):
+    """One call of a module with parameters: its path, class and output shape."""
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+
+
+def list_layers(apply: Apply, variables: Any, x: Array) -> tuple[Layer, ...]:
+    """Every call of a convolution, dense layer or norm, in the order of execution."""
+    layers: list[Layer] = []
+
+    def record(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        output = next_fun(*args, **kwargs)
+        module = context.module
+        if context.method_name == "__call__" and "params" in module.variables:
+            children = module.variables["params"].values()
+            if not any(isinstance(child, dict) for child in children):
+                layers.append(Layer("/".join(module.path), module, output.shape))
+        return output
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(apply, variables, x)
+    return tuple(layers)
+
+
+def last_conv(apply: Apply, variables: Any, x: Array) -> str:
+    """Name of the convolution (`nn.Conv`) that is executed last.
+
+    Raises:
+      InputError: the network calls no convolution.
+    """
+    names = [
+        layer.name
+        for layer in list_layers(apply, variables, x)
+        if isinstance(layer.module, nn.Conv)
+    ]
+    if not names:
+        raise InputError("the network has no convolution (flax.linen.Conv)")
+    return names[-1]
+
+
+def find_conv(apply: Apply, variables: Any, x: Array, name: str) -> Layer:
+    """The convolution called `name`.
+
+    Raises:
+      InputError: there is none (the convolutions are listed), `name` is another
+        kind of layer, or it is called more than once.
+    """
+    layers = list_layers(apply, variables, x)
+    found = [layer for layer in layers if layer.name == name]
+    if not found:
+        convs = [la.name for la in layers if isinstance(la.module, nn.Conv)]
+        check_choice("layer", name, dict.fromkeys(convs))
+    if not isinstance(found[0].module, nn.Conv):
+        kind = type(found[0].module).__name__
+        raise InputError(f"layer '{name}' is no convolution but a {kind}")
+    if len(found) > 1:
+        raise InputError(
+            f"layer '{name}' is called {len(found)} times in one forward pass; its "
+            "channels have no single feature map to rank or mask"
+        )
+    return found[0]
+
+
+def capture(
+    apply: Apply, variables: Any, x: Array, layer: str, activation: Activation = _identity
+) -> Float[Array, "N *axes P"]:
+    """The layer's output for the inputs `x`, with `activation` applied to it."""
+    path = tuple(layer.split("/"))
+    _, state = apply(
+        variables,
+        x,
+        capture_intermediates=lambda m, name: m.path == path and name == "__call__",
+        mutable=["intermediates"],
+    )
+    outputs = state.get("intermediates", {})
+    for part in path:
+        outputs = outputs.get(part, {})
+    if len(outputs) != 1:
+        raise InputError(f"layer '{layer}' must be called exactly once")
+    return activation(outputs["__call__"][0])
+
+
+def replace(
+    apply: Apply,
+    variables: Any,
+    x: Array,
+    layer: str,
+    feature_map: Float[Array, "N *axes P"],
+) -> Any:
+    """The network's output when `layer` returns `feature_map`.
+
+    Under jit, all that only leads to the layer is dead code and is not computed.
+    """
+    path = tuple(layer.split("/"))
+
+    def substitute(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.module.path == path and context.method_name == "__call__":
+            return feature_map
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(substitute):
+        return apply(variables, x)
