@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxprune.conv import conv_general_dilated
+from jaxprune.conv import conv_general_dilated, max_pool_2x2
 from jaxprune.errors import InputError
 
 
@@ -59,7 +59,7 @@ class CifarVGG(nn.Module):
                         name=_keras_name("batch_normalization", norm),
                     )(x)
                     norm += 1
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool_2x2(x)
             x = nn.Dropout(self.pool_dropout[block], deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         for j, units in enumerate(self.dense):
@@ -102,7 +102,7 @@ class PairCNN(nn.Module):
                 dtype=self.dtype,
                 name=f"bn{i}",
             )(x)
-            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
+            x = max_pool_2x2(nn.relu(x))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(self.dense[0], dtype=self.dtype, name="dense1")(x))
         return nn.Dense(self.dense[1], dtype=self.dtype, name="dense2")(x)
