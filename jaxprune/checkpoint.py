@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax import Array
-from jaxtyping import PyTree
 
 from jaxprune import taps
 from jaxprune.errors import InputError
 
-Variables = PyTree[Array | np.ndarray]
+# A pytree of arrays: linen's collections.
+Variables = Any
 
 
 def fingerprint(variables: Variables) -> str:
@@ -24,7 +24,9 @@ def fingerprint(variables: Variables) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(
+            f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode()
+        )
         digest.update(array.tobytes())
     return digest.hexdigest()
 
@@ -107,7 +109,9 @@ def restore(
 
 @contextmanager
 def _manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2, enable_async_checkpointing=False
+    )
     with ocp.CheckpointManager(folder.resolve(), options=options) as manager:
         yield manager
 
@@ -193,7 +197,7 @@ def _read_keras(path: Path) -> list[tuple[str, dict[tuple[str, str], np.ndarray]
         raise InputError(f"there is no file {path}")
     try:
         with h5py.File(path) as file:
-            group = file["model_weights"] if "model_weights" in file else file
+            group = file.get("model_weights", file)
             layers = []
             for name in _names(group, "layer_names"):
                 weights = {}

@@ -145,7 +145,7 @@ def _gathered_conv(lhs: Array, rhs: Array, precision: Any) -> Array:
 def _kernel_gradient(
     lhs: Array, gradient: Array, size: tuple[int, ...], precision: Any
 ) -> Array:
-    """Kernel gradient [kh, kw, I, O]: one product for each shift, or each kernel row."""
+    """Kernel gradient [kh, kw, I, O]: one product per shift, or per kernel row."""
     (_, h, w, c), (kh, kw) = lhs.shape, size
     padded = _pad(lhs, size)
     rows = gradient.reshape(-1, gradient.shape[-1])

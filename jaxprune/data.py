@@ -55,11 +55,11 @@ class Split:
 
 
 class Batch(NamedTuple):
-    """Up to B examples, padded with black images to exactly B."""
+    """Examples from `start` on: `size` of them, padded with black images to B."""
 
     images: UInt8[np.ndarray, "B H W C"]
     start: int
-    count: int
+    size: int
 
 
 def batches(split: Split, batch_size: int) -> Iterator[Batch]:
@@ -204,11 +204,15 @@ def choose_split(splits: Splits, which: str) -> Split:
         raise InputError(f"split '{which}' is not of the form test or train[1000:2000]")
     check_choice("split", match["name"], Splits._fields)
     split: Split = getattr(splits, match["name"])
-    start, stop = (int(match[side] or default) for side, default in
-                   (("start", 0), ("stop", len(split))))
+    start, stop = (
+        int(match[side] or default)
+        for side, default in (("start", 0), ("stop", len(split)))
+    )
     chosen = split.select(np.arange(len(split))[start:stop])
     if not len(chosen):
-        raise InputError(f"split '{which}' is empty: '{match['name']}' has {len(split)}")
+        raise InputError(
+            f"split '{which}' is empty: '{match['name']}' has {len(split)}"
+        )
     return chosen
 
 

@@ -39,7 +39,9 @@ def balanced_accuracy(confusion: Int[np.ndarray, "K C C"]) -> Float[np.ndarray, 
     per_class = confusion.sum(2)
     if (per_class == 0).any():
         missing = sorted({int(c) for c in np.argwhere(per_class == 0)[:, 1]})
-        raise InputError(f"balanced accuracy needs images of every class: none of {missing}")
+        raise InputError(
+            f"balanced accuracy needs images of every class: none of {missing}"
+        )
     return (np.diagonal(confusion, axis1=1, axis2=2) / per_class).mean(1)
 
 

@@ -45,7 +45,9 @@ class CifarVGG(nn.Module):
         _check_lengths(self, widths=13, dense=4, pool_dropout=5, dense_dropout=3)
         x, conv, norm = images, 0, 0
         # Convolutions in each block, and how many of its last ones have a BatchNorm.
-        for block, (convs, norms) in enumerate([(2, 1), (2, 1), (3, 3), (3, 3), (3, 3)]):
+        for block, (convs, norms) in enumerate(
+            [(2, 1), (2, 1), (3, 3), (3, 3), (3, 3)]
+        ):
             for j in range(convs):
                 name = _keras_name("conv2d", conv)
                 x = nn.relu(_conv(self.widths[conv], name, self.dtype)(x))

@@ -4,6 +4,7 @@ Knows nothing of networks. Axes: N images, H x W positions, P channels, K masks.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -85,6 +86,6 @@ def check_ks(ks: Sequence[int], p: int) -> tuple[int, ...]:
             f"K counts pruned channels and must lie in 0 .. {p - 1}: the layer has "
             f"{p} channels, got K from {min(ks)} to {max(ks)}"
         )
-    if any(a >= b for a, b in zip(ks, ks[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(ks)):
         raise InputError(f"ks must be strictly ascending, got {list(ks)}")
     return ks

@@ -74,7 +74,6 @@ class SweepResult:
         return {
             **self.about,
             "class_names": list(self.class_names),
-            "ks": list(self.ks),
             "n_images": len(self.labels),
             "n_channels": len(self.order),
             "baseline_accuracy": float(self.accuracy[0]),
@@ -112,9 +111,7 @@ class SweepResult:
                 score = "" if last is None else repr(float(self.scores[last]))
                 figures = (self.accuracy[row], self.balanced_accuracy[row])
                 rows.writerow([k, last, score, *(f"{x:.6f}" for x in figures)])
-        write_text(
-            folder / "summary.json", json.dumps(self.summary(), indent=2) + "\n"
-        )
+        write_text(folder / "summary.json", json.dumps(self.summary(), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "SweepResult":
@@ -127,15 +124,17 @@ class SweepResult:
             raise InputError(f"{folder} holds no complete sweep (no summary.json)")
         try:
             summary = json.loads((folder / "summary.json").read_text())
+            with open(folder / "sweep.csv", newline="") as file:
+                rows = list(csv.DictReader(file))
             with np.load(folder / "sweep.npz", allow_pickle=False) as arrays:
                 result = cls(
-                    ks=tuple(summary["ks"]),
+                    ks=tuple(int(row["k"]) for row in rows),
                     class_names=tuple(summary["class_names"]),
                     about={k: v for k, v in summary.items() if k not in _DERIVED},
                     **arrays,
                 )
             if result.predictions.shape != (len(result.ks), len(result.labels)):
-                raise ValueError("the predictions have another shape than the summary")
+                raise ValueError("the predictions have another shape than sweep.csv")
         except Exception as error:
             raise InputError(
                 f"the sweep in {folder} is damaged ({error}): run the sweep again"
@@ -146,7 +145,6 @@ class SweepResult:
 _COLUMNS = ("k", "pruned_channel", "score", "accuracy", "balanced_accuracy")
 _DERIVED = (
     "class_names",
-    "ks",
     "n_images",
     "n_channels",
     "baseline_accuracy",

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune import ranking, taps
 from jaxprune.data import Batch, Split, batches
@@ -189,9 +189,9 @@ def tap_layer(
             if source is split:
                 file.write(feature_map.tobytes())
             if source is (rank_split or split):
-                total += feature_map[: batch.count].sum(0, dtype=np.float64)
+                total += feature_map[: batch.size].sum(0, dtype=np.float64)
             dtype = feature_map.dtype
-            on_images(batch.count)
+            on_images(batch.size)
     params = variables["params"]
     for part in name.split("/"):
         params = params[part]
@@ -282,10 +282,10 @@ def sweep_layer(
             arguments = (head, feature_map, masks[:1].repeat(chunk, 0), fills)
             predict = _predict.lower(*arguments).compile()
             compile_seconds = time.perf_counter() - started
-        predictions[:, batch.start : batch.start + batch.count] = evaluate_masks(
+        predictions[:, batch.start : batch.start + batch.size] = evaluate_masks(
             head, feature_map, masks, fill=fills, mask_chunk=chunk, predict=predict
-        )[:, : batch.count]
-        on_masks(batch.count * len(ks))
+        )[:, : batch.size]
+        on_masks(batch.size * len(ks))
     seconds = time.perf_counter() - started
     return SweepResult(
         ks=ks,

@@ -95,7 +95,11 @@ def find_conv(apply: Apply, variables: Any, x: Array, name: str) -> Layer:
 
 
 def capture(
-    apply: Apply, variables: Any, x: Array, layer: str, activation: Activation = _identity
+    apply: Apply,
+    variables: Any,
+    x: Array,
+    layer: str,
+    activation: Activation = _identity,
 ) -> Float[Array, "N *axes P"]:
     """The layer's output for the inputs `x`, with `activation` applied to it."""
     path = tuple(layer.split("/"))

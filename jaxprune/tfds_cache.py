@@ -60,7 +60,7 @@ def load(
         if decoded:
             return decoded
     if prepared is None:
-        prepared = _prepare(name, data_dir)
+        prepared = _prepare(name, data_dir, cache)
     entry = cache / sha256(prepared / "dataset_info.json")[:16]
     decoded = _read(entry, split)
     if decoded is None:
@@ -160,13 +160,13 @@ def _decode(name: str, split: str, prepared: Path, entry: Path) -> None:
     write_text(entry / f"{split}.json", json.dumps(about, indent=2) + "\n")
 
 
-def _prepare(name: str, data_dir: str | None) -> Path:
+def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
     """Downloads and prepares the dataset; returns its folder."""
     folder = _data_dir(data_dir)
     missing = (
-        f"{name} is not in {folder} and cannot be downloaded ({{}}): give a folder that "
-        "holds it as TFDS prepares it (file_format='array_record') with --data_dir, or "
-        f"copy a decoded cache from another machine to {default_dir() / name}"
+        f"{name} is not in {folder} and cannot be downloaded ({{}}): with --data_dir "
+        "give a folder that holds it as TFDS prepares it (file_format='array_record'), "
+        f"or copy another machine's decoded {cache} here"
     )
     tfds = _import_tfds(missing)
     builder = tfds.builder(name, data_dir=folder, file_format="array_record")

@@ -58,9 +58,7 @@ def adam(
     return optax.adam(schedule)
 
 
-def init_state(
-    variables: Any, optimizer: optax.GradientTransformation
-) -> TrainState:
+def init_state(variables: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -127,7 +125,9 @@ def make_train_step(
                 mutable=list(rest),
             )
             logits = logits.astype(jnp.float32)
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            loss = optax.softmax_cross_entropy_with_integer_labels(
+                logits, labels
+            ).mean()
             for layer, coefficient in l2.items():
                 loss += coefficient * jnp.sum(params[layer]["kernel"] ** 2)
             return loss, (updated, logits)

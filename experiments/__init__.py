@@ -1,0 +1,1 @@
+"""Scripts, run as `python -m experiments.NAME`; `--help` lists their flags."""

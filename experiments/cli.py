@@ -1,0 +1,60 @@
+"""How a script starts and ends: flags in, one clear line and an exit code out."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from jaxprune.errors import InputError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with a message that says what was kept and how to go on."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's `main`; bad input ends it with one line and exit code 2."""
+    # Their warnings about platforms and file systems are not the user's business.
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    app.run(lambda argv: _guard(main), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        _fail(str(error), BAD_INPUT)
+    if len(rest) > 1:
+        _fail(
+            f"unknown argument '{rest[1]}': flags are given as --name=value", BAD_INPUT
+        )
+    return rest
+
+
+def _guard(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except InputError as error:
+        _fail(str(error), BAD_INPUT)
+    except OSError as error:
+        name = f": {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{name}", BAD_INPUT)
+    except Interrupted as error:
+        _fail(str(error), INTERRUPTED)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stdout.flush()
+    line = " ".join(message.split())
+    print(f"error: {line}" if code == BAD_INPUT else f"\n{line}", file=sys.stderr)
+    sys.exit(code)

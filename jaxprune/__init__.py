@@ -1,0 +1,28 @@
+"""Which channels of a CNN can go, what each costs, and the smaller network."""
+
+from jaxprune.data import Split
+from jaxprune.errors import InputError
+from jaxprune.ranking import CRITERIA, abs_mean, mean, prefix_masks, rank_channels
+from jaxprune.results import SweepResult
+from jaxprune.sweep import FILLS, TappedLayer, evaluate_masks, sweep_layer, tap_layer
+from jaxprune.taps import TAPS, capture, last_conv, replace
+
+__all__ = [
+    "CRITERIA",
+    "FILLS",
+    "TAPS",
+    "InputError",
+    "Split",
+    "SweepResult",
+    "TappedLayer",
+    "abs_mean",
+    "capture",
+    "evaluate_masks",
+    "last_conv",
+    "mean",
+    "prefix_masks",
+    "rank_channels",
+    "replace",
+    "sweep_layer",
+    "tap_layer",
+]
