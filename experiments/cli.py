@@ -10,6 +10,8 @@ from absl import logging as absl_logging
 
 from jaxprune.errors import InputError
 
+flags.DEFINE_string("workdir", None, "Run directory. Default: runs/<model>.")
+
 BAD_INPUT = 2
 INTERRUPTED = 130
 

@@ -17,7 +17,6 @@ FLAGS = flags.FLAGS
 DTYPES = ("float32", "bfloat16")
 
 flags.DEFINE_string("model", None, f"Experiment: {', '.join(RECIPES)}.")
-flags.DEFINE_string("workdir", None, "Run directory. Default: runs/<model>.")
 flags.DEFINE_string("data_dir", None, "Prepared TFDS datasets. Default: TFDS's own.")
 flags.DEFINE_string("cache_dir", None, "Decoded arrays. Default: ~/.cache/jaxprune.")
 

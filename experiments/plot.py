@@ -13,7 +13,6 @@ from jaxprune.errors import InputError, check_choice
 from jaxprune.results import SweepResult
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Run directory.")
 flags.DEFINE_string("order", "channel", f"Tiles by: {', '.join(plots.ORDERS)}.")
 flags.DEFINE_string(
     "normalize", "shared", f"Scale of the tiles: {', '.join(plots.SCALES)}."

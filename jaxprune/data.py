@@ -19,7 +19,7 @@ from jaxprune.errors import InputError, check_choice
 DIGITS_TEST_SHARE = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """N labelled examples, each of S source images stacked along the channels.
 

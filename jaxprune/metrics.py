@@ -6,14 +6,14 @@ Axes: K masks (or any leading axes), N images, C classes.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from sklearn.metrics import confusion_matrix
 
 from jaxprune.errors import InputError
 
 
 def confusion(
-    predictions: Int[np.ndarray, "K N"], labels: Int[np.ndarray, " N"], classes: int
+    predictions: Integer[np.ndarray, "K N"], labels: Int[np.ndarray, " N"], classes: int
 ) -> Int[np.ndarray, "K C C"]:
     """Counts of images by [mask, true class, predicted class]."""
     names = np.arange(classes)

@@ -183,12 +183,13 @@ def tap_layer(
     dtype: Any = None
     file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the TappedLayer
     started = time.perf_counter()
-    for source in [split] if rank_split in (None, split) else [split, rank_split]:
+    rank_split = split if rank_split is None else rank_split
+    for source in [split] if rank_split is split else [split, rank_split]:
         for batch in batches(source, batch_size):
             feature_map = np.asarray(compiled(variables, batch.images))
             if source is split:
                 file.write(feature_map.tobytes())
-            if source is (rank_split or split):
+            if source is rank_split:
                 total += feature_map[: batch.size].sum(0, dtype=np.float64)
             dtype = feature_map.dtype
             on_images(batch.size)
@@ -200,8 +201,8 @@ def tap_layer(
         name=name,
         split=split,
         batch_size=batch_size,
-        bias=np.asarray(activation(bias), np.float32),
-        mean_feature_map=total / len(rank_split or split),
+        bias=np.asarray(activation(jnp.asarray(bias)), np.float32),
+        mean_feature_map=total / len(rank_split),
         head=head,
         trunk_seconds=time.perf_counter() - started,
         compile_seconds=compile_seconds,

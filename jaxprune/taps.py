@@ -50,8 +50,9 @@ def list_layers(apply: Apply, variables: Any, x: Array) -> tuple[Layer, ...]:
                 layers.append(Layer("/".join(module.path), module, output.shape))
         return output
 
+    # A new function each time: JAX would not trace one that it knows already.
     with nn.intercept_methods(record):
-        jax.eval_shape(apply, variables, x)
+        jax.eval_shape(lambda *arguments: apply(*arguments), variables, x)
     return tuple(layers)
 
 
@@ -61,14 +62,17 @@ def last_conv(apply: Apply, variables: Any, x: Array) -> str:
     Raises:
       InputError: the network calls no convolution.
     """
-    names = [
-        layer.name
-        for layer in list_layers(apply, variables, x)
-        if isinstance(layer.module, nn.Conv)
-    ]
+    return _convs(list_layers(apply, variables, x))[-1]
+
+
+def _convs(layers: tuple[Layer, ...]) -> list[str]:
+    names = [layer.name for layer in layers if isinstance(layer.module, nn.Conv)]
     if not names:
-        raise InputError("the network has no convolution (flax.linen.Conv)")
-    return names[-1]
+        raise InputError(
+            "the network calls no convolution (flax.linen.Conv); if it does, give its "
+            "apply itself, not a jitted one"
+        )
+    return names
 
 
 def find_conv(apply: Apply, variables: Any, x: Array, name: str) -> Layer:
@@ -81,8 +85,7 @@ def find_conv(apply: Apply, variables: Any, x: Array, name: str) -> Layer:
     layers = list_layers(apply, variables, x)
     found = [layer for layer in layers if layer.name == name]
     if not found:
-        convs = [la.name for la in layers if isinstance(la.module, nn.Conv)]
-        check_choice("layer", name, dict.fromkeys(convs))
+        check_choice("layer", name, dict.fromkeys(_convs(layers)))
     if not isinstance(found[0].module, nn.Conv):
         kind = type(found[0].module).__name__
         raise InputError(f"layer '{name}' is no convolution but a {kind}")
@@ -127,13 +130,25 @@ def replace(
     """The network's output when `layer` returns `feature_map`.
 
     Under jit, all that only leads to the layer is dead code and is not computed.
+
+    Raises:
+      InputError: the layer is not called, or more than once.
     """
     path = tuple(layer.split("/"))
+    calls = 0
 
     def substitute(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        nonlocal calls
         if context.module.path == path and context.method_name == "__call__":
+            calls += 1
             return feature_map
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(substitute):
-        return apply(variables, x)
+        output = apply(variables, x)
+    if calls != 1:
+        raise InputError(
+            f"layer '{layer}' was called {calls} times, expected 1 (a jitted apply is "
+            "not traced again: give the function itself)"
+        )
+    return output

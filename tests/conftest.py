@@ -1,0 +1,77 @@
+"""Before anything imports jax: eight CPU devices, no silent promotion of types."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["MPLBACKEND"] = "agg"
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from experiments import cli
+from jaxprune.data import Split
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> str:
+    """The folder of prepared TFDS datasets, or a skip that says what is missing."""
+    folder = os.environ.get("JAXPRUNE_DATA_DIR")
+    if not folder:
+        pytest.skip("JAXPRUNE_DATA_DIR names no folder of prepared TFDS datasets")
+    return str(Path(folder).resolve())
+
+
+@pytest.fixture
+def script(capsys, tmp_path, monkeypatch):
+    """Runs a script's main in this process: (module, *arguments) -> code, out, err."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(module, *arguments):
+        code = 0
+        with flagsaver.flagsaver():
+            try:
+                cli._parse([module.__name__, *map(str, arguments)])
+                cli._guard(module.main)
+            except SystemExit as end:
+                code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def random_split(n=23, shape=(8, 8, 3), classes=4, seed=0) -> Split:
+    """Random images that differ in more than noise, every class present."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(classes), rng.integers(0, classes, n - classes)])
+    pattern = rng.uniform(0, 1, (classes + 3, *shape))
+    mixture = rng.dirichlet(np.full(len(pattern), 0.3), n)
+    images = (255 * np.tensordot(mixture, pattern, 1)).astype(np.uint8)
+    names = tuple(f"class {c}" for c in range(classes))
+    return Split(images, np.arange(n)[:, None], labels, names)
+
+
+def random_variables(model, x, seed=0):
+    """Variables in which no BatchNorm is the identity and no bias is zero."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            fan_in = np.prod(leaf.shape[:-1])
+            value = rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape)
+        elif name in ("var", "scale"):
+            value = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            value = rng.normal(0, 0.2, leaf.shape)
+        return value.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)

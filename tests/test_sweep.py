@@ -1,0 +1,261 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from conftest import random_split, random_variables
+from flax import linen as nn
+
+from jaxprune import ranking, sweep, taps
+from jaxprune.errors import InputError
+from jaxprune.models import CifarVGG, PairCNN
+
+
+def network(model, shape):
+    """(apply on uint8 images, variables)"""
+
+    def apply(variables, images, **kwargs):
+        return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
+
+    variables = random_variables(model, jnp.zeros((1, *shape)))
+    # Every class as likely as the others, so that predictions depend on the image.
+    last = taps.list_layers(apply, variables, jnp.zeros((1, *shape)))[-1].name
+    logits = apply(variables, jnp.asarray(random_split(shape=shape).images))
+    variables["params"][last]["bias"] -= np.asarray(logits.mean(0), np.float32)
+    return apply, variables
+
+
+EXPERIMENTS = {
+    "cifar_vgg": (
+        CifarVGG(widths=(3, 4, 4, 5, 5, 4, 6, 6, 7, 6, 6, 8, 9), dense=(12, 10, 8, 4)),
+        (32, 32, 3), reference.cifar_vgg, "conv2d_12", "relu", ranking.mean,
+    ),
+    "pair": (
+        PairCNN(widths=(3, 5, 9), dense=(10, 4)),
+        (14, 14, 2), reference.pair_cnn, "conv3", "conv", ranking.abs_mean,
+    ),
+}  # fmt: skip
+
+
+def run_sweep(apply, variables, split, criterion, *, fill="zero", ks=None,
+              mask_chunk=None, **options):  # fmt: skip
+    tapped = sweep.tap_layer(apply, variables, split, **options)
+    scores = criterion(tapped.mean_feature_map)
+    return sweep.sweep_layer(
+        tapped, variables, scores, fill=fill, ks=ks, mask_chunk=mask_chunk
+    )
+
+
+@pytest.mark.parametrize("fill", sweep.FILLS)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(("batch_size", "mask_chunk"), [(23, None), (7, 4), (40, 1)])
+def test_predictions_equal_those_of_written_weights(
+    experiment, fill, batch_size, mask_chunk
+):
+    model, shape, forward, layer, tap, criterion = EXPERIMENTS[experiment]
+    apply, variables = network(model, shape)
+    split = random_split(shape=shape)
+    result = run_sweep(
+        apply, variables, split, criterion, fill=fill, tap=tap,
+        batch_size=batch_size, mask_chunk=mask_chunk,
+    )  # fmt: skip
+    assert result.about["layer"] == layer
+    assert result.ks == tuple(range(9))
+    mean = result.mean_feature_map.mean((0, 1))
+    logits = np.stack(
+        [
+            forward(
+                reference.prune(variables, layer, result.order[:k], fill, mean),
+                split.images,
+            )
+            for k in result.ks
+        ]
+    )
+    reference.check_predictions(result.predictions, logits)
+    assert len({tuple(row) for row in result.predictions.tolist()}) > 1
+    correct = (logits.argmax(-1) == split.labels).mean(1)
+    np.testing.assert_allclose(result.accuracy, correct, atol=1.01 / len(split))
+
+
+def test_ranking_again_after_every_prune_changes_nothing_behind_relu():
+    """Experiment A: a pruned channel scores 0, and no score depends on another."""
+    model, shape, _, layer, tap, _ = EXPERIMENTS["cifar_vgg"]
+    apply, variables = network(model, shape)
+    split = random_split(shape=shape)
+    order = run_sweep(apply, variables, split, ranking.mean, tap=tap).order
+    pruned: list[int] = []
+    for _ in range(len(order)):
+        current = reference.prune(variables, layer, pruned, "zero")
+        tapped = sweep.tap_layer(apply, current, split, layer=layer, tap=tap)
+        scores = ranking.mean(tapped.mean_feature_map)
+        assert (scores[pruned] == 0).all()
+        scores[pruned] = -1
+        again = ranking.rank_channels(scores)
+        pruned.append(int(again[len(pruned)]))
+    assert pruned == order.tolist()
+
+
+def test_ranking_again_after_a_prune_can_differ_where_activations_are_signed():
+    """Before ReLU the lowest mean is negative, and 0 once its channel is zeroed."""
+    model, shape, _, layer, _, _ = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    split = random_split(shape=shape)
+    first = run_sweep(apply, variables, split, ranking.mean, ks=[0])
+    assert first.scores[first.order[0]] < 0
+    pruned = reference.prune(variables, layer, first.order[:1], "zero")
+    second = run_sweep(apply, pruned, split, ranking.mean, ks=[0])
+    assert second.order[0] == first.order[1]
+
+
+class Planted(nn.Module):
+    """Class = brighter colour plane. Channel 0 is dead, 1 constant, 2 and 3 decide."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (1, 1), name="only")(x))
+        return nn.Dense(2, name="out")(x.mean((1, 2)))
+
+
+def planted():
+    kernel = np.zeros((1, 1, 2, 4), np.float32)
+    kernel[0, 0, 0, 2] = kernel[0, 0, 1, 3] = 1
+    out = np.array([[9, 9], [1, 1], [1, 0], [0, 1]], np.float32)
+    variables = {
+        "params": {
+            "only": {"kernel": kernel, "bias": np.array([-1, 0.01, 0, 0], np.float32)},
+            "out": {"kernel": out, "bias": np.zeros(2, np.float32)},
+        }
+    }
+    rng = np.random.default_rng(0)
+    split = random_split(n=40, shape=(3, 3, 2), classes=2)
+    labels = split.labels
+    images = split.images // 2
+    images[np.arange(40), :, :, labels] += rng.integers(64, 128, (40, 1, 1), np.uint8)
+
+    def apply(variables, x, **kwargs):
+        return Planted().apply(variables, x.astype(jnp.float32) / 255, **kwargs)
+
+    return apply, variables, type(split)(images, split.sources, labels, ("a", "b"))
+
+
+def test_planted_channels_cost_what_they_must():
+    apply, variables, split = planted()
+    result = run_sweep(apply, variables, split, ranking.mean, tap="relu")
+    assert result.order[:2].tolist() == [0, 1]
+    assert result.accuracy[0] == result.accuracy[1] == result.accuracy[2] == 1
+    # With one of the two deciding channels gone, one class is predicted throughout.
+    assert result.balanced_accuracy[3] == 0.5
+    assert result.largest_k_within(0.01) == 2
+
+
+def test_one_trace_of_each_function_whatever_the_last_batch_and_chunk():
+    """Three traces to find and check the layer; a second sweep adds only the rest."""
+    apply, variables, split = planted()
+    traces = []
+
+    def counted(variables, x, **kwargs):
+        traces.append(x.shape)
+        return apply(variables, x, **kwargs)
+
+    tapped = sweep.tap_layer(counted, variables, split, batch_size=7)
+    before = len(traces)
+    scores = ranking.mean(tapped.mean_feature_map)
+    sweep.sweep_layer(tapped, variables, scores, mask_chunk=3)
+    assert len(traces) == before + 1
+    assert set(traces) == {(7, 3, 3, 2)}
+    # last_conv, find_conv, the trunk, and the two sides of the check.
+    assert before == 5
+
+
+def test_ranking_on_another_split():
+    model, shape, _, layer, tap, criterion = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    split, other = random_split(shape=shape), random_split(n=11, shape=shape, seed=9)
+    result = run_sweep(
+        apply, variables, split, criterion, tap=tap, rank_split=other, batch_size=8
+    )
+    alone = run_sweep(apply, variables, other, criterion, tap=tap)
+    np.testing.assert_allclose(result.scores, alone.scores, rtol=1e-5)
+    own = run_sweep(apply, variables, split, criterion, tap=tap)
+    np.testing.assert_array_equal(result.predictions[0], own.predictions[0])
+    assert result.predictions.shape == (9, 23)
+
+
+def test_chosen_ks_are_rows_of_the_whole_sweep():
+    model, shape, _, _, tap, criterion = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    split = random_split(shape=shape)
+    whole = run_sweep(apply, variables, split, criterion, tap=tap)
+    some = run_sweep(apply, variables, split, criterion, tap=tap, ks=[1, 4, 8])
+    np.testing.assert_array_equal(some.predictions, whole.predictions[[1, 4, 8]])
+
+
+def test_evaluate_masks_on_a_plain_function():
+    rng = np.random.default_rng(3)
+    fm = rng.normal(size=(6, 2, 2, 5)).astype(np.float32)
+    weights = rng.normal(size=(20, 3)).astype(np.float32)
+    masks = rng.integers(0, 2, (11, 5)).astype(bool)
+    fill = rng.normal(size=5).astype(np.float32)
+
+    def head(x):
+        return x.reshape(len(x), -1) @ weights
+
+    got = sweep.evaluate_masks(head, fm, masks, fill=fill, mask_chunk=4)
+    for row, mask in zip(got, masks, strict=True):
+        masked = fm.copy()
+        masked[..., ~mask] = fill[~mask]
+        np.testing.assert_array_equal(row, head(masked).argmax(-1))
+
+
+def test_a_tap_that_changes_the_network_is_refused():
+    model, shape, *_ = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    with pytest.raises(InputError, match="tap 'relu' is not what follows"):
+        sweep.tap_layer(apply, variables, random_split(shape=shape), tap="relu")
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model, shape, *_ = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    variables["params"]["dense2"]["bias"][0] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        sweep.tap_layer(apply, variables, random_split(shape=shape))
+
+
+class Residual(nn.Module):
+    """Its input reaches the end around the tapped layer too."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(6, (3, 3), name="first")(x)
+        x = x + nn.relu(nn.Conv(6, (3, 3), name="second")(x))
+        return nn.Dense(4, name="out")(x.mean((1, 2)))
+
+
+def test_residual_network():
+    apply, variables = network(Residual(), (8, 8, 3))
+    split = random_split()
+    result = run_sweep(apply, variables, split, ranking.mean, tap="relu", batch_size=9)
+    logits = [
+        apply(
+            reference.prune(variables, "second", result.order[:k], "zero"), split.images
+        )
+        for k in result.ks
+    ]
+    reference.check_predictions(result.predictions, np.stack(logits))
+
+
+@jax.numpy_dtype_promotion("standard")  # flax's BatchNorm mixes types
+def test_bfloat16_equals_the_masked_network_in_bfloat16():
+    model = PairCNN(widths=(3, 5, 9), dense=(10, 4), dtype=jnp.bfloat16)
+    apply, variables = network(model, (14, 14, 2))
+    split = random_split(shape=(14, 14, 2))
+    result = run_sweep(apply, variables, split, ranking.abs_mean, fill="bias")
+    pruned = reference.prune(variables, "conv3", result.order[:4], "bias")
+    logits = np.asarray(jax.jit(apply)(pruned, split.images), np.float32)
+    top = np.sort(logits, axis=-1)
+    clear = top[:, -1] - top[:, -2] > 0.02 * np.abs(logits).max()  # bfloat16: 8 bits
+    assert clear.mean() > 0.5
+    np.testing.assert_array_equal(
+        result.predictions[4][clear], logits.argmax(-1)[clear]
+    )
