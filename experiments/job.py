@@ -1,6 +1,7 @@
 """A run directory's data and network, ready for use."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class Job:
     def apply(self, variables: Any, images: Array, **kwargs: Any) -> Any:
         """Logits of uint8 images; `kwargs` go to the model's apply."""
         return self.model.apply(variables, self.scale(images), train=False, **kwargs)
+
+    @cached_property
+    def shapes(self) -> Any:
+        """Shapes and types of the variables."""
+        return jax.eval_shape(self.init)
 
     def init(self) -> Any:
         """Freshly drawn variables."""

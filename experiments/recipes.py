@@ -22,8 +22,8 @@ class Recipe:
     learning_rate: float
     warmup_epochs: float = 1.0
     source_images: int = 6000
-    train_pairs: int = 60_000
-    test_pairs: int = 10_000
+    train_pairs: int = 0
+    test_pairs: int = 0
     smallest_image: int = 8
     crop_and_flip: bool = False
     l2: dict[str, float] = field(default_factory=dict)
@@ -59,8 +59,10 @@ RECIPES: dict[str, Recipe] = {
         crop_and_flip=True,
         l2=dict.fromkeys((*_CONVS_WITH_L2, "dense_2"), 1e-3),
     ),
-    "mnist_pair": Recipe(dataset="mnist_pair", epochs=6, **_PAIR),
+    "mnist_pair": Recipe(
+        dataset="mnist_pair", epochs=3, train_pairs=200_000, test_pairs=10_000, **_PAIR
+    ),
     "digits_pair": Recipe(
-        dataset="digits_pair", epochs=4, train_pairs=20_000, test_pairs=4_000, **_PAIR
+        dataset="digits_pair", epochs=3, train_pairs=30_000, test_pairs=4_000, **_PAIR
     ),
 }

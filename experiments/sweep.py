@@ -53,9 +53,8 @@ def main() -> None:
     rank_split = data.choose_split(run.splits, FLAGS.rank_split)
     data.check_classes(split, FLAGS.eval_split)
     batch_size = run.batch_size(split)
-    layer = taps.find_conv(
-        run.apply, run.init(), run.example, FLAGS.layer or _last_conv(run)
-    )
+    name = FLAGS.layer or taps.last_conv(run.apply, run.shapes, run.example)
+    layer = taps.find_conv(run.apply, run.shapes, run.example, name)
     ks = ranking.check_ks(_parse_ks(layer.shape[-1]), layer.shape[-1])
 
     variables = train.train_or_restore(run)
@@ -133,10 +132,6 @@ def _check_names() -> None:
         check_choice("fill", FLAGS.fill, (*sweep.FILLS, "all"))
     if FLAGS.tap is not None:
         check_choice("tap", FLAGS.tap, taps.TAPS)
-
-
-def _last_conv(run: Job) -> str:
-    return taps.last_conv(run.apply, run.init(), run.example)
 
 
 def _parse_ks(p: int) -> Sequence[int]:

@@ -47,7 +47,7 @@ def train_or_restore(run: Job) -> Any:
     epochs = run.config.epochs
     if done is not None and done >= epochs:
         print(f"weights: {run.checkpoints / str(done)}")
-        return checkpoint.restore(run.checkpoints, done, run.init())[0]
+        return checkpoint.restore(run.checkpoints, done, run.shapes)[0]
     if epochs == 0:
         variables = _initial(run)
         config.write(run.config, run.workdir)
@@ -76,7 +76,7 @@ def _initial(run: Job) -> Any:
     if FLAGS.init_from is None:
         raise InputError(f"{run.workdir} begins with a Keras file: give --init_from")
     path = config.Path(FLAGS.init_from)
-    return checkpoint.import_keras(path, run.apply, run.init(), run.example)
+    return checkpoint.import_keras(path, run.apply, run.shapes, run.example)
 
 
 def _train(run: Job, done: int | None) -> Any:

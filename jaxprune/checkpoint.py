@@ -78,7 +78,7 @@ def restore(
     Args:
       folder: where checkpoints lie.
       epoch: its number.
-      variables: variables of the same shapes and types.
+      variables: variables of the same shapes and types, or just these.
       optimizer: optimizer state of the same shapes, or None to leave it out.
 
     Returns:
@@ -99,6 +99,12 @@ def restore(
             restored = manager.restore(epoch, args=ocp.args.Composite(**items))
         if fingerprint(restored["variables"]) != restored["about"]["sha256"]:
             raise ValueError("its values do not match their fingerprint")
+        shapes = [
+            [leaf.shape for leaf in jax.tree.leaves(tree)]
+            for tree in (restored["variables"], variables)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError("its shapes are those of another network")
     except Exception as error:
         raise InputError(
             f"checkpoint {path} is damaged or of another network "
@@ -144,7 +150,7 @@ def import_keras(path: Path, apply: taps.Apply, variables: Any, x: Array) -> Var
     Args:
       path: the file.
       apply: the network, see `jaxprune.taps`.
-      variables: variables of the right shapes; their values are not used.
+      variables: variables, or their shapes and types; values are not used.
       x: an input, for running the network.
 
     Raises:
@@ -153,7 +159,9 @@ def import_keras(path: Path, apply: taps.Apply, variables: Any, x: Array) -> Var
     """
     ours = [layer.name for layer in taps.list_layers(apply, variables, x)]
     theirs = _read_keras(path)
-    result: dict[str, Any] = jax.tree.map(np.asarray, variables)
+    result: dict[str, Any] = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables
+    )
     for name, (keras_name, weights) in zip(ours, theirs, strict=False):
         expected = {
             (collection, weight): np.shape(leaf)

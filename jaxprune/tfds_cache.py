@@ -7,13 +7,16 @@ without it runs from the cache:
         test_images.npy  test_labels.npy  test.json (class names, SHA-256, source)
 """
 
+import importlib.util
 import json
 import logging
 import os
+import sys
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -173,11 +176,32 @@ def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
     reason = _unreachable(next(iter(builder.url_infos)))
     if reason:
         raise InputError(missing.format(reason))
+    if importlib.util.find_spec("tensorflow") is None:
+        _encode_without_tensorflow(builder)
     try:
         builder.download_and_prepare()
     except Exception as error:
         raise InputError(missing.format(_first_line(error))) from error
     return Path(builder.data_dir)
+
+
+def _encode_without_tensorflow(builder: Any) -> None:
+    """Lets TFDS prepare MNIST and CIFAR-10 on a machine without TensorFlow.
+
+    TFDS writes array_record without it, but these two builders open their downloads
+    with `tf.io.gfile` and have NumPy images encoded by TensorFlow. Both accept plain
+    files and PIL images as well.
+    """
+    from PIL import Image
+
+    module = sys.modules[type(builder).__module__]
+    gfile = SimpleNamespace(GFile=open)
+    setattr(module, "tf", SimpleNamespace(io=SimpleNamespace(gfile=gfile)))  # noqa: B010
+    feature = builder.info.features["image"]
+    encode = feature.encode_example
+    feature.encode_example = lambda array: encode(
+        Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    )
 
 
 def _import_tfds(message: str = "{}") -> Any:

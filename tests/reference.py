@@ -74,7 +74,7 @@ def cifar_vgg(variables, images):
 
 
 def prune(variables, layer, channels, fill, mean=None):
-    """Weights really written: kernel to zero, bias to zero, kept, or set to the mean."""
+    """Weights really written: kernel to 0, bias to 0, kept or set to the mean."""
     variables = copy.deepcopy(variables)
     p = variables["params"][layer]
     p["kernel"][..., channels] = 0

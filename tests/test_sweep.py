@@ -168,7 +168,7 @@ def test_one_trace_of_each_function_whatever_the_last_batch_and_chunk():
 
 
 def test_ranking_on_another_split():
-    model, shape, _, layer, tap, criterion = EXPERIMENTS["pair"]
+    model, shape, _, _, tap, criterion = EXPERIMENTS["pair"]
     apply, variables = network(model, shape)
     split, other = random_split(shape=shape), random_split(n=11, shape=shape, seed=9)
     result = run_sweep(
