@@ -1,6 +1,6 @@
 """Which channels of a CNN can go, what each costs, and the smaller network."""
 
-from jaxprune.data import Split
+from jaxprune.data import Split, image_split
 from jaxprune.errors import InputError
 from jaxprune.ranking import CRITERIA, abs_mean, mean, prefix_masks, rank_channels
 from jaxprune.results import SweepResult
@@ -18,6 +18,7 @@ __all__ = [
     "abs_mean",
     "capture",
     "evaluate_masks",
+    "image_split",
     "last_conv",
     "mean",
     "prefix_masks",

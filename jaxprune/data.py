@@ -5,13 +5,13 @@ pairs of indices, stacked when a batch is read.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Num
 
 from jaxprune import tfds_cache
 from jaxprune.errors import InputError, check_choice
@@ -24,13 +24,13 @@ class Split:
     """N labelled examples, each of S source images stacked along the channels.
 
     Attributes:
-      images: M source images, possibly memory-mapped.
+      images: M source images, possibly memory-mapped; the library's own are uint8.
       sources: which source images make each example.
       labels: class index of each example.
       class_names: name of each class.
     """
 
-    images: UInt8[np.ndarray, "M H W C"]
+    images: Num[np.ndarray, "M H W C"]
     sources: Int[np.ndarray, "N S"]
     labels: Int[np.ndarray, " N"]
     class_names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Split:
         h, w, c = self.images.shape[1:]
         return h, w, c * self.sources.shape[1]
 
-    def read(self, index: Int[np.ndarray, " B"]) -> UInt8[np.ndarray, "B H W SC"]:
+    def read(self, index: Int[np.ndarray, " B"]) -> Num[np.ndarray, "B H W SC"]:
         """The examples at `index`, their source images stacked along the channels."""
         columns = self.sources[index].T
         return np.concatenate([self.images[column] for column in columns], axis=-1)
@@ -54,10 +54,20 @@ class Split:
         return replace(self, sources=self.sources[index], labels=self.labels[index])
 
 
+def image_split(
+    images: Num[np.ndarray, "N H W C"],
+    labels: Int[np.ndarray, " N"],
+    class_names: Sequence[str],
+) -> Split:
+    """The split whose examples are these images, one each."""
+    labels = np.asarray(labels)
+    return Split(images, np.arange(len(labels))[:, None], labels, tuple(class_names))
+
+
 class Batch(NamedTuple):
     """Examples from `start` on: `size` of them, padded with black images to B."""
 
-    images: UInt8[np.ndarray, "B H W C"]
+    images: Num[np.ndarray, "B H W C"]
     start: int
     size: int
 
@@ -111,7 +121,7 @@ def load(
     else:
         splits = Splits(
             *(
-                _plain(*tfds_cache.load(base, split, data_dir, cache_dir))
+                image_split(*tfds_cache.load(base, split, data_dir, cache_dir))
                 for split in ("train", "test")
             )
         )
@@ -129,10 +139,6 @@ def load(
 DATASETS = ("cifar10", "mnist", "digits", "mnist_pair", "digits_pair")
 
 
-def _plain(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Split:
-    return Split(images, np.arange(len(labels))[:, None], labels, names)
-
-
 def _digits(seed: int) -> Splits:
     """scikit-learn's 1,797 digits of 8 x 8 pixels, resized to 28 x 28."""
     from sklearn.datasets import load_digits
@@ -142,7 +148,7 @@ def _digits(seed: int) -> Splits:
     small = np.asarray(digits.images * (255 / 16), np.float32)
     large = jax.image.resize(small, (len(small), 28, 28), "bilinear")
     images = np.clip(np.round(np.asarray(large)), 0, 255).astype(np.uint8)[..., None]
-    everything = _plain(images, digits.target, tuple(str(d) for d in range(10)))
+    everything = image_split(images, digits.target, tuple(str(d) for d in range(10)))
     train, test = train_test_split(
         np.arange(len(images)),
         test_size=DIGITS_TEST_SHARE,

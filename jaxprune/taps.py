@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -37,7 +38,9 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]
 
 
-def list_layers(apply: Apply, variables: Any, x: Array) -> tuple[Layer, ...]:
+def list_layers(
+    apply: Apply, variables: Any, x: Array | np.ndarray
+) -> tuple[Layer, ...]:
     """Every call of a convolution, dense layer or norm, in the order of execution."""
     layers: list[Layer] = []
 
@@ -56,7 +59,7 @@ def list_layers(apply: Apply, variables: Any, x: Array) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def last_conv(apply: Apply, variables: Any, x: Array) -> str:
+def last_conv(apply: Apply, variables: Any, x: Array | np.ndarray) -> str:
     """Name of the convolution (`nn.Conv`) that is executed last.
 
     Raises:
@@ -75,7 +78,7 @@ def _convs(layers: tuple[Layer, ...]) -> list[str]:
     return names
 
 
-def find_conv(apply: Apply, variables: Any, x: Array, name: str) -> Layer:
+def find_conv(apply: Apply, variables: Any, x: Array | np.ndarray, name: str) -> Layer:
     """The convolution called `name`.
 
     Raises:
@@ -100,7 +103,7 @@ def find_conv(apply: Apply, variables: Any, x: Array, name: str) -> Layer:
 def capture(
     apply: Apply,
     variables: Any,
-    x: Array,
+    x: Array | np.ndarray,
     layer: str,
     activation: Activation = _identity,
 ) -> Float[Array, "N *axes P"]:
@@ -123,7 +126,7 @@ def capture(
 def replace(
     apply: Apply,
     variables: Any,
-    x: Array,
+    x: Array | np.ndarray,
     layer: str,
     feature_map: Float[Array, "N *axes P"],
 ) -> Any:

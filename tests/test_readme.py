@@ -1,0 +1,52 @@
+"""README's Python runs as it stands, on a model defined here."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import random_split
+from flax import linen as nn
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+class Somebodys(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Conv(8, (3, 3))(x / 255.0))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+def test_the_ten_lines_for_ones_own_model(capsys):
+    (code,) = README.read_text().split("```python\n")[1:]
+    code = code.split("```")[0]
+    assert len([line for line in code.splitlines() if line]) <= 10
+    split = random_split()
+    model = Somebodys()
+    images = np.asarray(split.images, np.float32)
+    variables = model.init(jax.random.key(0), jnp.asarray(images[:1]), train=False)
+    names = {
+        "model": model, "variables": variables, "images": images,
+        "labels": split.labels, "class_names": split.class_names,
+    }  # fmt: skip
+    exec(code, names)
+    assert names["layer"] == "Conv_0"
+    assert names["result"].predictions.shape == (8, 23)
+    assert capsys.readouterr().out
+
+
+def test_its_two_commands_are_lines_of_their_own():
+    lines = [
+        x.strip() for x in README.read_text().splitlines() if "python3 -m venv" in x
+    ]
+    assert len(lines) == 2 and lines[1].endswith("pytest")
+
+
+def test_its_pictures_exist_and_are_small():
+    text = README.read_text()
+    names = [part.split(")")[0] for part in text.split("](")[1:]]
+    assert names
+    for name in names:
+        assert 0 < (README.parent / name).stat().st_size < 2**20
