@@ -126,7 +126,10 @@ class SweepResult:
             summary = json.loads((folder / "summary.json").read_text())
             with open(folder / "sweep.csv", newline="") as file:
                 rows = list(csv.DictReader(file))
-            with np.load(folder / "sweep.npz", allow_pickle=False) as arrays:
+            with (
+                open(folder / "sweep.npz", "rb") as npz,
+                np.load(npz, allow_pickle=False) as arrays,
+            ):
                 result = cls(
                     ks=tuple(int(row["k"]) for row in rows),
                     class_names=tuple(summary["class_names"]),

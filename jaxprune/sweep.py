@@ -8,6 +8,7 @@ Axes: N images, B images of a batch, H x W positions, P channels, K masks.
 
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -197,7 +198,7 @@ def tap_layer(
     for part in name.split("/"):
         params = params[part]
     bias = params.get("bias", jnp.zeros(conv.shape[-1]))
-    return TappedLayer(
+    tapped = TappedLayer(
         name=name,
         split=split,
         batch_size=batch_size,
@@ -209,6 +210,8 @@ def tap_layer(
         _file=file,
         _dtype=dtype,
     )
+    weakref.finalize(tapped, file.close)
+    return tapped
 
 
 def _check_tap(

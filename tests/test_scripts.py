@@ -122,7 +122,7 @@ def test_from_nothing_to_the_pictures(script):
     assert "holds another sweep: eval_split is test, not test[:150]" in line
 
     # A damaged checkpoint.
-    newest = Path("runs/digits_pair/checkpoints/2")
+    newest = Path("runs/digits_pair/checkpoints/2/variables")
     largest = max(
         (p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
     )
@@ -256,11 +256,13 @@ def start(tmp_path, module, *arguments):
         [sys.executable, "-m", f"experiments.{module}", *arguments],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "standard"},
+        # A shell's background job ignores Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
 def wait_for(path, process):
-    for _ in range(600):
+    for _ in range(4000):
         if path.exists() or process.poll() is not None:
             return
         time.sleep(0.05)
