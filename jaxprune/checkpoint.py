@@ -63,10 +63,11 @@ def save(
         with _manager(folder) as manager:
             manager.save(epoch, args=ocp.args.Composite(**items))
     except Exception as error:
-        shutil.rmtree(folder / str(epoch), ignore_errors=True)
+        for path in (folder / str(epoch), *folder.glob(f"{epoch}.*")):
+            shutil.rmtree(path, ignore_errors=True)
         raise InputError(
             f"checkpoint {folder / str(epoch)} could not be written "
-            f"({_first_line(error)}); the one before it is kept"
+            f"({_first_line(error)}); any before it is kept"
         ) from error
 
 

@@ -70,10 +70,21 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, variables, damage):
         checkpoint.restore(tmp_path, 1, template)
 
 
-def test_a_place_that_cannot_be_written(tmp_path, variables):
-    (tmp_path / "file").write_text("")
-    with pytest.raises((InputError, OSError)):
-        checkpoint.save(tmp_path / "file" / "checkpoints", 1, variables)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path, variables, monkeypatch
+):
+    checkpoint.save(tmp_path, 1, variables)
+
+    def full(*args, **kwargs):
+        (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+        with pytest.raises(InputError, match="could not be written"):
+            checkpoint.save(tmp_path, 2, variables)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert_equal(checkpoint.restore(tmp_path, 1, variables)[0], variables)
 
 
 # How each Keras writes one layer's weights: group, names of weights, shapes.
