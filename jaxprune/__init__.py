@@ -1,5 +1,7 @@
 """Which channels of a CNN can go, what each costs, and the smaller network."""
 
+from jaxprune.compact import compact, compact_layers
+from jaxprune.compact_network import Compact, load_compact
 from jaxprune.data import Split
 from jaxprune.errors import InputError
 from jaxprune.ranking import CRITERIA, abs_mean, mean, prefix_masks, rank_channels
@@ -11,14 +13,18 @@ __all__ = [
     "CRITERIA",
     "FILLS",
     "TAPS",
+    "Compact",
     "InputError",
     "Split",
     "SweepResult",
     "TappedLayer",
     "abs_mean",
     "capture",
+    "compact",
+    "compact_layers",
     "evaluate_masks",
     "last_conv",
+    "load_compact",
     "mean",
     "prefix_masks",
     "rank_channels",
