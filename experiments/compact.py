@@ -15,7 +15,7 @@ the 10,000 test images through the masked and the compact network.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -27,12 +27,11 @@ from tqdm import tqdm
 
 from experiments import cli, compact_report, job, sweep, train
 from experiments.job import Job
+from experiments.masked import Masked, Plan
 from jaxprune import (
     checkpoint,
     cost,
     data,
-    dependence,
-    masking,
     plots,
     plots_compact,
     ranking,
@@ -65,31 +64,11 @@ flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
 flags.DEFINE_integer("repeats", 10, "Timed calls at each batch size.", lower_bound=1)
 flags.DEFINE_list("latency_batches", ["1", "32", "256"], "Batch sizes to time.")
 
-# Images that the rounding bound is worked out for, and how much more sensitive than
-# the most sensitive of them any other image may be.
-_EXAMPLES = 16
+# How much more sensitive to rounding any image may be than the most sensitive of the
+# examples that the bound is worked out for.
 _MARGIN = 4.0
 # Training images that BatchNorm statistics are estimated over.
 _RECALIBRATION_BATCHES = 40
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to prune: layer, order of its channels, what they become."""
-
-    layer: str
-    criterion: str
-    tap: str
-    fill: str
-    order: np.ndarray
-    mean: np.ndarray
-    ks: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """The beginning of the names of what is written."""
-        layer = self.layer.replace("/", ".")
-        return f"compact-{layer}-{self.criterion}-{self.fill}"
 
 
 def main() -> None:
@@ -104,7 +83,7 @@ def main() -> None:
     ks = _ks(p)
     variables = train.train_or_restore(run)
     plan = _plan(run, variables, split, layer, ks, batch_size)
-    whole = _Whole(run, variables, split, batch_size)
+    whole = Masked(run, variables, split, plan, batch_size)
     try:
         rows = [_one(run, plan, whole, k, batches) for k in plan.ks]
     except KeyboardInterrupt:
@@ -192,47 +171,19 @@ def _plan(
         maps = tapped.mean_feature_map
         order = ranking.rank_channels(ranking.CRITERIA[criterion](maps))
     mean = maps.reshape(-1, len(order)).mean(0).astype(np.float32)
-    return Plan(layer, criterion, tap, fill, order, mean, ks)
-
-
-class _Whole:
-    """The whole network, with what every K is compared to."""
-
-    def __init__(self, run: Job, variables: Any, split: data.Split, batch_size: int):
-        self.run, self.variables, self.split = run, variables, split
-        self.batch_size = batch_size
-        index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
-        self.example = run.scale(jnp.asarray(split.read(np.unique(index))))
-        self.apply = partial(run.model.apply, train=False)
-        logits = self.logits(run.apply, variables, "whole network")
-        self.accuracy = float((logits.argmax(-1) == split.labels).mean())
-        images = jnp.asarray(np.repeat(split.read(np.array([0])), 32, 0))
-        self.cost = cost.cost(self.apply, variables, run.scale(images))
-
-    def logits(self, apply: taps.Apply, variables: Any, what: str) -> np.ndarray:
-        """Logits of every image of the split, `apply` taking uint8 images."""
-        function = jax.jit(lambda variables, images: apply(variables, images))
-        parts = []
-        with tqdm(total=len(self.split), unit="img", desc=what, leave=False) as bar:
-            for batch in data.batches(self.split, self.batch_size):
-                part = np.asarray(function(variables, batch.images), np.float32)
-                parts.append(part[: batch.size])
-                bar.update(batch.size)
-        return np.concatenate(parts)
+    return Plan(layer, criterion, fill, order, mean, ks)
 
 
 def _one(
-    run: Job, plan: Plan, whole: _Whole, k: int, batches: Sequence[int]
+    run: Job, plan: Plan, whole: Masked, k: int, batches: Sequence[int]
 ) -> dict[str, Any]:
     """Prunes k channels; returns the figures, and saves the network for a single K."""
-    keep = ranking.prefix_masks(plan.order, [k])[0]
-    fill: masking.Fill = plan.mean if plan.fill == "mean" else plan.fill
     small = compact(
-        run.model, whole.variables, plan.layer, keep,
-        fill=fill, example=whole.example, call={"train": False},
+        run.model, whole.variables, plan.layer, plan.keep(k),
+        fill=plan.values, example=whole.example, call={"train": False},
     )  # fmt: skip
-    proof = _prove(run, plan, whole, small, keep, fill)
-    row = _figures(run, whole, small, proof, batches)
+    proof = _prove(whole, small, k)
+    row = _figures(whole, small, proof, batches)
     row = {"k": k, "channels": len(plan.order), **row}
     compact_report.print_row(row, proof, f"layer {plan.layer}, fill {plan.fill}")
     small, changes, lines = _train_on(run, plan, whole, small, proof, k)
@@ -254,7 +205,7 @@ def _one(
         stablehlo=FLAGS.export == "stablehlo",
     )
     if lines:
-        title = f"{run.config.model}, layer {plan.layer}, K = {k} of {len(keep)}"
+        title = f"{run.config.model}, layer {plan.layer}, K = {k} of {len(plan.order)}"
         figure = plots_compact.finetuning(lines, whole.accuracy, title)
         plots.save(figure, folder.with_suffix(".png"))
     files = ", ".join(path.name for path in sorted(folder.iterdir()))
@@ -262,37 +213,23 @@ def _one(
     return row
 
 
-def _prove(
-    run: Job, plan: Plan, whole: _Whole, small: Compact, keep: np.ndarray, fill: Any
-) -> Proof:
+def _prove(whole: Masked, small: Compact, k: int) -> Proof:
     """Compares both networks on the whole split.
 
-    The bound of an image is the largest relative bound of the examples, times its
-    largest logit, times a margin for images more sensitive than the examples.
+    The bound is the largest of the examples', times a margin for images that are more
+    sensitive than they.
     """
-    flow = dependence.channel_flow(
-        whole.apply, whole.variables, whole.example, plan.layer
-    )
-    pruning = masking.make_pruning(whole.variables, flow, keep, fill)
-    masked = whole.logits(
-        masking.mask_channels(run.apply, [pruning]), whole.variables, "masked network"
-    )
-
-    def scaled(variables: Any, images: Any) -> Any:
-        return small.apply(variables, run.scale(images))
-
-    after = whole.logits(scaled, small.variables, "compact network")
+    masked = whole.logits[k]
+    after = whole.evaluate(small.apply, small.variables, "compact network")
     assert small.report is not None
-    scale = np.abs(masked).max(-1, keepdims=True)
-    bound = np.broadcast_to(_MARGIN * small.report.relative_bound * scale, masked.shape)
+    bound = np.full(masked.shape, _MARGIN * small.report.bound)
     return proof_lib.compare(masked, after, bound, whole.split.labels)
 
 
 def _figures(
-    run: Job, whole: _Whole, small: Compact, proof: Proof, batches: Sequence[int]
+    whole: Masked, small: Compact, proof: Proof, batches: Sequence[int]
 ) -> dict[str, Any]:
     """Sizes and times, before and after."""
-    del run
     images = jnp.broadcast_to(whole.example[:1], (32, *whole.example.shape[1:]))
     after = cost.cost(small.apply, small.variables, images)
     sizes: dict[str, Any] = {}
@@ -325,7 +262,7 @@ def _figures(
 
 
 def _train_on(
-    run: Job, plan: Plan, whole: _Whole, small: Compact, proof: Proof, k: int
+    run: Job, plan: Plan, whole: Masked, small: Compact, proof: Proof, k: int
 ) -> tuple[Compact, dict[str, Any], list[dict[str, Any]]]:
     """Recalibrates and fine-tunes where that is asked for.
 
@@ -337,9 +274,7 @@ def _train_on(
     size = run.config.train_batch_size
 
     def accuracy(variables: Any) -> float:
-        logits = whole.logits(
-            lambda v, images: small.apply(v, run.scale(images)), variables, "test"
-        )
+        logits = whole.evaluate(small.apply, variables, "test")
         return float((logits.argmax(-1) == whole.split.labels).mean())
 
     variables = small.variables

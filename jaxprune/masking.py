@@ -97,29 +97,43 @@ def at_path(tree: Any, name: str) -> Any:
 def mask_channels(apply: taps.Apply, prunings: Sequence[Pruning]) -> taps.Apply:
     """The network with the prunings' channels masked and nothing removed."""
     filled = {p.flow.layer: p for p in prunings if p.values is not None}
-    dropped: dict[str, Any] = {}
     for pruning in prunings:
         if pruning.values is None:
-            for name, source in pruning.flow.consumers.items():
-                keep = pruning.kept_features(source)
-                dropped[name] = keep & dropped.get(name, True)
+            apply = drop_channels(apply, pruning.flow, pruning.keep)
 
     def mask(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        name = "/".join(context.module.path)
-        if context.method_name != "__call__":
-            return next_fun(*args, **kwargs)
-        if name in dropped:
-            args = (_where(dropped[name], args[0], 0.0), *args[1:])
         output = next_fun(*args, **kwargs)
-        if name in filled:
+        name = "/".join(context.module.path)
+        if context.method_name == "__call__" and name in filled:
             output = _where(filled[name].keep, output, filled[name].values)
         return output
 
-    def masked(variables: Any, x: Array, **kwargs: Any) -> Any:
-        with nn.intercept_methods(mask):
+    return _intercepted(apply, mask)
+
+
+def drop_channels(
+    apply: taps.Apply,
+    flow: ChannelFlow,
+    keep: Bool[np.ndarray, " P"] | Bool[Array, " P"],
+) -> taps.Apply:
+    """The network in which what reads a channel that is not kept reads 0 instead."""
+
+    def mask(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        name = "/".join(context.module.path)
+        if context.method_name == "__call__" and name in flow.consumers:
+            features = kept_features(keep, flow.consumers[name])
+            args = (_where(features, args[0], 0.0), *args[1:])
+        return next_fun(*args, **kwargs)
+
+    return _intercepted(apply, mask)
+
+
+def _intercepted(apply: taps.Apply, interceptor: Callable) -> taps.Apply:
+    def intercepted(variables: Any, x: Array, **kwargs: Any) -> Any:
+        with nn.intercept_methods(interceptor):
             return apply(variables, x, **kwargs)
 
-    return masked
+    return intercepted
 
 
 def _where(keep: Any, x: Array, value: Any) -> Array:

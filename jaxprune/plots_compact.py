@@ -78,7 +78,7 @@ def _latency(axes: Axes, rows: Sequence[dict[str, Any]], ks: list[int]) -> None:
 
 
 def finetuning(lines: Sequence[dict[str, Any]], baseline: float, title: str) -> Figure:
-    """Test accuracy against the epoch of fine-tuning; epoch 0 is one-shot pruning."""
+    """Test accuracy against the epoch of fine-tuning; epoch 0 is before it."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
     epochs = [line["epoch"] for line in lines]
@@ -95,7 +95,7 @@ def finetuning(lines: Sequence[dict[str, Any]], baseline: float, title: str) -> 
                   textcoords="offset points")  # fmt: skip
     axes.annotate(f"{accuracy[-1]:.4f}", (epochs[-1], accuracy[-1]), xytext=(-38, 8),
                   textcoords="offset points")  # fmt: skip
-    axes.set_xlabel("epoch of fine-tuning (0: pruned in one shot)")
+    axes.set_xlabel("epoch of fine-tuning (0: before it)")
     axes.set_ylabel("test accuracy")
     axes.set_title(title)
     axes.legend()

@@ -44,7 +44,6 @@ class Proof:
       largest_difference: of two logits.
       relative_difference: the same, divided by the image's largest absolute logit.
       bound: what rounding explains, for the image and logit where it is largest.
-      relative_bound: the largest bound divided by its image's largest absolute logit.
       bound_used: largest share of its bound that a difference takes up, in [0, 1].
       equal_predictions: share of images with the same prediction, in [0, 1].
       different_predictions: number of images with another prediction.
@@ -58,7 +57,6 @@ class Proof:
     largest_difference: float
     relative_difference: float
     bound: float
-    relative_bound: float
     bound_used: float
     equal_predictions: float
     different_predictions: int
@@ -94,7 +92,6 @@ def compare(
         largest_difference=float(difference.max()),
         relative_difference=float((difference.max(-1) / scale).max()),
         bound=float(bound.max()),
-        relative_bound=float((bound.max(-1) / scale).max()),
         bound_used=float(used.max()),
         equal_predictions=float(1 - differs.mean()),
         different_predictions=int(differs.sum()),

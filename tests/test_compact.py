@@ -12,7 +12,7 @@ from conftest import random_split, random_variables
 from flax import linen as nn
 
 import jaxprune
-from jaxprune import dependence, masking, proof
+from jaxprune import dependence, masking, proof, ranking, sweep
 from jaxprune.errors import InputError
 from jaxprune.models import CifarVGG, PairCNN
 
@@ -348,3 +348,40 @@ def test_inputs_of_another_shape_are_refused():
     small = jaxprune.compact(PAIR, variables, "conv3", mask(7, 0), example=x)
     with pytest.raises(InputError, match=r"\[N, 14, 14, 2\]"):
         small(x[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "layer", "tap"),
+    [(PAIR, (14, 14, 2), "conv3", "conv"), (VGG, (32, 32, 3), "conv2d_9", "relu")],
+)
+def test_sweep_with_fill_drop_is_the_curve_of_sliced_networks(model, shape, layer, tap):
+    split = random_split(shape=shape)
+    x = jnp.asarray(split.images, jnp.float32) / 255
+    variables = random_variables(model, x)
+
+    def apply(variables, images, **kwargs):
+        return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
+
+    tapped = sweep.tap_layer(apply, variables, split, layer=layer, tap=tap,
+                             batch_size=9)  # fmt: skip
+    scores = ranking.mean(tapped.mean_feature_map)
+    result = sweep.sweep_layer(tapped, variables, scores, fill="drop", ks=[0, 2, 4])
+    for k, predictions in zip(result.ks, result.predictions, strict=True):
+        keep = ranking.prefix_masks(result.order, [k])[0]
+        small = jaxprune.compact(model, variables, layer, keep, fill="drop",
+                                 example=x[:2])  # fmt: skip
+        reference.check_predictions(predictions, np.asarray(small(x), np.float64))
+
+
+def test_drop_is_refused_where_channels_join_others():
+    model = Blocks("residual")
+    split = random_split()
+    variables = random_variables(model, jnp.zeros((1, 8, 8, 3)))
+
+    def apply(variables, images, **kwargs):
+        return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
+
+    tapped = sweep.tap_layer(apply, variables, split, layer="first")
+    scores = ranking.mean(tapped.mean_feature_map)
+    with pytest.raises(InputError, match="'add' behind 'first' and 'second'"):
+        sweep.sweep_layer(tapped, variables, scores, fill="drop")
