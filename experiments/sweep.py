@@ -47,7 +47,7 @@ _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "optax", "numpy")
 
 def main() -> None:
     """Trains or restores, ranks, sweeps, saves and draws."""
-    _check_names()
+    check_names()
     run = job.load(train_imported=False)
     split = data.choose_split(run.splits, FLAGS.eval_split)
     rank_split = data.choose_split(run.splits, FLAGS.rank_split)
@@ -55,10 +55,10 @@ def main() -> None:
     batch_size = run.batch_size(split)
     name = FLAGS.layer or taps.last_conv(run.apply, run.shapes, run.example)
     layer = taps.find_conv(run.apply, run.shapes, run.example, name)
-    ks = ranking.check_ks(_parse_ks(layer.shape[-1]), layer.shape[-1])
+    ks = ranking.check_ks(parse_ks(layer.shape[-1]), layer.shape[-1])
 
     variables = train.train_or_restore(run)
-    facts = _facts(run, variables)
+    facts = describe(run, variables)
     try:
         _sweep(run, variables, split, rank_split, layer.name, ks, batch_size, facts)
     except KeyboardInterrupt:
@@ -124,7 +124,7 @@ def _sweep(
         print(f"curves:      {path}")
 
 
-def _check_names() -> None:
+def check_names() -> None:
     """Checks names that need no data, before any work is done."""
     if FLAGS.criterion is not None:
         check_choice("criterion", FLAGS.criterion, ranking.CRITERIA)
@@ -134,7 +134,7 @@ def _check_names() -> None:
         check_choice("tap", FLAGS.tap, taps.TAPS)
 
 
-def _parse_ks(p: int) -> Sequence[int]:
+def parse_ks(p: int) -> Sequence[int]:
     """--ks as Python's range(start, stop, step), or a comma-separated list."""
     text = FLAGS.ks
     if text is None:
@@ -151,7 +151,7 @@ def _parse_ks(p: int) -> Sequence[int]:
     return range(start or 0, p if stop is None else stop, step or 1)
 
 
-def _facts(run: Job, variables: Any) -> dict[str, Any]:
+def describe(run: Job, variables: Any) -> dict[str, Any]:
     """What a reader must know to trust or repeat the sweep."""
     recipe = run.config.recipe
     return {

@@ -1,5 +1,7 @@
 """Which channels of a CNN can go, what each costs, and the smaller network."""
 
+from jaxprune.compact import compact, compact_layers
+from jaxprune.compact_network import Compact, load_compact
 from jaxprune.data import Split, image_split
 from jaxprune.errors import InputError
 from jaxprune.ranking import CRITERIA, abs_mean, mean, prefix_masks, rank_channels
@@ -11,15 +13,19 @@ __all__ = [
     "CRITERIA",
     "FILLS",
     "TAPS",
+    "Compact",
     "InputError",
     "Split",
     "SweepResult",
     "TappedLayer",
     "abs_mean",
     "capture",
+    "compact",
+    "compact_layers",
     "evaluate_masks",
     "image_split",
     "last_conv",
+    "load_compact",
     "mean",
     "prefix_masks",
     "rank_channels",

@@ -8,7 +8,7 @@ table is in BUILD_NOTES.md). GPU and TPU keep XLA's own.
     nn.Conv(512, (3, 3), conv_general_dilated=jaxprune.conv.conv_general_dilated)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -43,6 +43,21 @@ def conv_general_dilated(
     if _is_plain(lhs, rhs, window_strides, padding, options):
         return _same_conv(lhs, rhs, options.get("precision"))
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+
+
+def with_offset(function: Callable[..., Array], offset: Array) -> Callable[..., Array]:
+    """`function` with a map [H, W, C] (or a row [C]) added to what it returns.
+
+    For the `conv_general_dilated` of `nn.Conv` and the `dot_general` of `nn.Dense`:
+    what removed channels sent to the layer, which at a padded border differs from
+    position to position, as a bias does not.
+    """
+
+    def shifted(*args: Any, **kwargs: Any) -> Array:
+        y = function(*args, **kwargs)
+        return y + offset.astype(y.dtype)
+
+    return shifted
 
 
 def max_pool_2x2(x: Float[Array, "N H W C"]) -> Float[Array, "N H//2 W//2 C"]:

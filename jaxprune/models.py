@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxprune.conv import conv_general_dilated, max_pool_2x2
+from jaxprune.conv import conv_general_dilated, max_pool_2x2, with_offset
 from jaxprune.errors import InputError
 
 
@@ -50,7 +50,7 @@ class CifarVGG(nn.Module):
         ):
             for j in range(convs):
                 name = _keras_name("conv2d", conv)
-                x = nn.relu(_conv(self.widths[conv], name, self.dtype)(x))
+                x = nn.relu(_conv(self, self.widths[conv], name)(x))
                 conv += 1
                 if j >= convs - norms:
                     x = nn.BatchNorm(
@@ -96,7 +96,7 @@ class PairCNN(nn.Module):
         _check_lengths(self, widths=3, dense=2)
         x = images
         for i, width in enumerate(self.widths, start=1):
-            x = _conv(width, f"conv{i}", self.dtype)(x)
+            x = _conv(self, width, f"conv{i}")(x)
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
@@ -110,13 +110,14 @@ class PairCNN(nn.Module):
         return nn.Dense(self.dense[1], dtype=self.dtype, name="dense2")(x)
 
 
-def _conv(width: int, name: str, dtype: Any) -> nn.Conv:
+def _conv(parent: Any, width: int, name: str) -> nn.Conv:
+    """A 3x3 convolution; a compacted network has a map to add to what some return."""
+    function = conv_general_dilated
+    if parent.has_variable("offsets", name):
+        offset = jnp.asarray(parent.get_variable("offsets", name)["map"])
+        function = with_offset(conv_general_dilated, offset)
     return nn.Conv(
-        width,
-        (3, 3),
-        dtype=dtype,
-        conv_general_dilated=conv_general_dilated,
-        name=name,
+        width, (3, 3), dtype=parent.dtype, conv_general_dilated=function, name=name
     )
 
 

@@ -19,16 +19,19 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxprune import ranking, taps
+from jaxprune import masking, ranking, taps
 from jaxprune.data import Batch, Split, batches
+from jaxprune.dependence import channel_flow
 from jaxprune.errors import InputError, check_choice
 from jaxprune.results import SweepResult
 
 # What a pruned channel becomes at the tapped layer: (bias [P], mean [P]) -> fill [P].
-FILLS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+# None drops it: no constant there does that, so the layers that read it read 0.
+FILLS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray | None]] = {
     "zero": lambda bias, mean: np.zeros_like(mean),
     "bias": lambda bias, mean: bias,
     "mean": lambda bias, mean: mean,
+    "drop": lambda bias, mean: None,
 }
 
 # Feature-map elements that one evaluation of the head holds: large enough to keep a
@@ -43,14 +46,16 @@ def _ignore(count: int) -> None:
 
 
 def _predict_masks(
-    head: Callable[[Array], Array],
+    head: Callable[..., Array],
     feature_map: Array,
     masks: Array,
-    fill: Array,
+    fill: Array | None,
 ) -> Array:
     """Predicted classes [K, B] of a batch under each mask."""
 
     def predict(mask: Array) -> Array:
+        if fill is None:
+            return jnp.argmax(head(feature_map, mask), axis=-1)
         masked = jnp.where(mask, feature_map, fill.astype(feature_map.dtype))
         return jnp.argmax(head(masked), axis=-1)
 
@@ -66,11 +71,11 @@ def mask_chunk_size(shape: Sequence[int]) -> int:
 
 
 def evaluate_masks(
-    head: Callable[[Array], Array],
+    head: Callable[..., Array],
     feature_map: Float[Array, "B *axes P"] | Float[np.ndarray, "B *axes P"],
     masks: Bool[np.ndarray, "K P"],
     *,
-    fill: Float[np.ndarray, " P"] | float = 0.0,
+    fill: Float[np.ndarray, " P"] | float | None = 0.0,
     mask_chunk: int | None = None,
     predict: Callable[..., Array] = _predict,
 ) -> Int[np.ndarray, "K B"]:
@@ -81,16 +86,19 @@ def evaluate_masks(
 
     Args:
       head: feature map [B, ..., P] -> logits [B, classes]. A `jax.tree_util.Partial`
-        that binds the variables keeps them out of the compiled code.
+        that binds the variables keeps them out of the compiled code. Without a fill it
+        is given the mask too, and masks by itself.
       feature_map: the layer's output for a batch of images.
       masks: True where a channel is kept.
-      fill: what a pruned channel becomes.
+      fill: what a pruned channel becomes; None leaves that to the head.
       mask_chunk: masks evaluated at once; by default chosen from the batch.
       predict: the compiled evaluation of one chunk, where there is one already.
     """
     head = head if isinstance(head, Partial) else Partial(head)
     chunk = mask_chunk or mask_chunk_size(feature_map.shape)
-    fills = jnp.broadcast_to(jnp.asarray(fill, jnp.float32), masks.shape[1:])
+    fills = None
+    if fill is not None:
+        fills = jnp.broadcast_to(jnp.asarray(fill, jnp.float32), masks.shape[1:])
     padded = np.pad(masks, [(0, -len(masks) % chunk), (0, 0)])
     outputs = [
         predict(head, feature_map, padded[i : i + chunk], fills)
@@ -109,6 +117,7 @@ class TappedLayer:
       batch_size: images in a batch, B.
       bias: a channel's output behind the tap when its kernel is zeroed.
       mean_feature_map: mean over the ranking split.
+      apply: the network.
       head: (variables, images, feature map) -> logits. The images matter only where
         the network reaches its end around the layer too.
       trunk_seconds: time to compute the feature maps.
@@ -120,6 +129,7 @@ class TappedLayer:
     batch_size: int
     bias: Float[np.ndarray, " P"]
     mean_feature_map: Float[np.ndarray, "*axes P"]
+    apply: taps.Apply
     head: Callable[[Any, Array, Array], Array]
     trunk_seconds: float
     compile_seconds: float
@@ -204,6 +214,7 @@ def tap_layer(
         batch_size=batch_size,
         bias=np.asarray(activation(jnp.asarray(bias)), np.float32),
         mean_feature_map=total / len(rank_split),
+        apply=apply,
         head=head,
         trunk_seconds=time.perf_counter() - started,
         compile_seconds=compile_seconds,
@@ -265,7 +276,8 @@ def sweep_layer(
       on_masks: called with the number of (image, mask) pairs done since the last call.
 
     Raises:
-      InputError: unknown fill, scores that are not finite, or unusable ks.
+      InputError: unknown fill, scores that are not finite, unusable ks, or channels
+        that cannot be dropped because they join others before the next layer.
     """
     check_choice("fill", fill, FILLS)
     order = ranking.rank_channels(scores)
@@ -273,6 +285,7 @@ def sweep_layer(
     masks = ranking.prefix_masks(order, ks)
     mean = tapped.mean_feature_map.reshape(-1, len(order)).mean(0).astype(np.float32)
     fills = FILLS[fill](tapped.bias, mean)
+    head_function = tapped.head if fills is not None else _drop_head(tapped, variables)
     classes = tapped.split.class_names
     dtype = np.uint8 if len(classes) <= 256 else np.uint16
     predictions = np.empty((len(ks), len(tapped.split)), dtype)
@@ -280,7 +293,7 @@ def sweep_layer(
     compile_seconds = 0.0
     started = time.perf_counter()
     for batch, feature_map in tapped.batches():
-        head = Partial(tapped.head, variables, batch.images)
+        head = Partial(head_function, variables, batch.images)
         chunk = mask_chunk or min(len(ks), mask_chunk_size(feature_map.shape))
         if predict is None:
             arguments = (head, feature_map, masks[:1].repeat(chunk, 0), fills)
@@ -311,6 +324,18 @@ def sweep_layer(
             **(about or {}),
         },
     )
+
+
+def _drop_head(tapped: TappedLayer, variables: Any) -> Callable[..., Array]:
+    """(variables, images, feature map, mask) -> logits without the masked channels."""
+    example = jnp.asarray(next(batches(tapped.split, 1)).images)
+    flow = channel_flow(tapped.apply, variables, example, tapped.name)
+
+    def head(variables: Any, images: Array, feature_map: Array, mask: Array) -> Array:
+        apply = masking.drop_channels(tapped.apply, flow, mask)
+        return taps.replace(apply, variables, images, tapped.name, feature_map)
+
+    return head
 
 
 def _three_axes(feature_map: np.ndarray) -> np.ndarray:

@@ -23,8 +23,17 @@ MAY_IMPORT = {
     "train": {"data", "errors"},
     "checkpoint": {"errors", "taps"},
     "results": {"errors", "files", "metrics"},
-    "sweep": {"data", "errors", "ranking", "results", "taps"},
+    "dependence": {"errors", "taps"},
+    "masking": {"dependence", "errors", "taps"},
+    "sweep": {"data", "dependence", "errors", "masking", "ranking", "results", "taps"},
     "plots": {"errors", "files", "metrics", "results"},
+    "proof": {"dependence", "errors", "masking", "taps"},
+    "artefact": {"errors", "files"},
+    "compact_network": {"artefact", "conv", "dependence", "errors", "models", "proof"},
+    "compact": {"compact_network", "dependence", "errors", "masking", "proof", "taps"},
+    "cost": {"dependence", "masking", "taps"},
+    "recalibrate": {"errors", "taps"},
+    "plots_compact": {"files", "plots"},
 }
 
 

@@ -46,7 +46,7 @@ def run_sweep(apply, variables, split, criterion, *, fill="zero", ks=None,
     )
 
 
-@pytest.mark.parametrize("fill", sweep.FILLS)
+@pytest.mark.parametrize("fill", ["zero", "bias", "mean"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize(("batch_size", "mask_chunk"), [(23, None), (7, 4)])
 def test_predictions_equal_those_of_written_weights(

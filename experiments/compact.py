@@ -1,0 +1,343 @@
+r"""Makes the network really smaller, proves it on the test set, and measures it.
+
+    python -m experiments.compact --model=cifar_vgg --k=100
+    python -m experiments.compact --model=cifar_vgg --max_drop=0.01
+    python -m experiments.compact --model=cifar_vgg --k=250 --finetune_epochs=3
+    python -m experiments.compact --model=cifar_vgg --layer=conv2d_8 --k=64 \
+        --export=stablehlo
+    python -m experiments.compact --model=cifar_vgg --ks=64:512:64
+
+Channels are ranked as experiments.sweep ranks them; a saved sweep is used where there
+is one. One K gives a folder compact-<layer>-<criterion>-<fill>-k<K>; --ks gives a table
+and a picture. On 2 CPU cores, cifar_vgg takes 3 minutes for each K, of which two are
+the 10,000 test images through the masked and the compact network.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from experiments import cli, compact_report, job, sweep, train
+from experiments.job import Job
+from experiments.masked import Masked, Plan
+from jaxprune import (
+    checkpoint,
+    cost,
+    data,
+    plots,
+    plots_compact,
+    ranking,
+    recalibrate,
+    taps,
+)
+from jaxprune import proof as proof_lib
+from jaxprune import sweep as sweep_lib
+from jaxprune import train as train_lib
+from jaxprune.compact import compact
+from jaxprune.compact_network import Compact
+from jaxprune.errors import InputError, check_choice
+from jaxprune.files import write_text
+from jaxprune.proof import Proof
+from jaxprune.results import SweepResult
+
+FLAGS = flags.FLAGS
+EXPORTS = ("stablehlo",)
+flags.DEFINE_integer("k", None, "Channels to prune: the k lowest.", lower_bound=0)
+flags.DEFINE_float(
+    "max_drop", None, "Prune the largest K that loses no more accuracy in the sweep.",
+    0.0, 1.0,
+)  # fmt: skip
+flags.DEFINE_string("export", None, f"Also write: {', '.join(EXPORTS)}.")
+flags.DEFINE_integer("finetune_epochs", 0, "Epochs of training after pruning.", 0)
+flags.DEFINE_float(
+    "finetune_learning_rate", None, "Its highest. Default: a tenth of training's.", 0.0
+)
+flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
+flags.DEFINE_integer("repeats", 10, "Timed calls at each batch size.", lower_bound=1)
+flags.DEFINE_list("latency_batches", ["1", "32", "256"], "Batch sizes to time.")
+
+# How much more sensitive to rounding any image may be than the most sensitive of the
+# examples that the bound is worked out for.
+_MARGIN = 4.0
+# Training images that BatchNorm statistics are estimated over.
+_RECALIBRATION_BATCHES = 40
+
+
+def main() -> None:
+    """Restores, prunes, proves, measures, saves."""
+    _check_flags()
+    run = job.load(train_imported=False)
+    split = data.choose_split(run.splits, FLAGS.eval_split)
+    batch_size = run.batch_size(split)
+    batches = _latency_batches()
+    layer = FLAGS.layer or taps.last_conv(run.apply, run.init(), run.example)
+    p = taps.find_conv(run.apply, run.init(), run.example, layer).shape[-1]
+    ks = _ks(p)
+    variables = train.train_or_restore(run)
+    plan = _plan(run, variables, split, layer, ks, batch_size)
+    whole = Masked(run, variables, split, plan, batch_size)
+    try:
+        rows = [_one(run, plan, whole, k, batches) for k in plan.ks]
+    except KeyboardInterrupt:
+        raise cli.Interrupted(
+            f"interrupted: folders that are finished are kept in {run.workdir}"
+        ) from None
+    if FLAGS.ks is not None:
+        about = {
+            **sweep.describe(run, variables),
+            "layer": plan.layer,
+            "criterion": plan.criterion,
+            "fill": plan.fill,
+        }
+        compact_report.write_table(run.workdir / plan.name, rows, about)
+
+
+def _check_flags() -> None:
+    given = [name for name in ("k", "max_drop", "ks") if FLAGS[name].value is not None]
+    if len(given) != 1:
+        raise InputError("say how many channels to prune: one of --k, --max_drop, --ks")
+    if FLAGS.export is not None:
+        check_choice("export", FLAGS.export, EXPORTS)
+    if FLAGS.fill == "all":
+        raise InputError(f"--fill takes one of {', '.join(sweep_lib.FILLS)} here")
+    sweep.check_names()
+
+
+def _latency_batches() -> list[int]:
+    try:
+        batches = [int(text) for text in FLAGS.latency_batches]
+    except ValueError:
+        batches = []
+    if not batches or min(batches) < 1:
+        raise InputError(
+            f"--latency_batches takes positive numbers: {FLAGS.latency_batches}"
+        )
+    return batches
+
+
+def _ks(p: int) -> tuple[int, ...] | None:
+    """K from --k or --ks; None where the sweep decides."""
+    if FLAGS.max_drop is not None:
+        return None
+    return ranking.check_ks([FLAGS.k] if FLAGS.ks is None else sweep.parse_ks(p), p)
+
+
+def _plan(
+    run: Job,
+    variables: Any,
+    split: data.Split,
+    layer: str,
+    ks: tuple[int, ...] | None,
+    batch_size: int,
+) -> Plan:
+    """The order of channels, from the saved sweep or scored now."""
+    recipe = run.config.recipe
+    criterion = FLAGS.criterion or recipe.criterion
+    tap, fill = FLAGS.tap or recipe.tap, FLAGS.fill or recipe.fill
+    folder = run.workdir / f"sweep-{layer.replace('/', '.')}-{criterion}-{fill}"
+    if (folder / "summary.json").exists():
+        result = SweepResult.load(folder)
+        weights = checkpoint.fingerprint(variables)
+        if result.about.get("weights") != weights:
+            raise InputError(
+                f"{folder} is a sweep of other weights than the checkpoint's "
+                f"({result.about.get('weights')!s:.12}, not {weights:.12}): run "
+                "experiments.sweep again"
+            )
+        order, maps = result.order, result.mean_feature_map
+        if ks is None:
+            ks = (result.largest_k_within(FLAGS.max_drop),)
+            print(f"K = {ks[0]}: the largest within {FLAGS.max_drop} in {folder}")
+    elif ks is None:
+        raise InputError(
+            f"--max_drop needs a sweep in {folder}: run experiments.sweep with the "
+            "same flags first"
+        )
+    else:
+        rank_split = data.choose_split(run.splits, FLAGS.rank_split)
+        with tqdm(total=len(rank_split), unit="img", desc="scores", leave=False) as bar:
+            tapped = sweep_lib.tap_layer(
+                run.apply, variables, rank_split, layer=layer, tap=tap,
+                batch_size=min(batch_size, len(rank_split)), on_images=bar.update,
+            )  # fmt: skip
+        maps = tapped.mean_feature_map
+        order = ranking.rank_channels(ranking.CRITERIA[criterion](maps))
+    mean = maps.reshape(-1, len(order)).mean(0).astype(np.float32)
+    return Plan(layer, criterion, fill, order, mean, ks)
+
+
+def _one(
+    run: Job, plan: Plan, whole: Masked, k: int, batches: Sequence[int]
+) -> dict[str, Any]:
+    """Prunes k channels; returns the figures, and saves the network for a single K."""
+    small = compact(
+        run.model, whole.variables, plan.layer, plan.keep(k),
+        fill=plan.values, example=whole.example, call={"train": False},
+    )  # fmt: skip
+    proof = _prove(whole, small, k)
+    row = _figures(whole, small, proof, batches)
+    row = {"k": k, "channels": len(plan.order), **row}
+    compact_report.print_row(row, proof, f"layer {plan.layer}, fill {plan.fill}")
+    small, changes, lines = _train_on(run, plan, whole, small, proof, k)
+    row |= changes
+    if FLAGS.ks is not None:
+        return row
+    folder = run.workdir / f"{plan.name}-k{k}"
+    small.save(
+        folder,
+        pixel_mean=run.config.pixel_mean,
+        pixel_std=run.config.pixel_std,
+        class_names=whole.split.class_names,
+        about={
+            **sweep.describe(run, whole.variables),
+            "fill": plan.fill,
+            "test_proof": proof.to_json(),
+            "measured": row,
+        },
+        stablehlo=FLAGS.export == "stablehlo",
+    )
+    if lines:
+        title = f"{run.config.model}, layer {plan.layer}, K = {k} of {len(plan.order)}"
+        figure = plots_compact.finetuning(lines, whole.accuracy, title)
+        plots.save(figure, folder.with_suffix(".png"))
+    files = ", ".join(path.name for path in sorted(folder.iterdir()))
+    print(f"  saved      {folder}/ ({files})")
+    return row
+
+
+def _prove(whole: Masked, small: Compact, k: int) -> Proof:
+    """Compares both networks on the whole split.
+
+    The bound is the largest of the examples', times a margin for images that are more
+    sensitive than they.
+    """
+    masked = whole.logits[k]
+    after = whole.evaluate(small.apply, small.variables, "compact network")
+    assert small.report is not None
+    bound = np.full(masked.shape, _MARGIN * small.report.bound)
+    return proof_lib.compare(masked, after, bound, whole.split.labels)
+
+
+def _figures(
+    whole: Masked, small: Compact, proof: Proof, batches: Sequence[int]
+) -> dict[str, Any]:
+    """Sizes and times, before and after."""
+    images = jnp.broadcast_to(whole.example[:1], (32, *whole.example.shape[1:]))
+    after = cost.cost(small.apply, small.variables, images)
+    sizes: dict[str, Any] = {}
+    for name in ("parameters", "multiply_adds", "file_bytes", "memory_bytes",
+                 "working_bytes"):  # fmt: skip
+        sizes[f"{name}_before"] = getattr(whole.cost, name)
+        sizes[name] = getattr(after, name)
+    functions = [
+        partial(jax.jit(lambda v, x, apply=apply: apply(v, x)), jax.device_put(v))
+        for apply, v in ((whole.apply, whole.variables), (small.apply, small.variables))
+    ]
+    latency = {}
+    for batch in batches:
+        x = jnp.resize(whole.example, (batch, *whole.example.shape[1:]))
+        pair = cost.latencies(functions, x, FLAGS.repeats)
+        latency[str(batch)] = {
+            "before": asdict(pair[0]),
+            "after": asdict(pair[1]),
+            "speedup": pair[0].median / pair[1].median,
+        }
+    return {
+        "baseline_accuracy": whole.accuracy,
+        "accuracy": proof.accuracy_compact,
+        "different_predictions": proof.different_predictions,
+        "largest_difference": proof.largest_difference,
+        **sizes,
+        "theoretical_speedup": whole.cost.multiply_adds / after.multiply_adds,
+        "latency": latency,
+    }
+
+
+def _train_on(
+    run: Job, plan: Plan, whole: Masked, small: Compact, proof: Proof, k: int
+) -> tuple[Compact, dict[str, Any], list[dict[str, Any]]]:
+    """Recalibrates and fine-tunes where that is asked for.
+
+    Returns:
+      The network, accuracies to add to the row, and a line for each epoch.
+    """
+    changes: dict[str, Any] = {}
+    split = data.choose_split(run.splits, run.config.train_split)
+    size = run.config.train_batch_size
+
+    def accuracy(variables: Any) -> float:
+        logits = whole.evaluate(small.apply, variables, "test")
+        return float((logits.argmax(-1) == whole.split.labels).mean())
+
+    variables = small.variables
+    if FLAGS.recalibrate:
+        order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
+        count = min(_RECALIBRATION_BATCHES, train_lib.steps_per_epoch(split, size))
+        inputs = (
+            run.scale(jnp.asarray(split.read(order[i * size : (i + 1) * size])))
+            for i in range(count)
+        )
+        variables = recalibrate.recalibrate(
+            partial(small.model.apply, train=True), variables, inputs
+        )
+        changes["accuracy_recalibrated"] = accuracy(variables)
+        print(f"  recalibrated over {count * size} training images: accuracy "
+              f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
+    start = changes.get("accuracy_recalibrated", proof.accuracy_compact)
+    lines = [{"epoch": 0, "test_accuracy": start}]
+    if FLAGS.finetune_epochs:
+        for result in _finetune(run, small, variables, split):
+            variables = jax.tree.map(np.asarray, result.state.variables)
+            lines.append(
+                {
+                    "epoch": result.epoch,
+                    "loss": result.loss,
+                    "train_accuracy": result.accuracy,
+                    "test_accuracy": accuracy(variables),
+                    "seconds": round(result.seconds, 2),
+                }
+            )
+            print(
+                f"  fine-tuned, epoch {result.epoch}/{FLAGS.finetune_epochs}: loss "
+                f"{result.loss:.4f}, test accuracy {lines[-1]['test_accuracy']:.4f}"
+            )
+        changes["accuracy_finetuned"] = lines[-1]["test_accuracy"]
+        log = run.workdir / f"{plan.name}-k{k}.jsonl"
+        write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
+    small = replace(small, variables=variables)
+    return small, changes, lines if FLAGS.finetune_epochs else []
+
+
+def _finetune(run: Job, small: Compact, variables: Any, split: data.Split) -> Any:
+    """Epochs of the same loop as training's, at a lower rate."""
+    conf, recipe = run.config, run.config.recipe
+    rate = FLAGS.finetune_learning_rate or conf.learning_rate / 10
+    steps = FLAGS.finetune_epochs * train_lib.steps_per_epoch(
+        split, conf.train_batch_size
+    )
+    optimizer = train_lib.adam(rate, steps, 0)
+    step = train_lib.make_train_step(
+        small.model,
+        optimizer,
+        run.scale,
+        seed=conf.seed + 1,
+        l2=recipe.l2,
+        augment=train_lib.crop_and_flip if recipe.crop_and_flip else None,
+    )
+    state = train_lib.init_state(jax.tree.map(jnp.array, variables), optimizer)
+    return train_lib.fit(
+        step, state, split, epochs=FLAGS.finetune_epochs,
+        batch_size=conf.train_batch_size, seed=conf.seed + 1,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,110 @@
+"""What compact networks are compared with: the whole network, with channels masked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments.job import Job
+from jaxprune import cost, data, dependence, masking, ranking, taps
+
+# Images that the rounding bound is worked out for.
+_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to prune: layer, order of its channels, what they become."""
+
+    layer: str
+    criterion: str
+    fill: str
+    order: np.ndarray
+    mean: np.ndarray
+    ks: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The beginning of the names of what is written."""
+        layer = self.layer.replace("/", ".")
+        return f"compact-{layer}-{self.criterion}-{self.fill}"
+
+    @property
+    def values(self) -> masking.Fill:
+        """What `compact` is to be given as fill."""
+        return self.mean if self.fill == "mean" else self.fill
+
+    def keep(self, k: int) -> np.ndarray:
+        """The mask with the k lowest channels pruned."""
+        return ranking.prefix_masks(self.order, [k])[0]
+
+
+class Masked:
+    """The whole network and its masked versions over a split.
+
+    The trunk up to the pruned layer runs once for all K.
+    """
+
+    def __init__(
+        self, run: Job, variables: Any, split: data.Split, plan: Plan, batch_size: int
+    ):
+        self.run, self.variables, self.split = run, variables, split
+        self.batch_size = batch_size
+        index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
+        self.example = run.scale(jnp.asarray(split.read(np.unique(index))))
+        self.apply = partial(run.model.apply, train=False)
+        self.flow = dependence.channel_flow(
+            self.apply, variables, self.example, plan.layer
+        )
+        ks = sorted({0, *plan.ks})
+        logits = self._masked_logits([self._pruning(plan, k) for k in ks])
+        self.logits = dict(zip(ks, logits, strict=True))
+        self.accuracy = float((self.logits[0].argmax(-1) == split.labels).mean())
+        images = jnp.broadcast_to(self.example[:1], (32, *self.example.shape[1:]))
+        self.cost = cost.cost(self.apply, variables, images)
+
+    def _pruning(self, plan: Plan, k: int) -> masking.Pruning:
+        return masking.make_pruning(
+            self.variables, self.flow, plan.keep(k), plan.values
+        )
+
+    def _masked_logits(self, prunings: Sequence[masking.Pruning]) -> list[np.ndarray]:
+        apply, layer = self.run.apply, self.flow.layer
+
+        @jax.jit
+        def trunk(variables: Any, images: Any) -> Any:
+            return taps.capture(apply, variables, images, layer)
+
+        @jax.jit
+        def head(variables: Any, images: Any, maps: Any, keep: Any, values: Any) -> Any:
+            if values is None:
+                dropped = masking.drop_channels(apply, self.flow, keep)
+                return taps.replace(dropped, variables, images, layer, maps)
+            maps = jnp.where(keep, maps, values.astype(maps.dtype))
+            return taps.replace(apply, variables, images, layer, maps)
+
+        parts: list[list[np.ndarray]] = [[] for _ in prunings]
+        with tqdm(total=len(self.split), unit="img", desc="masked", leave=False) as bar:
+            for batch in data.batches(self.split, self.batch_size):
+                maps = trunk(self.variables, batch.images)
+                for part, p in zip(parts, prunings, strict=True):
+                    logits = head(self.variables, batch.images, maps, p.keep, p.values)
+                    part.append(np.asarray(logits, np.float32)[: batch.size])
+                bar.update(batch.size)
+        return [np.concatenate(part) for part in parts]
+
+    def evaluate(self, apply: taps.Apply, variables: Any, what: str) -> np.ndarray:
+        """Another network's logits of every image; `apply` takes scaled images."""
+        function = jax.jit(lambda v, images: apply(v, self.run.scale(images)))
+        parts = []
+        with tqdm(total=len(self.split), unit="img", desc=what, leave=False) as bar:
+            for batch in data.batches(self.split, self.batch_size):
+                part = np.asarray(function(variables, batch.images), np.float32)
+                parts.append(part[: batch.size])
+                bar.update(batch.size)
+        return np.concatenate(parts)

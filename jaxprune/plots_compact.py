@@ -1,0 +1,105 @@
+"""Figures of compact networks, from the rows of a saved table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+_GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.8}
+
+
+def against_k(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Accuracy, size and latency against K on one sheet.
+
+    Args:
+      rows: one for each K, ascending, as `experiments.compact` writes them. Figures of
+        the whole network are the same in every row.
+      title: of the sheet.
+    """
+    figure = Figure(figsize=(8, 9.5), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    ks = [row["k"] for row in rows]
+    first = rows[0]
+    top.axhline(
+        first["baseline_accuracy"],
+        color="0.45",
+        linestyle="--",
+        linewidth=1,
+        label=f"whole network {first['baseline_accuracy']:.4f}",
+    )
+    for key, label in (
+        ("accuracy", "compact"),
+        ("accuracy_recalibrated", "recalibrated"),
+        ("accuracy_finetuned", "fine-tuned"),
+    ):
+        if key in first:
+            top.plot(ks, [row[key] for row in rows], marker="o", label=label)
+    top.set_ylabel("accuracy")
+    top.set_ylim(0, 1.02)
+    for key, label in (
+        ("parameters", "parameters"),
+        ("file_bytes", "bytes on disk"),
+        ("multiply_adds", "multiply-adds"),
+    ):
+        whole = first[f"{key}_before"]
+        middle.plot(ks, [row[key] / whole for row in rows], marker="o", label=label)
+    middle.set_ylabel("share of the whole network")
+    middle.set_ylim(0, 1.05)
+    _latency(bottom, rows, ks)
+    bottom.set_xlabel(f"K, channels pruned of {first['channels']}")
+    top.set_title(title)
+    for axes in (top, middle, bottom):
+        axes.grid(**_GRID)
+        axes.set_axisbelow(True)
+        axes.set_xlim(0, first["channels"])
+        axes.legend(loc="lower left", framealpha=0.95)
+    return figure
+
+
+def _latency(axes: Axes, rows: Sequence[dict[str, Any]], ks: list[int]) -> None:
+    """Time relative to the whole network's, and what multiply-adds promise."""
+    whole = rows[0]["multiply_adds_before"]
+    theory = [row["multiply_adds"] / whole for row in rows]
+    axes.plot(ks, theory, color="0.45", linestyle="--", label="as multiply-adds say")
+    for batch in sorted(rows[0]["latency"], key=int):
+        pairs = [row["latency"][batch] for row in rows]
+        median = [p["after"]["median"] / p["before"]["median"] for p in pairs]
+        low, high = (
+            [p["after"][side] / p["before"]["median"] for p in pairs]
+            for side in ("lower_quartile", "upper_quartile")
+        )
+        (line,) = axes.plot(ks, median, marker="o", label=f"measured, batch {batch}")
+        axes.fill_between(ks, low, high, color=line.get_color(), alpha=0.15)
+    axes.axhline(1, color="0.45", linewidth=1, linestyle=":")
+    axes.set_ylim(0, None)
+    axes.set_ylabel("latency / whole network's\n(band: quartiles)")
+
+
+def finetuning(lines: Sequence[dict[str, Any]], baseline: float, title: str) -> Figure:
+    """Test accuracy against the epoch of fine-tuning; epoch 0 is before it."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    epochs = [line["epoch"] for line in lines]
+    accuracy = [line["test_accuracy"] for line in lines]
+    axes.axhline(
+        baseline,
+        color="0.45",
+        linestyle="--",
+        linewidth=1,
+        label=f"whole network {baseline:.4f}",
+    )
+    axes.plot(epochs, accuracy, marker="o", label="compact network")
+    axes.annotate(f"{accuracy[0]:.4f}", (epochs[0], accuracy[0]), xytext=(6, -12),
+                  textcoords="offset points")  # fmt: skip
+    axes.annotate(f"{accuracy[-1]:.4f}", (epochs[-1], accuracy[-1]), xytext=(-38, 8),
+                  textcoords="offset points")  # fmt: skip
+    axes.set_xlabel("epoch of fine-tuning (0: before it)")
+    axes.set_ylabel("test accuracy")
+    axes.set_title(title)
+    axes.legend()
+    axes.grid(**_GRID)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
