@@ -15,7 +15,7 @@ the 10,000 test images through the masked and the compact network.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -25,22 +25,19 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, compact_report, job, sweep, train
+from experiments import cli, compact_report, compact_training, job, sweep, train
 from experiments.job import Job
 from experiments.masked import Masked, Plan
 from jaxprune import (
-    checkpoint,
     cost,
     data,
     plots,
     plots_compact,
     ranking,
-    recalibrate,
     taps,
 )
 from jaxprune import proof as proof_lib
 from jaxprune import sweep as sweep_lib
-from jaxprune import train as train_lib
 from jaxprune.compact import compact
 from jaxprune.compact_network import Compact
 from jaxprune.errors import InputError, check_choice
@@ -56,19 +53,12 @@ flags.DEFINE_float(
     0.0, 1.0,
 )  # fmt: skip
 flags.DEFINE_string("export", None, f"Also write: {', '.join(EXPORTS)}.")
-flags.DEFINE_integer("finetune_epochs", 0, "Epochs of training after pruning.", 0)
-flags.DEFINE_float(
-    "finetune_learning_rate", None, "Its highest. Default: a tenth of training's.", 0.0
-)
-flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
 flags.DEFINE_integer("repeats", 10, "Timed calls at each batch size.", lower_bound=1)
 flags.DEFINE_list("latency_batches", ["1", "32", "256"], "Batch sizes to time.")
 
 # How much more sensitive to rounding any image may be than the most sensitive of the
 # examples that the bound is worked out for.
 _MARGIN = 4.0
-# Training images that BatchNorm statistics are estimated over.
-_RECALIBRATION_BATCHES = 40
 
 
 def main() -> None:
@@ -145,12 +135,17 @@ def _plan(
     folder = run.workdir / f"sweep-{layer.replace('/', '.')}-{criterion}-{fill}"
     if (folder / "summary.json").exists():
         result = SweepResult.load(folder)
-        weights = checkpoint.fingerprint(variables)
-        if result.about.get("weights") != weights:
+        facts = sweep.describe(run, variables)
+        differences = [
+            f"its {key} is {result.about.get(key)!s:.12}, not {facts[key]!s:.12}"
+            for key in ("weights", "tap", "rank_split", "eval_split", "dtype")
+            if result.about.get(key) != facts[key]
+        ]
+        if differences:
             raise InputError(
-                f"{folder} is a sweep of other weights than the checkpoint's "
-                f"({result.about.get('weights')!s:.12}, not {weights:.12}): run "
-                "experiments.sweep again"
+                f"{folder} is another network's sweep or was made otherwise: "
+                f"{'; '.join(differences)}: run experiments.sweep again in another "
+                "--workdir, or give its flags"
             )
         order, maps = result.order, result.mean_feature_map
         if ks is None:
@@ -186,7 +181,9 @@ def _one(
     row = _figures(whole, small, proof, batches)
     row = {"k": k, "channels": len(plan.order), **row}
     compact_report.print_row(row, proof, f"layer {plan.layer}, fill {plan.fill}")
-    small, changes, lines = _train_on(run, plan, whole, small, proof, k)
+    small, changes, lines = compact_training.train_on(
+        run, whole, small, float(proof.accuracy_compact or 0)
+    )
     row |= changes
     if FLAGS.ks is not None:
         return row
@@ -204,7 +201,9 @@ def _one(
         },
         stablehlo=FLAGS.export == "stablehlo",
     )
-    if lines:
+    if len(lines) > 1:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_text(folder.with_suffix(".jsonl"), text)
         title = f"{run.config.model}, layer {plan.layer}, K = {k} of {len(plan.order)}"
         figure = plots_compact.finetuning(lines, whole.accuracy, title)
         plots.save(figure, folder.with_suffix(".png"))
@@ -259,84 +258,6 @@ def _figures(
         "theoretical_speedup": whole.cost.multiply_adds / after.multiply_adds,
         "latency": latency,
     }
-
-
-def _train_on(
-    run: Job, plan: Plan, whole: Masked, small: Compact, proof: Proof, k: int
-) -> tuple[Compact, dict[str, Any], list[dict[str, Any]]]:
-    """Recalibrates and fine-tunes where that is asked for.
-
-    Returns:
-      The network, accuracies to add to the row, and a line for each epoch.
-    """
-    changes: dict[str, Any] = {}
-    split = data.choose_split(run.splits, run.config.train_split)
-    size = run.config.train_batch_size
-
-    def accuracy(variables: Any) -> float:
-        logits = whole.evaluate(small.apply, variables, "test")
-        return float((logits.argmax(-1) == whole.split.labels).mean())
-
-    variables = small.variables
-    if FLAGS.recalibrate:
-        order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
-        count = min(_RECALIBRATION_BATCHES, train_lib.steps_per_epoch(split, size))
-        inputs = (
-            run.scale(jnp.asarray(split.read(order[i * size : (i + 1) * size])))
-            for i in range(count)
-        )
-        variables = recalibrate.recalibrate(
-            partial(small.model.apply, train=True), variables, inputs
-        )
-        changes["accuracy_recalibrated"] = accuracy(variables)
-        print(f"  recalibrated over {count * size} training images: accuracy "
-              f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
-    start = changes.get("accuracy_recalibrated", proof.accuracy_compact)
-    lines = [{"epoch": 0, "test_accuracy": start}]
-    if FLAGS.finetune_epochs:
-        for result in _finetune(run, small, variables, split):
-            variables = jax.tree.map(np.asarray, result.state.variables)
-            lines.append(
-                {
-                    "epoch": result.epoch,
-                    "loss": result.loss,
-                    "train_accuracy": result.accuracy,
-                    "test_accuracy": accuracy(variables),
-                    "seconds": round(result.seconds, 2),
-                }
-            )
-            print(
-                f"  fine-tuned, epoch {result.epoch}/{FLAGS.finetune_epochs}: loss "
-                f"{result.loss:.4f}, test accuracy {lines[-1]['test_accuracy']:.4f}"
-            )
-        changes["accuracy_finetuned"] = lines[-1]["test_accuracy"]
-        log = run.workdir / f"{plan.name}-k{k}.jsonl"
-        write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
-    small = replace(small, variables=variables)
-    return small, changes, lines if FLAGS.finetune_epochs else []
-
-
-def _finetune(run: Job, small: Compact, variables: Any, split: data.Split) -> Any:
-    """Epochs of the same loop as training's, at a lower rate."""
-    conf, recipe = run.config, run.config.recipe
-    rate = FLAGS.finetune_learning_rate or conf.learning_rate / 10
-    steps = FLAGS.finetune_epochs * train_lib.steps_per_epoch(
-        split, conf.train_batch_size
-    )
-    optimizer = train_lib.adam(rate, steps, 0)
-    step = train_lib.make_train_step(
-        small.model,
-        optimizer,
-        run.scale,
-        seed=conf.seed + 1,
-        l2=recipe.l2,
-        augment=train_lib.crop_and_flip if recipe.crop_and_flip else None,
-    )
-    state = train_lib.init_state(jax.tree.map(jnp.array, variables), optimizer)
-    return train_lib.fit(
-        step, state, split, epochs=FLAGS.finetune_epochs,
-        batch_size=conf.train_batch_size, seed=conf.seed + 1,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

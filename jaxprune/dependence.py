@@ -18,15 +18,13 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.errors import FlaxError
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Literal
 from jaxtyping import Array, Int
 
-from jaxprune import taps
+from jaxprune import tagging, taps
 from jaxprune.errors import InputError
+from jaxprune.tagging import LIVE, Tags, constant
 
-LIVE = -1
-# Neutral in every combination; a channel's tag is its index.
-CONSTANT = -2
 # The layers whose parameters can be cut. Subclasses may compute anything.
 CONSUMERS: tuple[type[nn.Module], ...] = (nn.Conv, nn.Dense)
 NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm,)
@@ -56,13 +54,6 @@ class ChannelFlow:
     channels: int
     consumers: Mapping[str, Int[np.ndarray, " _"]]
     norms: Mapping[str, Int[np.ndarray, " _"]]
-
-
-class _Tags(NamedTuple):
-    """Tags of an array's elements, and the layers that they come from."""
-
-    tags: np.ndarray
-    behind: frozenset[str]
 
 
 def is_layer(context: nn.module.InterceptorContext) -> bool:
@@ -173,11 +164,11 @@ class _Follower:
             ) from error
         jaxpr = closed.jaxpr
         image, *given = jaxpr.invars
-        self.env: dict[Any, _Tags] = {
-            image: _Tags(np.full(image.aval.shape, LIVE), frozenset({"the input"}))
+        self.env: dict[Any, Tags] = {
+            image: Tags(np.full(image.aval.shape, LIVE), frozenset({"the input"}))
         }
         for var in jaxpr.constvars:
-            self.env[var] = _constant(var.aval.shape)
+            self.env[var] = constant(var.aval.shape)
         # Which call an output variable belongs to, and the variables given to it.
         sizes = [len(jax.tree.leaves(output)) for output in outputs]
         calls = np.repeat(np.arange(len(sizes)), sizes)
@@ -198,9 +189,9 @@ class _Follower:
     def _refusal(self, why: str) -> InputError:
         return InputError(f"the channels of '{self.layer}' cannot be removed: {why}")
 
-    def _read(self, var: Any) -> _Tags:
+    def _read(self, var: Any) -> Tags:
         if isinstance(var, Literal):
-            return _constant(np.shape(var.val))
+            return constant(np.shape(var.val))
         if var not in self.env and var in self.owner:
             self._pass_layer(self.owner[var])
         return self.env[var]
@@ -216,21 +207,21 @@ class _Follower:
         if call.name == self.layer:
             (var,) = returned
             tags = np.broadcast_to(np.arange(self.channels), var.aval.shape)
-            self.env[var] = _Tags(tags, behind)
+            self.env[var] = Tags(tags, behind)
             return
         for var in returned:
-            self.env[var] = _Tags(np.full(var.aval.shape, LIVE), behind)
+            self.env[var] = Tags(np.full(var.aval.shape, LIVE), behind)
         if not any((tags.tags >= 0).any() for tags in inputs):
             return
         source = self._source(call, inputs)
         if type(call.module) in NORMS:
             self.norms[call.name] = source
             (var,) = returned
-            self.env[var] = _Tags(np.broadcast_to(source, var.aval.shape), behind)
+            self.env[var] = Tags(np.broadcast_to(source, var.aval.shape), behind)
         else:
             self.consumers[call.name] = source
 
-    def _source(self, call: Call, inputs: list[_Tags]) -> np.ndarray:
+    def _source(self, call: Call, inputs: list[Tags]) -> np.ndarray:
         """The channel that each input feature of a layer holds."""
         module = call.module
         reads = f"they are read by {_describe(call)}"
@@ -245,141 +236,42 @@ class _Follower:
             raise self._refusal(f"{reads}, which has an axis or mask of its own")
         if sum(other.name == call.name for other in self.calls) > 1:
             raise self._refusal(f"{reads}, which is called more than once")
-        rows = inputs[0].tags.reshape(-1, inputs[0].tags.shape[-1])
-        if (rows != rows[0]).any():
+        features = inputs[0].tags.shape[-1]
+        low, high = tagging.combine(inputs[0].tags.reshape(-1, features))
+        if (low != high).any():
             raise self._refusal(f"{reads}, to which a feature is not one channel")
-        return np.where(rows[0] >= 0, rows[0], LIVE)
+        return np.where(high >= 0, high, LIVE)
 
-    def _evaluate(self, jaxpr: Jaxpr, env: dict[Any, _Tags], top: bool = False) -> None:
-        def read(var: Any) -> _Tags:
+    def _evaluate(self, jaxpr: Any, env: dict[Any, Tags], top: bool = False) -> None:
+        def read(var: Any) -> Tags:
             if top or isinstance(var, Literal):
                 return self._read(var)
             return env[var]
 
         for eqn in jaxpr.eqns:
             inputs = [read(var) for var in eqn.invars]
-            outputs = self._step(eqn, inputs)
+            inner = tagging.inner_jaxpr(eqn)
+            if inner is not None and len(inner.invars) == len(inputs):
+                outputs = self._call(inner, inputs)
+            else:
+                try:
+                    outputs = tagging.step(eqn, inputs)
+                except tagging.Joined as error:
+                    raise self._refusal(str(error)) from error
             env.update(zip(eqn.outvars, outputs, strict=True))
 
-    def _step(self, eqn: Any, inputs: list[_Tags]) -> list[_Tags]:
-        """Tags of an equation's results."""
-        behind = frozenset().union(*(i.behind for i in inputs))
-        inner = _inner_jaxpr(eqn)
-        if inner is not None and len(inner.invars) == len(inputs):
-            env = dict(zip(inner.invars, inputs, strict=True))
-            env.update({v: _constant(_shape(v)) for v in inner.constvars})
-            self._evaluate(inner, env)
-            return [
-                _constant(np.shape(v.val)) if isinstance(v, Literal) else env[v]
-                for v in inner.outvars
-            ]
-        arrays = [i.tags for i in inputs]
-        if not any((tags >= 0).any() for tags in arrays):
-            live = any((tags == LIVE).any() for tags in arrays)
-            tag = LIVE if live else CONSTANT
-            return [_Tags(np.full(v.aval.shape, tag), behind) for v in eqn.outvars]
-        name = eqn.primitive.name
-        if name in _ELEMENTWISE:
-            shape = eqn.outvars[0].aval.shape
-            low, high = _combine([np.broadcast_to(tags, shape) for tags in arrays])
-        elif name in _MOVING:
-            moved = eqn.primitive.bind(
-                *(np.asarray(tags, np.int32) for tags in arrays), **eqn.params
-            )
-            results = moved if eqn.primitive.multiple_results else [moved]
-            return [_Tags(np.asarray(tags), behind) for tags in results]
-        elif name in _REDUCTIONS:
-            parts = np.moveaxis(
-                arrays[0], eqn.params["axes"], range(len(eqn.params["axes"]))
-            )
-            low, high = _combine(parts.reshape(-1, *eqn.outvars[0].aval.shape))
-        elif name in _WINDOWS:
-            low, high = _combine_windows(arrays[0], eqn.params)
-        else:
-            raise self._refusal(
-                f"the operation '{name}' {_between(behind)} is not understood"
-            )
-        if (low != high).any():
-            raise self._refusal(
-                f"the operation '{name}' {_between(behind)} joins them with other "
-                f"values{_HINTS.get(name, '')}"
-            )
-        return [_Tags(high, behind)]
-
-
-def _shape(var: Any) -> tuple[int, ...]:
-    return var.aval.shape
-
-
-def _constant(shape: Sequence[int]) -> _Tags:
-    return _Tags(np.full(shape, CONSTANT), frozenset())
-
-
-def _combine(parts: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest tag that is not CONSTANT; they differ where values join."""
-    parts = np.stack(parts)
-    high = parts.max(0)
-    # Constants count as the highest, so they never lower the minimum.
-    low = np.where(parts == CONSTANT, high, parts).min(0)
-    return low, high
-
-
-def _combine_windows(tags: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray]:
-    """`_combine` over the windows of a pool; padding is CONSTANT."""
-
-    def highest(values: np.ndarray) -> np.ndarray:
-        bind = jax.lax.reduce_window_max_p.bind
-        names = ("window_dimensions", "window_strides", "padding", "base_dilation",
-                 "window_dilation")  # fmt: skip
-        windows = {name: params[name] for name in names}
-        return np.asarray(bind(np.asarray(values, np.int32), **windows))
-
-    high = np.maximum(highest(tags), CONSTANT)
-    ceiling = tags.max() + 1
-    lowest = ceiling - highest(np.where(tags == CONSTANT, 0, ceiling - tags))
-    return np.where(high == CONSTANT, high, lowest), high
-
-
-def _inner_jaxpr(eqn: Any) -> Jaxpr | None:
-    """The function that a call (jit, custom_jvp, remat, ...) runs once, or None."""
-    if eqn.primitive.name not in _CALLS:
-        return None
-    found = [eqn.params[k] for k in ("jaxpr", "call_jaxpr") if k in eqn.params]
-    inner = found[0]
-    return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+    def _call(self, inner: Any, inputs: list[Tags]) -> list[Tags]:
+        """Tags of what an inner function returns."""
+        env = dict(zip(inner.invars, inputs, strict=True))
+        env.update({var: constant(var.aval.shape) for var in inner.constvars})
+        self._evaluate(inner, env)
+        return [
+            constant(np.shape(v.val)) if isinstance(v, Literal) else env[v]
+            for v in inner.outvars
+        ]
 
 
 def _describe(call: Call) -> str:
     groups = getattr(call.module, "feature_group_count", 1)
     kind = "grouped " if groups != 1 else ""
     return f"the {kind}{type(call.module).__name__} '{call.name}'"
-
-
-def _between(behind: frozenset[str]) -> str:
-    return "behind " + " and ".join(f"'{name}'" for name in sorted(behind))
-
-
-_CALLS = {
-    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",
-    "remat", "remat2", "checkpoint",
-}  # fmt: skip
-_MOVING = {
-    "reshape", "transpose", "slice", "squeeze", "broadcast_in_dim", "rev",
-    "concatenate", "pad", "expand_dims", "copy", "copy_p", "split",
-}  # fmt: skip
-_REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
-_WINDOWS = {"reduce_window_max", "reduce_window_min", "reduce_window_sum"}
-_ELEMENTWISE = {
-    "abs", "add", "add_any", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2",
-    "atanh", "cbrt", "ceil", "clamp", "convert_element_type", "cos", "cosh", "div",
-    "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",
-    "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min",
-    "mul", "ne", "neg", "not", "or", "pow", "reduce_precision", "rem", "round", "rsqrt",
-    "select_n", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan",
-    "tanh", "xor",
-}  # fmt: skip
-_HINTS = {
-    "add": " (a residual sum keeps both of its sides)",
-    "reduce_sum": " (a sum across channels, as in a norm or softmax)",
-    "reduce_max": " (a maximum across channels, as in softmax or maxout)",
-}

@@ -122,60 +122,67 @@ def rounding_bound(
       x: images; each costs as many backward passes as there are classes.
       wrap: masks the network, `masking.mask_channels`.
     """
-    calls = dependence.list_calls(apply, variables, x)
-    understood = (*dependence.CONSUMERS, *dependence.NORMS)
-    chosen = [i for i, call in enumerate(calls) if type(call.module) in understood]
-
-    def perturbed(variables: Any, x: Array, errors: list[Array]) -> tuple[Array, list]:
-        given: list[Array] = []
-        seen = [0]
-
-        def add(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-            output = next_fun(*args, **kwargs)
-            if not dependence.is_layer(context):
-                return output
-            i, seen[0] = seen[0], seen[0] + 1
-            if i in chosen:
-                given.append(args[0])
-                output = output + errors[chosen.index(i)]
-            return output
-
-        def inner(variables: Any, x: Array) -> Any:
-            with nn.intercept_methods(add):
-                return apply(variables, x)
-
-        return wrap(inner)(variables, x), given
-
-    zeros = [jnp.zeros(calls[i].output.shape, calls[i].output.dtype) for i in chosen]
+    calls = [
+        call
+        for call in dependence.list_calls(apply, variables, x)
+        if _is_rounded(call.module)
+    ]
+    zeros = [jnp.zeros(call.output.shape, call.output.dtype) for call in calls]
 
     @jax.jit
     def gradients(variables: Any, x: Array, direction: Array) -> tuple:
-        logits, pull, given = jax.vjp(
-            lambda errors: perturbed(variables, x, errors), zeros, has_aux=True
-        )
+        def perturbed(errors: list[Array]) -> tuple[Array, list[Array]]:
+            given: list[Array] = []
+            network = wrap(_with_errors(apply, errors, given))
+            return network(variables, x), given
+
+        logits, pull, given = jax.vjp(perturbed, zeros, has_aux=True)
         return logits, pull(jnp.broadcast_to(direction, logits.shape))[0], given
 
     classes = jax.eval_shape(lambda *a: wrap(apply)(*a), variables, x)
-    rows = np.eye(classes.shape[-1], dtype=classes.dtype)
+    errors: list[np.ndarray] = []
     squares = []
-    sizes: list[np.ndarray] | None = None
-    for row in rows:
-        logits, jacobian, given = gradients(variables, x, row)
-        if sizes is None:
-            sizes = [
-                _error(calls[i], variables, g)
-                for i, g in zip(chosen, given, strict=True)
-            ]
-        squares.append(
-            sum(
-                np.square(np.asarray(j, np.float64) * 2 * e).reshape(len(x), -1).sum(-1)
-                for j, e in zip(jacobian, sizes, strict=True)
-            )
-        )
+    for direction in np.eye(classes.shape[-1], dtype=classes.dtype):
+        logits, jacobian, given = gradients(variables, x, direction)
+        errors = errors or [
+            _error(call, variables, value)
+            for call, value in zip(calls, given, strict=True)
+        ]
+        square = np.zeros(len(x))
+        for derivative, error in zip(jacobian, errors, strict=True):
+            moved = np.asarray(derivative, np.float64) * 2 * error
+            square += np.square(moved).reshape(len(x), -1).sum(-1)
+        squares.append(square)
     unit = float(jnp.finfo(classes.dtype).eps) / 2
     floor = unit * np.abs(np.asarray(logits, np.float64))
     bound = LAMBDA * (np.sqrt(np.stack(squares, axis=-1)) + floor)
     return np.asarray(logits, np.float32), bound
+
+
+def _is_rounded(module: nn.Module) -> bool:
+    return type(module) in (*dependence.CONSUMERS, *dependence.NORMS)
+
+
+def _with_errors(
+    apply: taps.Apply, errors: list[Array], given: list[Array]
+) -> taps.Apply:
+    """The network with an error added to what each layer returns.
+
+    What the layers are given is appended to `given`.
+    """
+
+    def add(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        output = next_fun(*args, **kwargs)
+        if dependence.is_layer(context) and _is_rounded(context.module):
+            output = output + errors[len(given)]
+            given.append(args[0])
+        return output
+
+    def network(variables: Any, x: Array) -> Any:
+        with nn.intercept_methods(add):
+            return apply(variables, x)
+
+    return network
 
 
 def _error(call: dependence.Call, variables: Any, x: Array) -> np.ndarray:

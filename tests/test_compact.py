@@ -318,6 +318,24 @@ def test_the_inside_of_a_residual_block_can_be_pruned():
     assert small.variables["offsets"]["outer"]["map"].shape == (8, 8, 6)
 
 
+def test_padding_by_hand():
+    class Padded(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = jnp.tanh(nn.Conv(4, (3, 3), name="first")(x))
+            x = jnp.pad(x, ((0, 0), (1, 1), (2, 1), (0, 0)))
+            x = nn.Conv(3, (3, 3), 2, padding="VALID", name="second")(x)
+            return nn.Dense(2, name="out")(x.reshape(x.shape[0], -1))
+
+    model = Padded()
+    variables, _, x = network(model, (8, 8, 3))
+    values = np.array([0.3, -1, 2, 0.5], np.float32)
+    small = jaxprune.compact(
+        model, variables, "first", mask(4, 1, 2), fill=values, example=x
+    )
+    assert small.report.bound_used < 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,0 +1,103 @@
+"""What can be won back without going back: BatchNorm statistics, and fine-tuning."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments.job import Job
+from experiments.masked import Masked
+from jaxprune import data, recalibrate
+from jaxprune import train as train_lib
+from jaxprune.compact_network import Compact
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("finetune_epochs", 0, "Epochs of training after pruning.", 0)
+flags.DEFINE_float(
+    "finetune_learning_rate", None, "Its highest. Default: a tenth of training's.", 0.0
+)
+flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
+
+# Training batches that BatchNorm statistics are estimated over.
+_RECALIBRATION_BATCHES = 40
+
+
+def train_on(
+    run: Job, whole: Masked, small: Compact, accuracy_before: float
+) -> tuple[Compact, dict[str, Any], list[dict[str, Any]]]:
+    """Recalibrates and fine-tunes where that is asked for.
+
+    Returns:
+      The network, accuracies to add to the figures, and a line for each epoch, the
+      first of which is before any training.
+    """
+    changes: dict[str, Any] = {}
+    split = data.choose_split(run.splits, run.config.train_split)
+    size = run.config.train_batch_size
+
+    def accuracy(variables: Any) -> float:
+        logits = whole.evaluate(small.apply, variables, "test")
+        return float((logits.argmax(-1) == whole.split.labels).mean())
+
+    variables = small.variables
+    if FLAGS.recalibrate:
+        order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
+        count = min(_RECALIBRATION_BATCHES, train_lib.steps_per_epoch(split, size))
+        inputs = (
+            run.scale(jnp.asarray(split.read(order[i * size : (i + 1) * size])))
+            for i in range(count)
+        )
+        variables = recalibrate.recalibrate(
+            partial(small.model.apply, train=True), variables, inputs
+        )
+        changes["accuracy_recalibrated"] = accuracy(variables)
+        print(f"  recalibrated over {count * size} training images: accuracy "
+              f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
+    start = changes.get("accuracy_recalibrated", accuracy_before)
+    lines = [{"epoch": 0, "test_accuracy": start}]
+    if FLAGS.finetune_epochs:
+        for result in _finetune(run, small, variables, split):
+            variables = jax.tree.map(np.asarray, result.state.variables)
+            lines.append(
+                {
+                    "epoch": result.epoch,
+                    "loss": result.loss,
+                    "train_accuracy": result.accuracy,
+                    "test_accuracy": accuracy(variables),
+                    "seconds": round(result.seconds, 2),
+                }
+            )
+            print(
+                f"  fine-tuned, epoch {result.epoch}/{FLAGS.finetune_epochs}: loss "
+                f"{result.loss:.4f}, test accuracy {lines[-1]['test_accuracy']:.4f}"
+            )
+        changes["accuracy_finetuned"] = lines[-1]["test_accuracy"]
+    small = replace(small, variables=variables)
+    return small, changes, lines
+
+
+def _finetune(run: Job, small: Compact, variables: Any, split: data.Split) -> Any:
+    """Epochs of the same loop as training's, at a lower rate."""
+    conf, recipe = run.config, run.config.recipe
+    rate = FLAGS.finetune_learning_rate or conf.learning_rate / 10
+    steps = FLAGS.finetune_epochs * train_lib.steps_per_epoch(
+        split, conf.train_batch_size
+    )
+    optimizer = train_lib.adam(rate, steps, 0)
+    step = train_lib.make_train_step(
+        small.model,
+        optimizer,
+        run.scale,
+        seed=conf.seed + 1,
+        l2=recipe.l2,
+        augment=train_lib.crop_and_flip if recipe.crop_and_flip else None,
+    )
+    state = train_lib.init_state(jax.tree.map(jnp.array, variables), optimizer)
+    return train_lib.fit(
+        step, state, split, epochs=FLAGS.finetune_epochs,
+        batch_size=conf.train_batch_size, seed=conf.seed + 1,
+    )  # fmt: skip

@@ -1,0 +1,135 @@
+"""What every element of an array depends on, through one operation of a traced program.
+
+An element's tag is the channel it depends on, LIVE or CONSTANT; see
+`jaxprune.dependence`. Only operations listed here are understood.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+# A channel's tag is its index. CONSTANT is neutral in every combination.
+LIVE = -1
+CONSTANT = -2
+
+
+class Joined(ValueError):
+    """An operation joins channels with other values, or may do so."""
+
+
+class Tags(NamedTuple):
+    """Tags of an array's elements, and the layers that they come from."""
+
+    tags: np.ndarray
+    behind: frozenset[str]
+
+
+def constant(shape: Sequence[int]) -> Tags:
+    """Tags of an array that depends on nothing."""
+    return Tags(np.full(shape, CONSTANT), frozenset())
+
+
+def step(eqn: Any, inputs: Sequence[Tags]) -> list[Tags]:
+    """Tags of an equation's results.
+
+    Raises:
+      Joined: it joins a channel with anything but constants, or is not understood.
+    """
+    behind = frozenset().union(*(i.behind for i in inputs))
+    arrays = [i.tags for i in inputs]
+    if not any((tags >= 0).any() for tags in arrays):
+        live = any((tags == LIVE).any() for tags in arrays)
+        tag = LIVE if live else CONSTANT
+        return [Tags(np.full(v.aval.shape, tag), behind) for v in eqn.outvars]
+    name = eqn.primitive.name
+    if name in _ELEMENTWISE:
+        shape = eqn.outvars[0].aval.shape
+        low, high = combine([np.broadcast_to(tags, shape) for tags in arrays])
+    elif name in _MOVING:
+        moved = eqn.primitive.bind(
+            *(np.asarray(tags, np.int32) for tags in arrays), **eqn.params
+        )
+        results = moved if eqn.primitive.multiple_results else [moved]
+        return [Tags(np.asarray(tags), behind) for tags in results]
+    elif name in _REDUCTIONS:
+        parts = np.moveaxis(
+            arrays[0], eqn.params["axes"], range(len(eqn.params["axes"]))
+        )
+        low, high = combine(parts.reshape(-1, *eqn.outvars[0].aval.shape))
+    elif name in _WINDOWS:
+        low, high = _combine_windows(arrays[0], eqn.params)
+    else:
+        raise Joined(f"the operation '{name}' {_between(behind)} is not understood")
+    if (low != high).any():
+        raise Joined(
+            f"the operation '{name}' {_between(behind)} joins them with other "
+            f"values{_HINTS.get(name, '')}"
+        )
+    return [Tags(high, behind)]
+
+
+def combine(parts: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest tag that is not CONSTANT; they differ where values join."""
+    parts = np.stack(parts)
+    high = parts.max(0)
+    # Constants count as the highest, so they never lower the minimum.
+    low = np.where(parts == CONSTANT, high, parts).min(0)
+    return low, high
+
+
+def _combine_windows(tags: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray]:
+    """`combine` over the windows of a pool; padding is CONSTANT."""
+
+    def highest(values: np.ndarray) -> np.ndarray:
+        bind = jax.lax.reduce_window_max_p.bind
+        names = ("window_dimensions", "window_strides", "padding", "base_dilation",
+                 "window_dilation")  # fmt: skip
+        windows = {name: params[name] for name in names}
+        return np.asarray(bind(np.asarray(values, np.int32), **windows))
+
+    high = np.maximum(highest(tags), CONSTANT)
+    ceiling = tags.max() + 1
+    lowest = ceiling - highest(np.where(tags == CONSTANT, 0, ceiling - tags))
+    return np.where(high == CONSTANT, high, lowest), high
+
+
+def inner_jaxpr(eqn: Any) -> Any:
+    """The function that a call (jit, custom_jvp, remat, ...) runs once, or None."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    found = [eqn.params[k] for k in ("jaxpr", "call_jaxpr") if k in eqn.params]
+    inner = found[0]
+    return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+
+
+def _between(behind: frozenset[str]) -> str:
+    return "behind " + " and ".join(f"'{name}'" for name in sorted(behind))
+
+
+_CALLS = {
+    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",
+    "remat", "remat2", "checkpoint",
+}  # fmt: skip
+_MOVING = {
+    "reshape", "transpose", "slice", "squeeze", "broadcast_in_dim", "rev",
+    "concatenate", "pad", "expand_dims", "copy", "copy_p", "split",
+}  # fmt: skip
+_REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
+_WINDOWS = {"reduce_window_max", "reduce_window_min", "reduce_window_sum"}
+_ELEMENTWISE = {
+    "abs", "add", "add_any", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2",
+    "atanh", "cbrt", "ceil", "clamp", "convert_element_type", "cos", "cosh", "div",
+    "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",
+    "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min",
+    "mul", "ne", "neg", "not", "or", "pow", "reduce_precision", "rem", "round", "rsqrt",
+    "select_n", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan",
+    "tanh", "xor",
+}  # fmt: skip
+_HINTS = {
+    "add": " (a residual sum keeps both of its sides)",
+    "reduce_sum": " (a sum across channels, as in a norm or softmax)",
+    "reduce_max": " (a maximum across channels, as in softmax or maxout)",
+}

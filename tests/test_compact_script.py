@@ -1,0 +1,145 @@
+"""The script: one network for one K, a table for several, one line for bad input."""
+
+import csv
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import jaxprune
+from experiments import compact, sweep
+
+NETWORK = (
+    "--model=digits_pair", "--widths=4,5,8", "--dense=6", "--epochs=1",
+    "--train_pairs=256", "--test_pairs=100", "--train_batch_size=64",
+)  # fmt: skip
+QUICK = ("--repeats=2", "--latency_batches=1,4")
+
+
+@pytest.fixture
+def run(script, tmp_path, trained):
+    """Runs experiments.compact in a run directory with a network and a sweep."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+
+    def call(*arguments, module=compact):
+        return script(module, f"--workdir={workdir}", *arguments), workdir
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _trained(_promotion, trained, script):
+    if not trained.exists():
+        code, _, err = script(sweep, f"--workdir={trained}", *NETWORK)
+        assert code == 0, err
+
+
+def written(workdir):
+    return sorted(path.name for path in workdir.glob("*compact*"))
+
+
+def test_one_k(run):
+    (code, out, err), workdir = run("--k=3", *QUICK, "--export=stablehlo")
+    assert code == 0, err
+    assert "100 images: 0 predictions differ" in out
+    assert written(workdir) == ["compact-conv3-abs_mean-bias-k3"]
+    folder = workdir / "compact-conv3-abs_mean-bias-k3"
+    names = ["model.stablehlo", "spec.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    weights = load_file(folder / "weights.safetensors")
+    assert weights["params/conv3/kernel"].shape == (3, 3, 5, 5)
+    spec = json.loads((folder / "spec.json").read_text())
+    assert len(spec["layers"]["conv3"]["kept"]) == 5
+    proof = spec["about"]["test_proof"]
+    assert proof["images"] == 100 and proof["different_predictions"] == 0
+    assert proof["accuracy_masked"] == proof["accuracy_compact"]
+    small = jaxprune.load_compact(folder)
+    assert small.model.widths == (4, 5, 5)
+    order = np.load(workdir / "sweep-conv3-abs_mean-bias" / "sweep.npz")["order"]
+    assert sorted(small.kept["conv3"]) == sorted(order[3:])
+
+
+def test_largest_k_of_the_sweep(run):
+    (code, out, err), workdir = run("--max_drop=1", *QUICK)
+    assert code == 0, err
+    assert "K = 7: the largest within 1.0" in out
+    assert written(workdir) == ["compact-conv3-abs_mean-bias-k7"]
+
+
+def test_table_with_training(run):
+    (code, out, err), workdir = run(
+        "--ks=1,4", "--layer=conv2", "--fill=mean", *QUICK, "--recalibrate",
+        "--finetune_epochs=1",
+    )  # fmt: skip
+    assert code == 0, err
+    base = "compact-conv2-abs_mean-mean"
+    assert written(workdir) == [f"{base}{end}" for end in (".csv", ".json", ".png")]
+    with open(workdir / f"{base}.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["k"] for row in rows] == ["1", "4"]
+    for row in rows:
+        assert row["different_predictions"] == "0"
+        assert 0 <= float(row["accuracy_finetuned"]) <= 1
+        assert 0 <= float(row["accuracy_recalibrated"]) <= 1
+        assert int(row["multiply_adds"]) < int(row["multiply_adds_before"])
+    assert "| 4 |" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of --k, --max_drop, --ks"),
+        (["--k=1", "--ks=1,2"], "one of --k, --max_drop, --ks"),
+        (["--k=8"], "must lie in 0 .. 7"),
+        (["--max_drop=0.1", "--layer=conv2"], "needs a sweep in"),
+        (["--max_drop=0.1", "--fill=drop"], "needs a sweep in"),
+        (["--k=1", "--fill=all"], "takes one of zero, bias, mean, drop"),
+        (["--k=1", "--fill=nil"], "unknown fill 'nil'"),
+        (["--k=1", "--export=onnx"], "unknown export 'onnx'"),
+        (["--k=1", "--layer=conv4"], "unknown layer 'conv4'"),
+        (["--k=1", "--layer=dense1"], "is no convolution"),
+        (["--k=1", "--latency_batches=0"], "positive numbers"),
+        (["--k=1", "--tap=relu"], "its tap is conv, not relu"),
+        (["--k=one"], "--k"),
+    ],
+)
+def test_bad_input(run, arguments, message):
+    (code, _, err), workdir = run(*arguments)
+    assert code == 2
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1
+    assert written(workdir) == []
+
+
+def test_sweep_of_other_weights(run):
+    _, workdir = run()
+    path = workdir / "sweep-conv3-abs_mean-bias" / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"weights": "0" * 64}))
+    for arguments in (["--max_drop=0.1"], ["--k=2"]):
+        (code, _, err), _ = run(*arguments)
+        assert code == 2 and "its weights is 000000000000, not" in err
+        assert written(workdir) == []
+
+
+def test_sweep_has_the_fill_drop(run):
+    (code, _, err), workdir = run("--fill=drop", "--ks=0,3,7", module=sweep)
+    assert code == 0, err
+    assert (workdir / "sweep-conv3-abs_mean-drop" / "accuracy_vs_k.png").exists()
+    (code, out, err), _ = run("--max_drop=1", "--fill=drop", *QUICK)
+    assert code == 0, err
+    assert "K = 7" in out
