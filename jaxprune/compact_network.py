@@ -61,14 +61,16 @@ class Compact:
         with nn.intercept_methods(_resize):
             return self.model.apply(variables, x, **kwargs)
 
-    def __call__(self, x: Float[Array, "N *axes"]) -> Float[Array, "N C"]:
+    def __call__(
+        self, x: Float[Array, "N *axes"] | Float[np.ndarray, "N *axes"]
+    ) -> Float[Array, "N C"]:
         """Logits of a batch of inputs."""
         if x.shape[1:] != self.input_shape:
             raise InputError(
                 f"the network takes inputs of shape [N, "
                 f"{', '.join(map(str, self.input_shape))}], got {list(x.shape)}"
             )
-        return self._compiled(self.variables, x)
+        return self._compiled(self.variables, jnp.asarray(x))
 
     @cached_property
     def _compiled(self) -> Callable[[Any, Array], Any]:

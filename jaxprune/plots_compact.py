@@ -35,7 +35,8 @@ def against_k(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         ("accuracy_finetuned", "fine-tuned"),
     ):
         if key in first:
-            top.plot(ks, [row[key] for row in rows], marker="o", label=label)
+            accuracy = [row[key] for row in rows]
+            top.plot(ks, accuracy, marker="o", clip_on=False, label=label)
     top.set_ylabel("accuracy")
     top.set_ylim(0, 1.02)
     for key, label in (
@@ -44,7 +45,10 @@ def against_k(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         ("multiply_adds", "multiply-adds"),
     ):
         whole = first[f"{key}_before"]
-        middle.plot(ks, [row[key] / whole for row in rows], marker="o", label=label)
+        # Bytes follow parameters so closely that a solid line would hide them.
+        style = "--" if key == "file_bytes" else "-"
+        share = [row[key] / whole for row in rows]
+        middle.plot(ks, share, style, marker="o", clip_on=False, label=label)
     middle.set_ylabel("share of the whole network")
     middle.set_ylim(0, 1.05)
     _latency(bottom, rows, ks)
