@@ -13,9 +13,20 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from hypothesis import HealthCheck, settings
 
 from experiments import cli
 from jaxprune.data import Split
+
+
+# Compilation makes single examples slow; a run in CI is repeatable.
+settings.register_profile(
+    "jaxprune",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+)
+settings.load_profile("jaxprune")
 
 
 @pytest.fixture(scope="session")
