@@ -95,7 +95,19 @@ def compact_layers(
     if "params" not in variables or not layers:
         raise InputError("variables need a collection 'params', and layers a layer")
     whole = _as_compact(model, variables, example, call)
-    apply = whole.apply
+    try:
+        return _compact(whole, layers, example)
+    except jax.errors.UnexpectedTracerError as error:
+        raise InputError(
+            "a layer is called inside a transformation (nn.scan, nn.remat, nn.jit), "
+            "where what it is given cannot be seen: build the model without"
+        ) from error
+
+
+def _compact(
+    whole: Compact, layers: Mapping[str, tuple[Any, Fill]], example: Array
+) -> Compact:
+    apply, variables = whole.apply, whole.variables
     prunings = [
         masking.make_pruning(
             variables, dependence.channel_flow(apply, variables, example, name), *how

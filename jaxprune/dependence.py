@@ -152,16 +152,9 @@ class _Follower:
 
     def follow(self, apply: taps.Apply, variables: Any, x: Array) -> ChannelFlow:
         outputs = [call.output for call in self.calls]
-        try:
-            closed, shapes = jax.make_jaxpr(
-                lambda x, outputs: run_cut(apply, variables, x, outputs),
-                return_shape=True,
-            )(x, outputs)
-        except jax.errors.UnexpectedTracerError as error:
-            raise self._refusal(
-                "a layer is called inside a loop or a transformation (nn.scan, "
-                "nn.remat, nn.jit)"
-            ) from error
+        closed, shapes = jax.make_jaxpr(
+            lambda x, outputs: run_cut(apply, variables, x, outputs), return_shape=True
+        )(x, outputs)
         jaxpr = closed.jaxpr
         image, *given = jaxpr.invars
         self.env: dict[Any, Tags] = {

@@ -318,6 +318,25 @@ def test_the_inside_of_a_residual_block_can_be_pruned():
     assert small.variables["offsets"]["outer"]["map"].shape == (8, 8, 6)
 
 
+@pytest.mark.parametrize("transform", [nn.remat, nn.jit])
+def test_layers_inside_transformations_are_refused(transform):
+    class Part(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jnp.tanh(nn.Conv(4, (3, 3), name="first")(x))
+
+    class Whole(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = transform(Part)(name="part")(x)
+            return nn.Dense(2, name="out")(x.mean((1, 2)))
+
+    model = Whole()
+    variables, _, x = network(model, (8, 8, 3))
+    with pytest.raises(InputError, match="inside a transformation"):
+        jaxprune.compact(model, variables, "part/first", mask(4, 1), example=x)
+
+
 def test_padding_by_hand():
     class Padded(nn.Module):
         @nn.compact
