@@ -18,7 +18,9 @@ flags.DEFINE_string(
     "normalize", "shared", f"Scale of the tiles: {', '.join(plots.SCALES)}."
 )
 flags.DEFINE_integer(
-    "k", None, "K of the second confusion matrix. Default: largest within a point."
+    "confusion_k",
+    None,
+    "K of the second confusion matrix. Default: largest within a point.",
 )
 
 
@@ -33,13 +35,16 @@ def main() -> None:
     if not folders:
         raise InputError(f"{workdir} holds no sweep: run experiments.sweep first")
     results = [SweepResult.load(folder) for folder in folders]
-    if FLAGS.k is not None and not all(FLAGS.k in result.ks for result in results):
-        raise InputError(
-            f"--k={FLAGS.k} is not among the K of every sweep in {workdir}"
-        )
+    k = FLAGS.confusion_k
+    if k is not None and not all(k in result.ks for result in results):
+        raise InputError(f"--confusion_k={k} is not in every sweep of {workdir}")
     for folder, result in zip(folders, results, strict=True):
         for path in plots.draw_sweep(
-            result, folder, order=FLAGS.order, normalize=FLAGS.normalize, k=FLAGS.k
+            result,
+            folder,
+            order=FLAGS.order,
+            normalize=FLAGS.normalize,
+            k=FLAGS.confusion_k,
         ):
             print(path)
     groups: dict[str, list[SweepResult]] = {}

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, settings
 from experiments import cli
 from jaxprune.data import Split
 
-
 # Compilation makes single examples slow; a run in CI is repeatable.
 settings.register_profile(
     "jaxprune",

@@ -98,7 +98,11 @@ def test_from_nothing_to_the_pictures(script):
     for path in pictures:
         path.unlink()
     code, out, _ = script(
-        plot, "--workdir=runs/digits_pair", "--order=rank", "--normalize=each", "--k=3"
+        plot,
+        "--workdir=runs/digits_pair",
+        "--order=rank",
+        "--normalize=each",
+        "--confusion_k=3",
     )
     assert code == 0 and all(path.exists() for path in pictures)
 
