@@ -44,7 +44,7 @@ def main() -> None:
             folder,
             order=FLAGS.order,
             normalize=FLAGS.normalize,
-            k=FLAGS.confusion_k,
+            k=k,
         ):
             print(path)
     groups: dict[str, list[SweepResult]] = {}

@@ -255,13 +255,19 @@ def plant_cifar10(folder):
         (entry / f"{split}.json").write_text(json.dumps(about))
 
 
+# A shell's background job ignores Ctrl-C, and so would its children.
+HEED_INTERRUPT = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
 def start(tmp_path, module, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{module}", *arguments],
+        [sys.executable, "-c", HEED_INTERRUPT, f"experiments.{module}", *arguments],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "standard"},
-        # A shell's background job ignores Ctrl-C, and its children with it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
@@ -310,8 +316,10 @@ def test_interrupted_says_what_is_kept(tmp_path):
 
 
 def test_exit_code_of_the_real_command(tmp_path):
-    process = start(tmp_path, "sweep", "--model=nope")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert err.strip().splitlines()[-1].startswith("error: unknown model 'nope'")
-    assert "Traceback" not in err and out == ""
+    command = [sys.executable, "-m", "experiments.sweep", "--model=nope"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("error: unknown model 'nope'")
+    )
+    assert "Traceback" not in done.stderr and done.stdout == ""
