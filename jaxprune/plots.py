@@ -216,7 +216,8 @@ def feature_maps(
         if not signed:
             colours = {"cmap": "viridis", "vmin": 0, "vmax": limit}
     drawn = axes.imshow(image, interpolation="nearest", **colours)
-    axes.set_facecolor("white")
+    # Grey tiles run up to white: gaps of a colour keep their edges visible.
+    axes.set_facecolor("white" if normalize == "shared" else "lightsteelblue")
     axes.set_yticks(
         tile[0] * (np.arange(rows) + 0.5), [str(r * columns) for r in range(rows)]
     )
