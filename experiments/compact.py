@@ -28,22 +28,16 @@ from tqdm import tqdm
 from experiments import cli, compact_report, compact_training, job, sweep, train
 from experiments.job import Job
 from experiments.masked import Masked, Plan
-from jaxprune import (
-    cost,
-    data,
-    plots,
-    plots_compact,
-    ranking,
-    taps,
-)
+from jaxprune import cost, data, plots, plots_compact, ranking, taps
 from jaxprune import proof as proof_lib
-from jaxprune import sweep as sweep_lib
 from jaxprune.compact import compact
 from jaxprune.compact_network import Compact
 from jaxprune.errors import InputError, check_choice
 from jaxprune.files import write_text
 from jaxprune.proof import Proof
 from jaxprune.results import SweepResult
+from jaxprune.sweep import FILLS
+from jaxprune.tapped import tap_layer
 
 FLAGS = flags.FLAGS
 EXPORTS = ("stablehlo",)
@@ -97,7 +91,7 @@ def _check_flags() -> None:
     if FLAGS.export is not None:
         check_choice("export", FLAGS.export, EXPORTS)
     if FLAGS.fill == "all":
-        raise InputError(f"--fill takes one of {', '.join(sweep_lib.FILLS)} here")
+        raise InputError(f"--fill takes one of {', '.join(FILLS)} here")
     sweep.check_names()
 
 
@@ -159,7 +153,7 @@ def _plan(
     else:
         rank_split = data.choose_split(run.splits, FLAGS.rank_split)
         with tqdm(total=len(rank_split), unit="img", desc="scores", leave=False) as bar:
-            tapped = sweep_lib.tap_layer(
+            tapped = tap_layer(
                 run.apply, variables, rank_split, layer=layer, tap=tap,
                 batch_size=min(batch_size, len(rank_split)), on_images=bar.update,
             )  # fmt: skip

@@ -25,6 +25,7 @@ from experiments.job import Job
 from jaxprune import checkpoint, data, plots, ranking, sweep, taps
 from jaxprune.errors import InputError, check_choice
 from jaxprune.results import SweepResult
+from jaxprune.tapped import tap_layer
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("layer", None, "Convolution to prune. Default: the last one.")
@@ -86,7 +87,7 @@ def _sweep(
     same = FLAGS.rank_split == FLAGS.eval_split
     total = len(split) + (0 if same else len(rank_split))
     with tqdm(total=total, unit="img", desc="feature maps", leave=False) as bar:
-        tapped = sweep.tap_layer(
+        tapped = tap_layer(
             run.apply,
             variables,
             split,
@@ -109,7 +110,7 @@ def _sweep(
                 ks=ks,
                 mask_chunk=FLAGS.mask_chunk,
                 about=facts,
-                on_masks=bar.update,
+                on_pairs=bar.update,
             )
         result.save(folder)
         plots.draw_sweep(result, folder)

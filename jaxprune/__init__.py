@@ -4,9 +4,12 @@ from jaxprune.compact import compact, compact_layers
 from jaxprune.compact_network import Compact, load_compact
 from jaxprune.data import Split, image_split
 from jaxprune.errors import InputError
+from jaxprune.evaluate import evaluate_masks
+from jaxprune.mesh import make_mesh
 from jaxprune.ranking import CRITERIA, abs_mean, mean, prefix_masks, rank_channels
 from jaxprune.results import SweepResult
-from jaxprune.sweep import FILLS, TappedLayer, evaluate_masks, sweep_layer, tap_layer
+from jaxprune.sweep import FILLS, sweep_layer
+from jaxprune.tapped import TappedLayer, tap_layer
 from jaxprune.taps import TAPS, capture, last_conv, replace
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "image_split",
     "last_conv",
     "load_compact",
+    "make_mesh",
     "mean",
     "prefix_masks",
     "rank_channels",

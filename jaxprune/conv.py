@@ -2,8 +2,8 @@
 
 XLA's CPU convolution reaches a hundredth of the machine's matrix rate on 2 x 2 maps
 with many channels, and its gradient for the kernel is slow where there are few input
-channels or large maps. There, matrix products over shifted views do better (the
-table is in BUILD_NOTES.md). GPU and TPU keep XLA's own.
+channels or large maps. Winograd's algorithm, or matrix products over shifted views, do
+better there (the table is in BUILD_NOTES.md). GPU and TPU keep XLA's own.
 
     nn.Conv(512, (3, 3), conv_general_dilated=jaxprune.conv.conv_general_dilated)
 """
@@ -18,6 +18,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from jaxprune import winograd
+
+# Winograd's algorithm pays from so many channels in and out on, where there are so
+# many tiles of 2 x 2 that transforming the kernel costs little beside them.
+_WINOGRAD_CHANNELS = 32
+_WINOGRAD_TILES = 256
 # Largest height x width for which one matrix product over gathered receptive fields
 # beats XLA's forward pass on CPU.
 _MAX_GATHERED_POSITIONS = 9
@@ -98,6 +104,17 @@ def _is_plain(
     )
 
 
+def _suits_winograd(lhs: Array, rhs: Array) -> bool:
+    n, h, w, _ = lhs.shape
+    return (
+        rhs.shape[:2] == (3, 3)
+        and min(rhs.shape[2:]) >= _WINOGRAD_CHANNELS
+        and lhs.dtype in (jnp.float32, jnp.float64)
+        and isinstance(n, int)  # a symbolic batch may be 1
+        and n * ((h + 1) // 2) * ((w + 1) // 2) >= _WINOGRAD_TILES
+    )
+
+
 def _xla(lhs: Array, rhs: Array, precision: Any) -> Array:
     return lax.conv_general_dilated(
         lhs,
@@ -112,6 +129,9 @@ def _xla(lhs: Array, rhs: Array, precision: Any) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _same_conv(lhs: Array, rhs: Array, precision: Any) -> Array:
     xla = partial(_xla, precision=precision)
+    if _suits_winograd(lhs, rhs):
+        fast = partial(winograd.convolve, precision=precision)
+        return lax.platform_dependent(lhs, rhs, cpu=fast, default=xla)
     if lhs.shape[1] * lhs.shape[2] > _MAX_GATHERED_POSITIONS:
         return xla(lhs, rhs)
     gathered = partial(_gathered_conv, precision=precision)
@@ -130,11 +150,12 @@ def _backward(precision: Any, saved: tuple, gradient: Array) -> tuple[Array, Arr
         transpose = jax.linear_transpose(partial(_xla, lhs, precision=precision), rhs)
         return transpose(gradient)[0]
 
+    if _suits_winograd(lhs, rhs):
+        fast = partial(winograd.kernel_gradient, precision=precision)
+    else:
+        fast = partial(_kernel_gradient, size=rhs.shape[:2], precision=precision)
     kernel_gradient = lax.platform_dependent(
-        lhs,
-        gradient,
-        cpu=partial(_kernel_gradient, size=rhs.shape[:2], precision=precision),
-        default=xla_kernel_gradient,
+        lhs, gradient, cpu=fast, default=xla_kernel_gradient
     )
     return _same_conv(gradient, flipped, precision), kernel_gradient
 

@@ -44,8 +44,8 @@ class Pruning:
 
 
 def kept_features(keep: Any, source: np.ndarray) -> Any:
-    """Channels' mask [P] -> mask [F] of features that hold the channels `source`."""
-    return (source < 0) | keep[np.maximum(source, 0)]
+    """Channels' mask [..., P] -> mask [..., F] of features that hold `source`."""
+    return (source < 0) | keep[..., np.maximum(source, 0)]
 
 
 def make_pruning(variables: Any, flow: ChannelFlow, keep: Any, fill: Fill) -> Pruning:

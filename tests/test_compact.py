@@ -15,6 +15,7 @@ import jaxprune
 from jaxprune import dependence, masking, proof, ranking, sweep
 from jaxprune.errors import InputError
 from jaxprune.models import CifarVGG, PairCNN
+from jaxprune.tapped import tap_layer
 
 PAIR = PairCNN(widths=(3, 5, 7), dense=(10, 4))
 VGG = CifarVGG(widths=(3, 4, 4, 5, 5, 4, 6, 6, 7, 6, 6, 8, 9), dense=(12, 10, 8, 4))
@@ -399,7 +400,7 @@ def test_sweep_with_fill_drop_is_the_curve_of_sliced_networks(model, shape, laye
     def apply(variables, images, **kwargs):
         return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
 
-    tapped = sweep.tap_layer(apply, variables, split, layer=layer, tap=tap,
+    tapped = tap_layer(apply, variables, split, layer=layer, tap=tap,
                              batch_size=9)  # fmt: skip
     scores = ranking.mean(tapped.mean_feature_map)
     result = sweep.sweep_layer(tapped, variables, scores, fill="drop", ks=[0, 2, 4])
@@ -418,7 +419,7 @@ def test_drop_is_refused_where_channels_join_others():
     def apply(variables, images, **kwargs):
         return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
 
-    tapped = sweep.tap_layer(apply, variables, split, layer="first")
+    tapped = tap_layer(apply, variables, split, layer="first")
     scores = ranking.mean(tapped.mean_feature_map)
     with pytest.raises(InputError, match="'add' behind 'first' and 'second'"):
         sweep.sweep_layer(tapped, variables, scores, fill="drop")

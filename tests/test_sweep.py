@@ -6,9 +6,10 @@ import reference
 from conftest import random_split, random_variables
 from flax import linen as nn
 
-from jaxprune import ranking, sweep, taps
+from jaxprune import evaluate, ranking, sweep, taps
 from jaxprune.errors import InputError
 from jaxprune.models import CifarVGG, PairCNN
+from jaxprune.tapped import tap_layer
 
 
 def network(model, shape):
@@ -39,7 +40,7 @@ EXPERIMENTS = {
 
 def run_sweep(apply, variables, split, criterion, *, fill="zero", ks=None,
               mask_chunk=None, **options):  # fmt: skip
-    tapped = sweep.tap_layer(apply, variables, split, **options)
+    tapped = tap_layer(apply, variables, split, **options)
     scores = criterion(tapped.mean_feature_map)
     return sweep.sweep_layer(
         tapped, variables, scores, fill=fill, ks=ks, mask_chunk=mask_chunk
@@ -86,7 +87,7 @@ def test_ranking_again_after_every_prune_changes_nothing_behind_relu():
     pruned: list[int] = []
     for _ in range(len(order)):
         current = reference.prune(variables, layer, pruned, "zero")
-        tapped = sweep.tap_layer(apply, current, split, layer=layer, tap=tap)
+        tapped = tap_layer(apply, current, split, layer=layer, tap=tap)
         scores = ranking.mean(tapped.mean_feature_map)
         assert (scores[pruned] == 0).all()
         scores[pruned] = -1
@@ -148,23 +149,26 @@ def test_planted_channels_cost_what_they_must():
     assert result.largest_k_within(0.01) == 2
 
 
-def test_one_trace_of_each_function_whatever_the_last_batch_and_chunk():
-    """Three traces to find and check the layer; a second sweep adds only the rest."""
+@pytest.mark.parametrize("dense", [True, False])
+def test_no_more_traces_for_more_images_or_masks(dense):
+    """Every function is traced once, whatever N, K, the last batch and chunk are."""
     apply, variables, split = planted()
-    traces = []
+    counts = []
+    for n, ks in [(40, range(4)), (40, [1]), (13, range(4))]:
+        traces = []
 
-    def counted(variables, x, **kwargs):
-        traces.append(x.shape)
-        return apply(variables, x, **kwargs)
+        def counted(variables, x, traces=traces, **kwargs):
+            traces.append(x.shape)
+            return apply(variables, x, **kwargs)
 
-    tapped = sweep.tap_layer(counted, variables, split, batch_size=7)
-    before = len(traces)
-    scores = ranking.mean(tapped.mean_feature_map)
-    sweep.sweep_layer(tapped, variables, scores, mask_chunk=3)
-    assert len(traces) == before + 1
-    assert set(traces) == {(7, 3, 3, 2)}
-    # last_conv, find_conv, the trunk, and the two sides of the check.
-    assert before == 5
+        some = split.select(np.arange(n))
+        tapped = tap_layer(counted, variables, some, batch_size=6)
+        scores = ranking.mean(tapped.mean_feature_map)
+        sweep.sweep_layer(
+            tapped, variables, scores, mask_chunk=3, ks=list(ks), dense=dense
+        )
+        counts.append(len(traces))
+    assert len(set(counts)) == 1
 
 
 def test_ranking_on_another_split():
@@ -200,7 +204,7 @@ def test_evaluate_masks_on_a_plain_function():
     def head(x):
         return x.reshape(len(x), -1) @ weights
 
-    got = sweep.evaluate_masks(head, fm, masks, fill=fill, mask_chunk=4)
+    got = evaluate.evaluate_masks(head, fm, masks, fill=fill, mask_chunk=4)
     for row, mask in zip(got, masks, strict=True):
         masked = fm.copy()
         masked[..., ~mask] = fill[~mask]
@@ -211,7 +215,7 @@ def test_a_tap_that_changes_the_network_is_refused():
     model, shape, *_ = EXPERIMENTS["pair"]
     apply, variables = network(model, shape)
     with pytest.raises(InputError, match="tap 'relu' is not what follows"):
-        sweep.tap_layer(apply, variables, random_split(shape=shape), tap="relu")
+        tap_layer(apply, variables, random_split(shape=shape), tap="relu")
 
 
 def test_weights_that_are_not_finite_are_refused():
@@ -219,7 +223,7 @@ def test_weights_that_are_not_finite_are_refused():
     apply, variables = network(model, shape)
     variables["params"]["dense2"]["bias"][0] = np.nan
     with pytest.raises(InputError, match="not finite"):
-        sweep.tap_layer(apply, variables, random_split(shape=shape))
+        tap_layer(apply, variables, random_split(shape=shape))
 
 
 class Residual(nn.Module):
