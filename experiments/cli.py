@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -13,6 +14,10 @@ from jaxprune.errors import InputError
 flags.DEFINE_string("workdir", None, "Run directory. Default: runs/<model>.")
 
 BAD_INPUT = 2
+_OUT_OF_MEMORY = (
+    "out of memory: lower --batch_size or --mask_chunk, or --train_batch_size in "
+    "training"
+)
 INTERRUPTED = 130
 
 
@@ -49,6 +54,10 @@ def _guard(main: Callable[[], None]) -> None:
     except OSError as error:
         name = f": {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or error}{name}", BAD_INPUT)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            _fail(f"{_OUT_OF_MEMORY} ({str(error).splitlines()[:1]})", BAD_INPUT)
+        raise
     except Interrupted as error:
         _fail(str(error), INTERRUPTED)
     except KeyboardInterrupt:
@@ -59,4 +68,6 @@ def _fail(message: str, code: int) -> None:
     sys.stdout.flush()
     line = " ".join(message.split())
     print(f"error: {line}" if code == BAD_INPUT else f"\n{line}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        os._exit(code)  # without waiting for processes that may never come
     sys.exit(code)

@@ -23,9 +23,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
-from experiments import cli, compact_report, compact_training, job, sweep, train
+from experiments import (
+    cli,
+    cluster,
+    compact_report,
+    compact_training,
+    job,
+    sweep,
+    train,
+)
 from experiments.job import Job
 from experiments.masked import Masked, Plan
 from jaxprune import cost, data, plots, plots_compact, ranking, taps
@@ -59,11 +66,13 @@ def main() -> None:
     """Restores, prunes, proves, measures, saves."""
     _check_flags()
     run = job.load(train_imported=False)
+    if jax.process_count() > 1:
+        raise InputError("experiments.compact runs in one process")
     split = data.choose_split(run.splits, FLAGS.eval_split)
     batch_size = run.batch_size(split)
     batches = _latency_batches()
-    layer = FLAGS.layer or taps.last_conv(run.apply, run.init(), run.example)
-    p = taps.find_conv(run.apply, run.init(), run.example, layer).shape[-1]
+    layer = FLAGS.layer or taps.last_conv(run.apply, run.shapes, run.example)
+    p = taps.find_conv(run.apply, run.shapes, run.example, layer).shape[-1]
     ks = _ks(p)
     variables = train.train_or_restore(run)
     plan = _plan(run, variables, split, layer, ks, batch_size)
@@ -152,7 +161,7 @@ def _plan(
         )
     else:
         rank_split = data.choose_split(run.splits, FLAGS.rank_split)
-        with tqdm(total=len(rank_split), unit="img", desc="scores", leave=False) as bar:
+        with cluster.progress(total=len(rank_split), unit="img", desc="scores") as bar:
             tapped = tap_layer(
                 run.apply, variables, rank_split, layer=layer, tap=tap,
                 batch_size=min(batch_size, len(rank_split)), on_images=bar.update,

@@ -11,6 +11,7 @@ from absl import flags
 from flax import linen as nn
 from jax import Array
 
+from experiments import cluster
 from experiments import config as config_lib
 from experiments.config import Config
 from jaxprune import data
@@ -18,10 +19,10 @@ from jaxprune.errors import InputError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer(
-    "batch_size", None, "Images evaluated at once. Default: 256, or all.", 1
+    "batch_size", None, "Images evaluated at once. Default: 128, or all.", 1
 )
 
-_DEFAULT_BATCH = 256
+_DEFAULT_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Job:
 
 def load(*, train_imported: bool) -> Job:
     """Resolves the configuration and loads its data; see `config.resolve`."""
+    cluster.start()
     config, workdir = config_lib.resolve(train_imported=train_imported)
     splits = data.load(
         config.dataset,

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from experiments import cluster
 from experiments.job import Job
 from jaxprune import cost, data, dependence, masking, ranking, taps
 
@@ -89,7 +89,7 @@ class Masked:
             return taps.replace(apply, variables, images, layer, maps)
 
         parts: list[list[np.ndarray]] = [[] for _ in prunings]
-        with tqdm(total=len(self.split), unit="img", desc="masked", leave=False) as bar:
+        with cluster.progress(total=len(self.split), unit="img", desc="masked") as bar:
             for batch in data.batches(self.split, self.batch_size):
                 maps = trunk(self.variables, batch.images)
                 for part, p in zip(parts, prunings, strict=True):
@@ -102,7 +102,7 @@ class Masked:
         """Another network's logits of every image; `apply` takes scaled images."""
         function = jax.jit(lambda v, images: apply(v, self.run.scale(images)))
         parts = []
-        with tqdm(total=len(self.split), unit="img", desc=what, leave=False) as bar:
+        with cluster.progress(total=len(self.split), unit="img", desc=what) as bar:
             for batch in data.batches(self.split, self.batch_size):
                 part = np.asarray(function(variables, batch.images), np.float32)
                 parts.append(part[: batch.size])

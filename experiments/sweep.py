@@ -18,11 +18,10 @@ from typing import Any
 
 import jax
 from absl import flags
-from tqdm import tqdm
 
-from experiments import cli, job, train
+from experiments import cli, cluster, job, train
 from experiments.job import Job
-from jaxprune import checkpoint, data, plots, ranking, sweep, taps
+from jaxprune import checkpoint, data, plots, processes, ranking, sweep, taps
 from jaxprune.errors import InputError, check_choice
 from jaxprune.results import SweepResult
 from jaxprune.tapped import tap_layer
@@ -86,7 +85,7 @@ def _sweep(
     folders = {f: _folder(run, layer, criterion, f, facts, ks) for f in fills}
     same = FLAGS.rank_split == FLAGS.eval_split
     total = len(split) + (0 if same else len(rank_split))
-    with tqdm(total=total, unit="img", desc="feature maps", leave=False) as bar:
+    with cluster.progress(total=total, unit="img", desc="feature maps") as bar:
         tapped = tap_layer(
             run.apply,
             variables,
@@ -95,13 +94,14 @@ def _sweep(
             tap=facts["tap"],
             rank_split=None if same else rank_split,
             batch_size=batch_size,
+            mesh=cluster.local_mesh(),
             on_images=bar.update,
         )
     scores = ranking.CRITERIA[criterion](tapped.mean_feature_map)
     results: list[SweepResult] = []
     for fill, folder in folders.items():
         total = len(split) * len(ks)
-        with tqdm(total=total, unit="eval", desc=f"fill {fill}", leave=False) as bar:
+        with cluster.progress(total=total, unit="eval", desc=f"fill {fill}") as bar:
             result = sweep.sweep_layer(
                 tapped,
                 variables,
@@ -112,12 +112,15 @@ def _sweep(
                 about=facts,
                 on_pairs=bar.update,
             )
-        result.save(folder)
-        plots.draw_sweep(result, folder)
+        if processes.is_first():
+            result.save(folder)
+            plots.draw_sweep(result, folder)
         if not results:
             _print_scores(result)
         _print_curve(result, folder)
         results.append(result)
+    if not processes.is_first():
+        return
     plots.draw_training(run.workdir)
     if len(results) > 1:
         path = run.workdir / f"fills-{layer.replace('/', '.')}-{criterion}.png"

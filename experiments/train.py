@@ -19,11 +19,12 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, config, job
+from experiments import cli, cluster, config, job
 from experiments.job import Job
-from jaxprune import checkpoint, data, metrics, train
+from jaxprune import checkpoint, data, mesh, metrics, processes, train
 from jaxprune.errors import InputError
 from jaxprune.files import write_text
+from jaxprune.mesh import REPLICATED, SPREAD, Sharded
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("wandb", False, "Mirror training to Weights & Biases.")
@@ -44,14 +45,16 @@ def main() -> None:
 def train_or_restore(run: Job) -> Any:
     """The run's trained variables; trains, goes on or imports where it has to."""
     done = checkpoint.latest(run.checkpoints)
+    processes.wait()  # until all have looked: the first may write now
     epochs = run.config.epochs
     if done is not None and done >= epochs:
         print(f"weights: {run.checkpoints / str(done)}")
         return checkpoint.restore(run.checkpoints, done, run.shapes)[0]
     if epochs == 0:
         variables = _initial(run)
-        config.write(run.config, run.workdir)
-        checkpoint.save(run.checkpoints, 0, variables)
+        if processes.is_first():
+            config.write(run.config, run.workdir)
+            checkpoint.save(run.checkpoints, 0, variables)
         return variables
     if done is None:
         print(f"no checkpoint in {run.checkpoints}: training for {epochs} epochs")
@@ -86,6 +89,7 @@ def _train(run: Job, done: int | None) -> Any:
     per_epoch = train.steps_per_epoch(split, conf.train_batch_size)
     warmup = round(min(conf.warmup_epochs, conf.epochs) * per_epoch)
     optimizer = train.adam(conf.learning_rate, conf.epochs * per_epoch, warmup)
+    devices = cluster.training_mesh(conf.train_batch_size)
     step = train.make_train_step(
         run.model,
         optimizer,
@@ -100,7 +104,9 @@ def _train(run: Job, done: int | None) -> Any:
             run.checkpoints, done, state.variables, state.opt_state
         )
         state = train.TrainState(jnp.int32(done * per_epoch), variables, opt_state)
-    config.write(conf, run.workdir)
+    first = processes.is_first()
+    if first:
+        config.write(conf, run.workdir)
     log = run.workdir / "train.jsonl"
     lines = log.read_text().splitlines()[: done or 0] if log.exists() else []
     evaluate = _evaluator(run)
@@ -112,6 +118,7 @@ def _train(run: Job, done: int | None) -> Any:
             epochs=conf.epochs,
             batch_size=conf.train_batch_size,
             seed=conf.seed,
+            mesh=devices,
             on_step=progress.step,
         ):
             images = per_epoch * conf.train_batch_size
@@ -123,34 +130,41 @@ def _train(run: Job, done: int | None) -> Any:
                 "seconds": round(result.seconds, 2),
                 "images_per_second": round(images / result.seconds, 1),
             }
-            lines.append(json.dumps(line))
-            write_text(log, "\n".join(lines) + "\n")
-            checkpoint.save(
-                run.checkpoints,
-                result.epoch,
-                result.state.variables,
-                result.state.opt_state,
-            )
+            state = result.state
+            if first:
+                lines.append(json.dumps(line))
+                write_text(log, "\n".join(lines) + "\n")
+                checkpoint.save(
+                    run.checkpoints, result.epoch, state.variables, state.opt_state
+                )
             progress.epoch(line)
             if mirror is not None:
                 mirror.log(line, step=result.epoch)
-            state = result.state
-    return state.variables
+    return jax.device_get(state.variables)
 
 
 def _evaluator(run: Job) -> Any:
     """Variables -> accuracy and balanced accuracy on the test split."""
     split = run.splits.test
-    predict = jax.jit(lambda variables, x: jnp.argmax(run.apply(variables, x), axis=-1))
+    own = processes.share(split)
+    devices = cluster.local_mesh()
+    size = mesh.round_up(min(run.batch_size(split), len(own)), devices.size)
+    predict = Sharded(
+        lambda variables, x: jnp.argmax(run.apply(variables, x), axis=-1),
+        devices,
+        (REPLICATED, SPREAD),
+        SPREAD,
+    )
 
     def evaluate(variables: Any) -> dict[str, float]:
-        size = run.batch_size(split)
+        variables = mesh.replicate(jax.device_get(variables), devices)
         predictions = np.concatenate(
             [
                 np.asarray(predict(variables, batch.images))[: batch.size]
-                for batch in data.batches(split, size)
+                for batch in data.batches(own, size)
             ]
         )
+        predictions = np.concatenate(processes.gather(predictions))
         counts = metrics.confusion(
             predictions[None], split.labels, len(split.class_names)
         )
@@ -171,6 +185,7 @@ class _Progress:
         self.per_epoch, self.conf = per_epoch, conf
         self.bar: tqdm | None = None
         self.sums = np.zeros(2)
+        self.steps = 0
 
     def __enter__(self) -> "_Progress":
         return self
@@ -182,11 +197,12 @@ class _Progress:
     def step(self, m: train.StepMetrics) -> None:
         size = self.conf.train_batch_size
         if self.bar is None:
-            self.bar = tqdm(total=self.per_epoch * size, unit="img", leave=False)
-            self.sums[:] = 0
+            self.bar = cluster.progress(total=self.per_epoch * size, unit="img")
+            self.sums[:] = self.steps = 0
         self.sums += float(m.loss), float(m.accuracy)
         self.bar.update(size)
-        loss, accuracy = self.sums / (self.bar.n / size)
+        self.steps += 1
+        loss, accuracy = self.sums / self.steps
         self.bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.4f}")
 
     def epoch(self, line: dict[str, Any]) -> None:
@@ -203,7 +219,7 @@ class _Progress:
 
 
 def _wandb(run: Job) -> AbstractContextManager[Any]:
-    if not FLAGS.wandb:
+    if not FLAGS.wandb or not processes.is_first():
         return nullcontext()
     try:
         import wandb

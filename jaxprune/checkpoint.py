@@ -54,12 +54,13 @@ def save(
       InputError: it cannot be written.
     """
     items = {
-        "variables": ocp.args.StandardSave(variables),
+        "variables": ocp.args.StandardSave(jax.device_get(variables)),
         "about": ocp.args.JsonSave({"sha256": fingerprint(variables)}),
     }
     if optimizer is not None:
-        items["optimizer"] = ocp.args.StandardSave(optimizer)
+        items["optimizer"] = ocp.args.StandardSave(jax.device_get(optimizer))
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with _manager(folder) as manager:
             manager.save(epoch, args=ocp.args.Composite(**items))
     except Exception as error:
@@ -116,8 +117,16 @@ def restore(
 
 @contextmanager
 def _manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
+    # Each process works by itself: the first writes, all read.
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=str(this)
+    )
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=False
+        create=False,
+        max_to_keep=2,
+        enable_async_checkpointing=False,
+        multiprocessing_options=alone,
     )
     with ocp.CheckpointManager(folder.resolve(), options=options) as manager:
         yield manager

@@ -37,6 +37,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Arrays whose first axis is divided over the mesh; each process gives its part."""
+    sharding = NamedSharding(mesh, SPREAD)
+    return jax.tree.map(
+        lambda a: jax.make_array_from_process_local_data(sharding, a), tree
+    )
+
+
 class Sharded:
     """A function of arrays, compiled at its first call and run over a mesh.
 

@@ -51,6 +51,11 @@ def total(array: np.ndarray) -> np.ndarray:
     return np.sum(gather(array[None]), axis=0)[0]
 
 
+def wait() -> None:
+    """Returns once every process has come to this call."""
+    gather(np.zeros(1, np.uint8))
+
+
 def is_first() -> bool:
     """Whether this process writes files and speaks to the user."""
     return jax.process_index() == 0

@@ -31,8 +31,10 @@ _log = logging.getLogger(__name__)
 Decoded = tuple[UInt8[np.ndarray, "N H W C"], Int[np.ndarray, " N"], tuple[str, ...]]
 
 
-def default_dir() -> Path:
-    """The user's cache folder, $XDG_CACHE_HOME/jaxprune or ~/.cache/jaxprune."""
+def cache_folder(cache_dir: str | None) -> Path:
+    """The folder that is named, or $XDG_CACHE_HOME/jaxprune or ~/.cache/jaxprune."""
+    if cache_dir:
+        return Path(cache_dir).expanduser()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "jaxprune"
 
@@ -55,7 +57,7 @@ def load(
     Raises:
       InputError: the dataset is not here and cannot be downloaded.
     """
-    cache = (Path(cache_dir).expanduser() if cache_dir else default_dir()) / name
+    cache = cache_folder(cache_dir) / name
     prepared = _find_prepared(name, data_dir)
     if prepared is None and data_dir is None:
         entry = _only_entry(cache, split)

@@ -10,8 +10,10 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
+from jaxprune import mesh as meshes
 from jaxprune.data import Split
 from jaxprune.errors import InputError
 
@@ -95,6 +97,9 @@ def make_train_step(
 ) -> Step:
     """A jitted step: (state, images, labels) -> (state, metrics); state is donated.
 
+    Over a mesh the batch is one all the same: the loss is the mean over all of it, and
+    so are BatchNorm's statistics.
+
     The loss is the mean cross-entropy plus `l2[layer] * sum(kernel**2)` for the
     layers named in `l2`, as Keras's regularizer adds it.
 
@@ -166,16 +171,21 @@ def fit(
     epochs: int,
     batch_size: int,
     seed: int,
+    mesh: Mesh | None = None,
     on_step: Callable[[StepMetrics], Any] = lambda metrics: None,
 ) -> Iterator[EpochResult]:
     """Trains from the state's epoch on to `epochs`, yielding after each epoch.
 
-    Epoch e sees the images in an order that follows from (seed, e).
+    Epoch e sees the images in an order that follows from (seed, e). A batch is spread
+    over the devices of a mesh, by default this process's first; each process reads its
+    own share of it.
 
     Raises:
       InputError: a loss is not finite, or the split is smaller than a batch.
     """
     per_epoch = steps_per_epoch(split, batch_size)
+    mesh = mesh or meshes.make_mesh(jax.local_devices()[:1])
+    state = meshes.replicate(state, mesh)
     for epoch in range(int(state.step) // per_epoch, epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(split))
         started = time.perf_counter()
@@ -183,7 +193,9 @@ def fit(
         done: list[StepMetrics] = []
         for i in range(per_epoch):
             index = order[i * batch_size : (i + 1) * batch_size]
-            state, metrics = step(state, split.read(index), split.labels[index])
+            own = np.array_split(index, jax.process_count())[jax.process_index()]
+            batch = meshes.spread((split.read(own), split.labels[own]), mesh)
+            state, metrics = step(state, *batch)
             waiting.append(metrics)
             if len(waiting) == _STEPS_PER_LOOK or i == per_epoch - 1:
                 for m in waiting:

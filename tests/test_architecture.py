@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "taps": {"errors"},
     "tfds_cache": {"errors", "files"},
     "data": {"errors", "tfds_cache"},
-    "train": {"data", "errors"},
+    "train": {"data", "errors", "mesh"},
     "checkpoint": {"errors", "taps"},
     "results": {"errors", "files", "metrics"},
     "tagging": set(),

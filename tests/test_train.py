@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxprune import train
 from jaxprune.data import Split
 from jaxprune.errors import InputError
+from jaxprune.mesh import make_mesh
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +148,26 @@ def test_the_learning_rate_warms_up_and_decays():
         assert max(moves) == pytest.approx(moves[min(warmup, steps - 1)], abs=1e-4)
         if warmup:
             assert moves[0] == 0
+
+
+def test_eight_devices_train_as_one_does():
+    """Loss, gradients and BatchNorm's statistics are those of the whole batch."""
+    split = random_split(n=32)
+    results = []
+    for devices in (1, 8):
+        step, state = make(split, batch_size=16)
+        mesh = make_mesh(jax.local_devices()[:devices])
+        epochs = train.fit(
+            step, state, split, epochs=2, batch_size=16, seed=0, mesh=mesh
+        )
+        results.append(list(epochs)[-1])
+    one, eight = results
+    assert len(jax.tree.leaves(eight.state.variables)[0].devices()) == 8
+    assert one.loss == pytest.approx(eight.loss, rel=1e-4)
+    # Adam divides by the gradient's size: where that is rounding, so is the step.
+    for a, b in zip(
+        jax.tree.leaves(one.state.variables),
+        jax.tree.leaves(eight.state.variables),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-3)
