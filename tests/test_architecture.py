@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "compact": {"compact_network", "dependence", "errors", "masking", "proof", "taps"},
     "cost": {"dependence", "masking", "taps"},
     "recalibrate": {"errors", "taps"},
+    "plots_bench": set(),
     "plots_compact": {"files", "plots"},
 }
 
