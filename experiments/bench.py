@@ -5,7 +5,7 @@ r"""Measures the sweep, evaluation and training beside what people would use ins
 
 cifar_vgg only. Every measurement runs in a process of its own, one after another. Slow
 loops are measured for a few K on some of the images and extrapolated; the table says
-so. Writes bench.csv and bench.png to the run directory. 25 minutes on 2 CPU cores;
+so. Writes bench.csv and bench.png to the run directory. 30 minutes on 2 CPU cores;
 `--images=1000 --runs=1` gives a first look in five.
 """
 
@@ -148,7 +148,8 @@ def _child(by: str, what: str, *arguments: str, **environment: str) -> dict[str,
         command, env={**os.environ, **environment}, capture_output=True, text=True
     )
     if done.returncode:
-        line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        line = next((x for x in reversed(lines) if "rror" in x), lines[-1])
         raise InputError(f"measuring {by}, {what} failed: {line}")
     row = json.loads(done.stdout.strip().splitlines()[-1])
     measured = row.get("measured", 1.0)

@@ -19,6 +19,7 @@ _OUT_OF_MEMORY = (
     "training"
 )
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 class Interrupted(Exception):
@@ -51,12 +52,16 @@ def _guard(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         _fail(str(error), BAD_INPUT)
+    except BrokenPipeError:
+        # Whoever read the output has gone; what Python flushes at the end must too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
     except OSError as error:
         name = f": {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or error}{name}", BAD_INPUT)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            _fail(f"{_OUT_OF_MEMORY} ({str(error).splitlines()[:1]})", BAD_INPUT)
+            _fail(_OUT_OF_MEMORY, BAD_INPUT)
         raise
     except Interrupted as error:
         _fail(str(error), INTERRUPTED)

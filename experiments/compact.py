@@ -89,6 +89,7 @@ def main() -> None:
             "layer": plan.layer,
             "criterion": plan.criterion,
             "fill": plan.fill,
+            "fill_values": plan.mean.tolist() if plan.fill == "mean" else None,
         }
         compact_report.write_table(run.workdir / plan.name, rows, about)
 
@@ -138,12 +139,7 @@ def _plan(
     folder = run.workdir / f"sweep-{layer.replace('/', '.')}-{criterion}-{fill}"
     if (folder / "summary.json").exists():
         result = SweepResult.load(folder)
-        facts = sweep.describe(run, variables)
-        differences = [
-            f"its {key} is {result.about.get(key)!s:.12}, not {facts[key]!s:.12}"
-            for key in ("weights", "tap", "rank_split", "eval_split", "dtype")
-            if result.about.get(key) != facts[key]
-        ]
+        differences = sweep.differences(result, sweep.describe(run, variables))
         if differences:
             raise InputError(
                 f"{folder} is another network's sweep or was made otherwise: "
@@ -199,6 +195,7 @@ def _one(
         about={
             **sweep.describe(run, whole.variables),
             "fill": plan.fill,
+            "fill_values": plan.mean.tolist() if plan.fill == "mean" else None,
             "test_proof": proof.to_json(),
             "measured": row,
         },

@@ -19,10 +19,8 @@ from jaxprune.errors import InputError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer(
-    "batch_size", None, "Images evaluated at once. Default: 128, or all.", 1
+    "batch_size", None, "Images evaluated at once. Default: 128 on CPU, or 1024.", 1
 )
-
-_DEFAULT_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,8 @@ class Job:
     def batch_size(self, split: data.Split) -> int:
         """Images to evaluate at once."""
         if FLAGS.batch_size is None:
-            return min(_DEFAULT_BATCH, len(split))
+            default = 128 if jax.default_backend() == "cpu" else 1024
+            return min(default, len(split))
         if FLAGS.batch_size > len(split):
             raise InputError(
                 f"--batch_size={FLAGS.batch_size} is more than the split's "

@@ -24,7 +24,7 @@ from experiments.job import Job
 from jaxprune import checkpoint, data, plots, processes, ranking, sweep, taps
 from jaxprune.errors import InputError, check_choice
 from jaxprune.results import SweepResult
-from jaxprune.tapped import tap_layer
+from jaxprune.tapped import TappedLayer, tap_layer
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("layer", None, "Convolution to prune. Default: the last one.")
@@ -59,48 +59,62 @@ def main() -> None:
 
     variables = train.train_or_restore(run)
     facts = describe(run, variables)
+    folders = _folders(run, layer.name, ks, facts)
     try:
-        _sweep(run, variables, split, rank_split, layer.name, ks, batch_size, facts)
+        tapped = _tap(run, variables, split, rank_split, layer.name, batch_size)
+        results = _sweep(tapped, variables, folders, ks, facts)
     except KeyboardInterrupt:
         raise cli.Interrupted(
             f"interrupted: the trained network is kept in {run.checkpoints}, finished "
             "sweeps beside it; the same command begins this sweep again"
         ) from None
+    if not processes.is_first():
+        return
+    plots.draw_training(run.workdir)
+    if len(results) > 1:
+        name = f"fills-{layer.name.replace('/', '.')}-{facts['criterion']}.png"
+        plots.save(plots.compare_fills(results), run.workdir / name)
+        print(f"curves:      {run.workdir / name}")
 
 
-def _sweep(
+def _tap(
     run: Job,
     variables: Any,
     split: data.Split,
     rank_split: data.Split,
     layer: str,
-    ks: tuple[int, ...],
     batch_size: int,
-    facts: dict[str, Any],
-) -> None:
-    recipe = run.config.recipe
-    criterion = FLAGS.criterion or recipe.criterion
-    fill = FLAGS.fill or recipe.fill
-    fills = list(sweep.FILLS) if fill == "all" else [fill]
-    folders = {f: _folder(run, layer, criterion, f, facts, ks) for f in fills}
+) -> TappedLayer:
+    """Runs the trunk."""
     same = FLAGS.rank_split == FLAGS.eval_split
-    total = len(split) + (0 if same else len(rank_split))
+    sources = [split] if same else [split, rank_split]
+    total = sum(len(processes.share(source)) for source in sources)
     with cluster.progress(total=total, unit="img", desc="feature maps") as bar:
-        tapped = tap_layer(
+        return tap_layer(
             run.apply,
             variables,
             split,
             layer=layer,
-            tap=facts["tap"],
+            tap=FLAGS.tap or run.config.recipe.tap,
             rank_split=None if same else rank_split,
             batch_size=batch_size,
             mesh=cluster.local_mesh(),
             on_images=bar.update,
         )
-    scores = ranking.CRITERIA[criterion](tapped.mean_feature_map)
+
+
+def _sweep(
+    tapped: TappedLayer,
+    variables: Any,
+    folders: dict[str, Path],
+    ks: tuple[int, ...],
+    facts: dict[str, Any],
+) -> list[SweepResult]:
+    """Sweeps with each fill, saves, draws and prints."""
+    scores = ranking.CRITERIA[facts["criterion"]](tapped.mean_feature_map)
     results: list[SweepResult] = []
     for fill, folder in folders.items():
-        total = len(split) * len(ks)
+        total = len(tapped.own) * len(ks)
         with cluster.progress(total=total, unit="eval", desc=f"fill {fill}") as bar:
             result = sweep.sweep_layer(
                 tapped,
@@ -119,13 +133,7 @@ def _sweep(
             _print_scores(result)
         _print_curve(result, folder)
         results.append(result)
-    if not processes.is_first():
-        return
-    plots.draw_training(run.workdir)
-    if len(results) > 1:
-        path = run.workdir / f"fills-{layer.replace('/', '.')}-{criterion}.png"
-        plots.save(plots.compare_fills(results), path)
-        print(f"curves:      {path}")
+    return results
 
 
 def check_names() -> None:
@@ -189,32 +197,38 @@ def _commit() -> str | None:
         return None
 
 
-def _folder(
-    run: Job,
-    layer: str,
-    criterion: str,
-    fill: str,
-    facts: dict[str, Any],
-    ks: tuple[int, ...],
-) -> Path:
-    """The sweep's folder, unless it holds a sweep made otherwise."""
-    folder = run.workdir / f"sweep-{layer.replace('/', '.')}-{criterion}-{fill}"
-    if (folder / "summary.json").exists():
-        old = SweepResult.load(folder)
-        keys = ("weights", "tap", "rank_split", "eval_split", "dtype")
-        differences = [
-            f"{key} is {old.about.get(key)}, not {facts[key]}"
-            for key in keys
-            if old.about.get(key) != facts[key]
-        ]
-        if old.ks != ks:
-            differences.append(f"it has {len(old.ks)} values of K, not these {len(ks)}")
-        if differences:
+def differences(saved: SweepResult, facts: dict[str, Any]) -> list[str]:
+    """What a saved sweep was made with that is otherwise now."""
+    return [
+        f"{key} is {saved.about.get(key)!s:.24}, not {facts[key]!s:.24}"
+        for key in ("weights", "tap", "rank_split", "eval_split", "dtype")
+        if saved.about.get(key) != facts[key]
+    ]
+
+
+def _folders(
+    run: Job, layer: str, ks: tuple[int, ...], facts: dict[str, Any]
+) -> dict[str, Path]:
+    """Each fill's folder, unless one holds a sweep made otherwise."""
+    fill = FLAGS.fill or run.config.recipe.fill
+    name = f"sweep-{layer.replace('/', '.')}-{facts['criterion']}"
+    folders = {
+        f: run.workdir / f"{name}-{f}"
+        for f in (sweep.FILLS if fill == "all" else [fill])
+    }
+    for folder in folders.values():
+        if not (folder / "summary.json").exists():
+            continue
+        saved = SweepResult.load(folder)
+        found = differences(saved, facts)
+        if saved.ks != ks:
+            found.append(f"it has {len(saved.ks)} values of K, not these {len(ks)}")
+        if found:
             raise InputError(
-                f"{folder} holds another sweep: {'; '.join(differences)}. Remove it, "
+                f"{folder} holds another sweep: {'; '.join(found)}. Remove it, "
                 "or give another --workdir"
             )
-    return folder
+    return folders
 
 
 def _print_scores(result: SweepResult) -> None:

@@ -26,7 +26,7 @@ from jaxprune.errors import InputError
 from jaxprune.files import sha256
 
 WEIGHTS, SPEC, PROGRAM = "weights.safetensors", "spec.json", "model.stablehlo"
-FORMAT = 1
+FORMAT = 2
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -59,7 +59,7 @@ def write(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        safetensors.save_file(arrays, new / WEIGHTS)
+        (new / WEIGHTS).write_bytes(safetensors.save(arrays))
         if program is not None:
             (new / PROGRAM).write_bytes(program)
         files = {

@@ -8,7 +8,7 @@ rows that it feeds in the layers that read it. It still sent something there: a
 constant, since its masked value is one, and all that follows up to the next layer is
 computed from constants. The constant is added to a dense layer's bias. A convolution
 pads with zeros, so that at the border it reads the constant less often: there it is a
-map, in the collection "offsets".
+map, in the collection "offsets", kept as its few different rows and an index to them.
 
 Axes: N images, P channels of a layer, F input features of a later layer.
 """
@@ -224,7 +224,7 @@ def cut_variables(
             if not keep.any():
                 raise InputError(f"'{layer}' reads pruned channels only: keep one more")
             value = value[..., keep, :]
-        if layer in outputs:
+        if layer in outputs and not path.endswith("/index"):
             value = value[..., outputs[layer]]
         flat[path] = np.ascontiguousarray(value)
     return unflatten_dict(flat, sep="/")
@@ -289,8 +289,14 @@ def _fold(
     else:
         sent = np.asarray(proof_lib.linear(call.module, kernel, jnp.asarray(constants)))
     sent = sent[0].astype(np.float32)
-    rows = sent.reshape(-1, kernel.shape[-1])
-    if (rows == rows[0]).all():
-        sent = rows[0]
-    path = f"offsets/{call.name}/map"
-    flat[path] = np.asarray(flat.get(path, np.float32(0)) + sent)
+    path = f"offsets/{call.name}"
+    if f"{path}/rows" in flat:
+        sent = sent + flat[f"{path}/rows"][flat[f"{path}/index"]]
+    positions = sent.shape[:-1]
+    rows, index = np.unique(
+        sent.reshape(-1, kernel.shape[-1]), axis=0, return_inverse=True
+    )
+    flat[f"{path}/rows"] = rows
+    flat[f"{path}/index"] = index.reshape(positions).astype(
+        np.min_scalar_type(len(rows))
+    )

@@ -205,14 +205,14 @@ def _resize(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
     changes = {}
     if module.has_variable("params", "kernel"):
         changes["features"] = module.get_variable("params", "kernel").shape[-1]
-    if module.has_variable("offsets", "map"):
+    if module.has_variable("offsets", "rows"):
         field, default = (
             ("conv_general_dilated", lax.conv_general_dilated)
             if isinstance(module, nn.Conv)
             else ("dot_general", lax.dot_general)
         )
-        offset = jnp.asarray(module.get_variable("offsets", "map"))
-        changes[field] = with_offset(getattr(module, field) or default, offset)
+        offset = (module.get_variable("offsets", name) for name in ("rows", "index"))
+        changes[field] = with_offset(getattr(module, field) or default, *offset)
     before = {name: getattr(module, name) for name in changes}
     try:
         for name, value in changes.items():

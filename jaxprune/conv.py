@@ -51,17 +51,24 @@ def conv_general_dilated(
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
 
-def with_offset(function: Callable[..., Array], offset: Array) -> Callable[..., Array]:
-    """`function` with a map [H, W, C] (or a row [C]) added to what it returns.
+def with_offset(
+    function: Callable[..., Array], rows: Any, index: Any
+) -> Callable[..., Array]:
+    """`function` with the map rows[index] [H, W, C] added to what it returns.
 
     For the `conv_general_dilated` of `nn.Conv` and the `dot_general` of `nn.Dense`:
     what removed channels sent to the layer, which at a padded border differs from
-    position to position, as a bias does not.
+    position to position, as a bias does not. It has few different rows.
+
+    Args:
+      function: what computes the layer's product.
+      rows: the different rows [R, C].
+      index: the row of each position [H, W].
     """
 
     def shifted(*args: Any, **kwargs: Any) -> Array:
         y = function(*args, **kwargs)
-        return y + offset.astype(y.dtype)
+        return y + jnp.asarray(rows)[jnp.asarray(index)].astype(y.dtype)
 
     return shifted
 

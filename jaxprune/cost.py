@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
@@ -21,7 +22,7 @@ class Cost:
     """What a network costs.
 
     Attributes:
-      parameters: numbers in all variables: weights, BatchNorm statistics, offset maps.
+      parameters: weights, BatchNorm statistics, rows of offset maps; no indices.
       multiply_adds: of the convolutions and dense layers, for one input.
       file_bytes: of the variables as safetensors.
       memory_bytes: of the variables in memory.
@@ -47,7 +48,9 @@ def cost(apply: taps.Apply, variables: Any, x: Array) -> Cost:
     compiled = jax.jit(lambda v, x: apply(v, x)).lower(variables, x).compile()
     memory = compiled.memory_analysis()
     return Cost(
-        parameters=sum(leaf.size for leaf in leaves),
+        parameters=sum(
+            leaf.size for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ),
         multiply_adds=multiply_adds(apply, variables, x[:1]),
         file_bytes=len(safetensors.save(arrays)),
         memory_bytes=sum(leaf.nbytes for leaf in leaves),

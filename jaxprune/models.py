@@ -114,8 +114,9 @@ def _conv(parent: Any, width: int, name: str) -> nn.Conv:
     """A 3x3 convolution; a compacted network has a map to add to what some return."""
     function = conv_general_dilated
     if parent.has_variable("offsets", name):
-        offset = jnp.asarray(parent.get_variable("offsets", name)["map"])
-        function = with_offset(conv_general_dilated, offset)
+        function = with_offset(
+            conv_general_dilated, **parent.get_variable("offsets", name)
+        )
     return nn.Conv(
         width, (3, 3), dtype=parent.dtype, conv_general_dilated=function, name=name
     )

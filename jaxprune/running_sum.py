@@ -12,6 +12,7 @@ its features, U its units, M pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -109,6 +110,9 @@ class RunningSum:
         # Padded to whole steps with channels that change nothing.
         steps = np.pad(reader.features[order], [(0, -channels % STEP), (0, 0)])
         is_channel = np.arange(len(steps)) < channels
+        # Parts are small beside their sum: a matrix unit that rounds its factors would
+        # lose them.
+        product = partial(jnp.matmul, precision="highest")
 
         def read(variables: Any, images: Array, fm: Array) -> tuple[Array, ...]:
             """What the dense layer is given, whole and with all channels filled."""
@@ -131,7 +135,7 @@ class RunningSum:
             """The dense layer's sum [B, U] with the `first` channels pruned."""
             params = at_path(variables["params"], reader.name)
             x = jnp.where(rank >= first, whole, filled)
-            return x @ params["kernel"] + params.get("bias", 0.0)
+            return product(x, params["kernel"]) + params.get("bias", 0.0)
 
         def predict(
             variables: Any, images: Array, total: Array, change: Array,
@@ -143,7 +147,7 @@ class RunningSum:
             kernel = kernel[jnp.asarray(steps)[step].reshape(-1)]
             parts = change[image[:, None], step]
             parts = jnp.where((np.arange(STEP) < pruned[:, None])[..., None], parts, 0)
-            added = parts.reshape(len(image), -1) @ kernel
+            added = product(parts.reshape(len(image), -1), kernel)
             logits = taps.replace(
                 apply, variables, images[image], reader.name, total[image] + added
             )

@@ -141,7 +141,7 @@ def capture_input(
             if context.module.path == path:
                 return feature_map
             if context.module.path == reader_path:
-                given.append(args[0])
+                given.append(args[0] if args else kwargs["inputs"])
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(substitute):

@@ -18,9 +18,14 @@ from jaxtyping import Float
 Grid = list[list[Array]]
 Matrix = tuple[tuple[float, ...], ...]
 
-_B: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
-_G: Matrix = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-_A: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
+_B: Matrix = (
+    (1.0, 0.0, -1.0, 0.0),
+    (0.0, 1.0, 1.0, 0.0),
+    (0.0, -1.0, 1.0, 0.0),
+    (0.0, 1.0, 0.0, -1.0),
+)
+_G: Matrix = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+_A: Matrix = ((1.0, 1.0, 1.0, 0.0), (0.0, 1.0, -1.0, -1.0))
 
 # Transforms are four times a feature map: beyond so many bytes they are made for a part
 # of the images at a time, in so many parts at most, each of which is compiled.

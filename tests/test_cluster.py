@@ -114,6 +114,24 @@ def test_bad_flags(script, flags, message):
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("environment", "several"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_what_slurm_and_tpu_pods_say(monkeypatch, environment, several):
+    for name in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cluster._is_cluster() == several
+
+
 def test_hosts_with_different_devices_are_refused(monkeypatch):
     monkeypatch.setattr(
         cluster.processes, "gather",
@@ -147,6 +165,4 @@ def test_out_of_memory_says_what_to_lower(capsys):
     with pytest.raises(SystemExit) as end:
         cli._guard(lambda: jax.numpy.zeros(2**45, np.uint8).block_until_ready())
     assert end.value.code == cli.BAD_INPUT
-    assert re.search(
-        "error: out of memory: lower --batch_size", capsys.readouterr().err
-    )
+    assert "error: out of memory: lower --batch_size" in capsys.readouterr().err

@@ -5,7 +5,9 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from jaxprune import conv
+from jaxprune import conv, winograd
+from jaxprune import mesh as mesh_lib
+from jaxprune.mesh import make_mesh
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -19,7 +21,8 @@ def x64():
 @pytest.mark.parametrize(
     ("height", "width", "c_in", "c_out", "kernel"),
     [(2, 2, 5, 7, (3, 3)), (1, 1, 3, 2, (3, 3)), (3, 3, 20, 4, (1, 1)),
-     (7, 6, 3, 4, (3, 5)), (8, 8, 20, 4, (5, 3)), (9, 1, 2, 2, (3, 3))],
+     (7, 6, 3, 4, (3, 5)), (8, 8, 20, 4, (5, 3)), (9, 1, 2, 2, (3, 3)),
+     (16, 16, 32, 33, (3, 3)), (15, 17, 40, 32, (3, 3))],
 )  # fmt: skip
 def test_values_and_gradients_equal_xlas_in_float64(
     x64, height, width, c_in, c_out, kernel
@@ -63,6 +66,54 @@ def test_takes_all_that_nn_conv_passes(options):
     np.testing.assert_allclose(
         a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance
     )
+
+
+@pytest.mark.parametrize("chunk", [1, 2**14, 2**25])
+def test_winograd_in_parts_equals_the_plain_sum(x64, monkeypatch, chunk):
+    monkeypatch.setattr(winograd, "_CHUNK_BYTES", chunk)
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(11, 5, 6, 3)), rng.normal(size=(3, 3, 3, 4))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y = sum(
+        padded[:, i : i + 5, j : j + 6] @ w[i, j] for i in range(3) for j in range(3)
+    )
+    got = winograd.convolve(jnp.asarray(x), jnp.asarray(w), None)
+    np.testing.assert_allclose(got, y, atol=1e-12)
+    gradient = rng.normal(size=y.shape)
+    expected = np.stack(
+        [
+            [
+                np.einsum("nhwi,nhwo->io", padded[:, i : i + 5, j : j + 6], gradient)
+                for j in range(3)
+            ]
+            for i in range(3)
+        ]
+    )
+    got = winograd.kernel_gradient(jnp.asarray(x), jnp.asarray(gradient), None)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_a_sharded_batch():
+    mesh = make_mesh()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 12, 12, 32)).astype(np.float32)
+    w = rng.normal(size=(3, 3, 32, 32)).astype(np.float32)
+
+    @jax.jit
+    def gradients(x, w):
+        def loss(x, w):
+            y = conv.conv_general_dilated(
+                x, w, (1, 1), "SAME", dimension_numbers=NUMBERS
+            )
+            return jnp.sum(jnp.sin(y))
+
+        return jax.grad(loss, (0, 1))(x, w)
+
+    alone = gradients(x, w)
+    spread = gradients(mesh_lib.spread(x, mesh), mesh_lib.replicate(w, mesh))
+    for a, b in zip(alone, spread, strict=True):
+        # Sums of up to 2,304 float32 products.
+        np.testing.assert_allclose(a, b, atol=1e-3)
 
 
 def test_vmap_over_kernels():

@@ -323,3 +323,10 @@ def test_exit_code_of_the_real_command(tmp_path):
         done.stderr.strip().splitlines()[-1].startswith("error: unknown model 'nope'")
     )
     assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    code = "from experiments import cli; cli.run(lambda: print('x' * 10**6))"
+    command = f'{sys.executable} -c "{code}" | head -c 1'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("x", "")
