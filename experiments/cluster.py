@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import warnings
 from typing import Any
 
 import jax
@@ -151,11 +152,14 @@ def _check_hosts() -> None:
 def _use_compilation_cache() -> None:
     if not FLAGS.compilation_cache:
         return
-    folder = cache_folder(FLAGS.cache_dir) / "compiled"
+    folder = cache_folder(FLAGS.cache_dir).resolve() / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return  # a machine without a cache folder compiles every time
+    # A cache that cannot be used (a full disk) is no concern of the user's.
+    message = "Error (reading|writing) persistent compilation cache"
+    warnings.filterwarnings("ignore", message=message)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

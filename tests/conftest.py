@@ -15,7 +15,7 @@ import pytest
 from absl.testing import flagsaver
 from hypothesis import HealthCheck, settings
 
-from experiments import cli
+from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
 from jaxprune.data import Split
 
 # Compilation makes single examples slow; a run in CI is repeatable.
@@ -47,7 +47,9 @@ def script(capsys, tmp_path, monkeypatch):
         code = 0
         with flagsaver.flagsaver():
             try:
-                cli._parse([module.__name__, *map(str, arguments)])
+                # JAX keeps the first cache folder of a process for good.
+                no_cache = "--nocompilation_cache"
+                cli._parse([module.__name__, no_cache, *map(str, arguments)])
                 cli._guard(module.main)
             except SystemExit as end:
                 code = end.code
