@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
 Grid = list[list[Array]]
@@ -92,6 +92,9 @@ def _windows(images: Array) -> Grid:
     """The 4 x 4 inputs of every tile: entry (i, j) of all of them, [N, H/2, W/2, I]."""
     h, w = images.shape[1:3]
     x = jnp.pad(images, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
+    # Else XLA works out all that led to x again in each of the 16 sums, and compiles
+    # the layers before as often.
+    x = lax.optimization_barrier(x)
     h, w = h + h % 2, w + w % 2
     return [[x[:, i : i + h : 2, j : j + w : 2] for j in range(4)] for i in range(4)]
 
