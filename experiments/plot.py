@@ -8,14 +8,14 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from jaxprune import plots
+from jaxprune import plots, plots_maps
 from jaxprune.errors import InputError, check_choice
 from jaxprune.results import SweepResult
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("order", "channel", f"Tiles by: {', '.join(plots.ORDERS)}.")
+flags.DEFINE_string("order", "channel", f"Tiles by: {', '.join(plots_maps.ORDERS)}.")
 flags.DEFINE_string(
-    "normalize", "shared", f"Scale of the tiles: {', '.join(plots.SCALES)}."
+    "normalize", "shared", f"Scale of the tiles: {', '.join(plots_maps.SCALES)}."
 )
 flags.DEFINE_integer(
     "confusion_k",
@@ -28,8 +28,8 @@ def main() -> None:
     """Draws every picture."""
     if FLAGS.workdir is None:
         raise InputError("say which run with --workdir")
-    check_choice("order", FLAGS.order, plots.ORDERS)
-    check_choice("normalize", FLAGS.normalize, plots.SCALES)
+    check_choice("order", FLAGS.order, plots_maps.ORDERS)
+    check_choice("normalize", FLAGS.normalize, plots_maps.SCALES)
     workdir = Path(FLAGS.workdir)
     folders = sorted(path.parent for path in workdir.glob("sweep-*/summary.json"))
     if not folders:

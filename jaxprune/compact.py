@@ -3,17 +3,12 @@
     small = compact(model, variables, "conv2d_12", keep, fill="zero", example=x)
     logits = small(x)
 
-Removing a channel cuts the convolution's outputs, every BatchNorm behind it and the
-rows that it feeds in the layers that read it. It still sent something there: a
-constant, since its masked value is one, and all that follows up to the next layer is
-computed from constants. The constant is added to a dense layer's bias. A convolution
-pads with zeros, so that at the border it reads the constant less often: there it is a
-map, in the collection "offsets", kept as its few different rows and an index to them.
+See `jaxprune.cut` for what is cut and what is folded in.
 
-Axes: N images, P channels of a layer, F input features of a later layer.
+Axes: N images, P channels of a layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.core import unfreeze
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from jaxprune import dependence, masking, taps
+from jaxprune import dependence, masking
 from jaxprune import proof as proof_lib
 from jaxprune.compact_network import BY_WIDTHS, Compact
+from jaxprune.cut import cut_variables
 from jaxprune.errors import InputError
 from jaxprune.masking import Fill, Pruning
 from jaxprune.proof import Proof
@@ -192,111 +187,3 @@ def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
     if getattr(output, "ndim", 0) != 2 or output.shape != expected.shape:
         shapes = jax.tree.map(jnp.shape, output)
         raise InputError(f"the network must return logits [N, C], got {shapes}")
-
-
-def cut_variables(
-    apply: taps.Apply, variables: Any, prunings: Sequence[Pruning], x: Array
-) -> Any:
-    """The smaller variables, what pruned channels send on folded in.
-
-    Args:
-      apply: the network.
-      variables: its variables.
-      prunings: what to remove.
-      x: one input.
-
-    Raises:
-      InputError: a layer would read nothing that is left.
-    """
-    flat = flatten_dict(variables, sep="/")
-    consumers = {name for p in prunings for name in p.flow.consumers}
-    calls = {c.name: c for c in dependence.list_calls(apply, variables, x)}
-    given = _observe(masking.mask_channels(apply, prunings), variables, x, consumers)
-    for name in sorted(consumers):
-        _fold(flat, calls[name], prunings, given[name])
-    outputs = {p.flow.layer: p.keep for p in prunings}
-    for name in {name for p in prunings for name in p.flow.norms}:
-        outputs[name] = _kept_of(prunings, name, "norms")
-    for path, value in flat.items():
-        layer = "/".join(path.split("/")[1:-1])
-        if layer in consumers and path.endswith("/kernel"):
-            keep = _kept_of(prunings, layer, "consumers")
-            if not keep.any():
-                raise InputError(f"'{layer}' reads pruned channels only: keep one more")
-            value = value[..., keep, :]
-        if layer in outputs and not path.endswith("/index"):
-            value = value[..., outputs[layer]]
-        flat[path] = np.ascontiguousarray(value)
-    return unflatten_dict(flat, sep="/")
-
-
-def _kept_of(prunings: Sequence[Pruning], name: str, role: str) -> np.ndarray:
-    """Features of a layer that every pruning leaves."""
-    masks = [
-        p.kept_features(getattr(p.flow, role)[name])
-        for p in prunings
-        if name in getattr(p.flow, role)
-    ]
-    return np.logical_and.reduce(masks)
-
-
-def _observe(
-    apply: taps.Apply, variables: Any, x: Array, names: set[str]
-) -> dict[str, np.ndarray]:
-    """What the named layers are given."""
-
-    def run(variables: Any, x: Array) -> dict[str, Array]:
-        given: dict[str, Array] = {}
-
-        def note(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-            name = "/".join(context.module.path)
-            if name in names and context.method_name == "__call__":
-                given[name] = args[0] if args else kwargs["inputs"]
-            return next_fun(*args, **kwargs)
-
-        with nn.intercept_methods(note):
-            apply(variables, x)
-        return given
-
-    return {k: np.asarray(v) for k, v in jax.jit(run)(variables, x).items()}
-
-
-def _fold(
-    flat: dict[str, Any],
-    call: dependence.Call,
-    prunings: Sequence[Pruning],
-    given: np.ndarray,
-) -> None:
-    """Adds to `flat` what the pruned features send through a layer."""
-    folded = np.zeros(given.shape[-1], bool)
-    dropped = np.zeros(given.shape[-1], bool)
-    for pruning in prunings:
-        if call.name in pruning.flow.consumers:
-            gone = ~pruning.kept_features(pruning.flow.consumers[call.name])
-            (dropped if pruning.values is None else folded)[gone] = True
-    constants = np.where(folded & ~dropped, given, 0).astype(np.float32)
-    if not constants.any():
-        return
-    kernel = flat[f"params/{call.name}/kernel"]
-    uniform = (constants == constants.reshape(-1, given.shape[-1])[0]).all()
-    bias = f"params/{call.name}/bias"
-    if isinstance(call.module, nn.Dense):
-        sent = constants.astype(np.float64) @ kernel.astype(np.float64)
-        if uniform and bias in flat:
-            row = sent.reshape(-1, kernel.shape[-1])[0]
-            flat[bias] = (flat[bias] + row).astype(flat[bias].dtype)
-            return
-    else:
-        sent = np.asarray(proof_lib.linear(call.module, kernel, jnp.asarray(constants)))
-    sent = sent[0].astype(np.float32)
-    path = f"offsets/{call.name}"
-    if f"{path}/rows" in flat:
-        sent = sent + flat[f"{path}/rows"][flat[f"{path}/index"]]
-    positions = sent.shape[:-1]
-    rows, index = np.unique(
-        sent.reshape(-1, kernel.shape[-1]), axis=0, return_inverse=True
-    )
-    flat[f"{path}/rows"] = rows
-    flat[f"{path}/index"] = index.reshape(positions).astype(
-        np.min_scalar_type(len(rows))
-    )

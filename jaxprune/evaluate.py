@@ -1,7 +1,7 @@
 """Predictions under many masks: of every (image, mask) pair, or of those that change.
 
-A mask's network is `logits(variables, images, feature_map, kept)`: `kept` is True where
-a channel is kept, [P] for a whole batch or [B, P] with a row for each image.
+A mask is True where a channel is kept. What the network's end reads besides the layer's
+feature map is worked out once for each batch, see `jaxprune.around`.
 
 Axes: B images of a batch, P channels, K masks, M pairs.
 """
@@ -17,9 +17,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxprune import mesh as meshes
+from jaxprune.around import Head
 from jaxprune.mesh import DATA, MASK, REPLICATED, SPREAD, Sharded
-
-Logits = Callable[[Any, Array, Array, Array], Array]
 
 # Elements of an array that one evaluation holds: enough to keep a matrix unit busy,
 # and 16 MiB of float32 on a CPU.
@@ -126,23 +125,22 @@ class EveryPair:
 
     def __init__(
         self,
-        logits: Logits,
+        head: Head,
         mesh: Mesh,
         masks: Bool[np.ndarray, "K P"],
         mask_chunk: int,
     ):
-        def predict(variables: Any, images: Array, fm: Array, masks: Array) -> Array:
-            return _predict_masks(lambda m: logits(variables, images, fm, m), masks)
+        def predict(variables: Any, around: Any, fm: Array, masks: Array) -> Array:
+            return _predict_masks(
+                lambda mask: head.logits(variables, around, fm, mask), masks
+            )
 
         data, mask = PartitionSpec(DATA), PartitionSpec(MASK)
-        self.functions = [
-            Sharded(
-                predict,
-                mesh,
-                (REPLICATED, data, data, mask),
-                PartitionSpec(MASK, DATA),
-            )
-        ]
+        self._around = Sharded(head.around, mesh, (REPLICATED, SPREAD), SPREAD)
+        self._predict = Sharded(
+            predict, mesh, (REPLICATED, data, data, mask), PartitionSpec(MASK, DATA)
+        )
+        self.functions = [self._around, self._predict]
         self.evaluated = 0
         self._masks = masks
         self._chunk = meshes.round_up(min(mask_chunk, len(masks)), mesh.shape[MASK])
@@ -151,10 +149,10 @@ class EveryPair:
         self, variables: Any, images: np.ndarray, feature_map: np.ndarray, size: int
     ) -> Int[np.ndarray, "K B"]:
         """Predictions of a batch whose first `size` images are real."""
-        (predict,) = self.functions
         self.evaluated += size * len(self._masks)
+        around = self._around(variables, images)
         outputs = (
-            predict(variables, images, feature_map, masks)
+            self._predict(variables, around, feature_map, masks)
             for masks in chunks(self._masks, self._chunk)
         )
         return np.concatenate(list(fetch(outputs)))[: len(self._masks)]
@@ -198,7 +196,7 @@ class ChangedPairs:
 
     def __init__(
         self,
-        logits: Logits,
+        head: Head,
         mesh: Mesh,
         order: Int[np.ndarray, " P"],
         ks: Sequence[int],
@@ -213,17 +211,24 @@ class ChangedPairs:
             return jnp.any(fm != jnp.asarray(fill, fm.dtype), axis=middle)
 
         def predict(
-            variables: Any, images: Array, fm: Array, image: Array, k: Array
+            variables: Any, around: Any, fm: Array, image: Array, k: Array
         ) -> Array:
             kept = jnp.asarray(rank) >= k[:, None]
-            some = logits(variables, images[image], fm[image], kept)
-            return jnp.argmax(some, axis=-1)
+            around = [array[image] for array in around]
+            logits = head.logits(variables, around, fm[image], kept)
+            return jnp.argmax(logits, axis=-1)
 
+        self._around = Sharded(head.around, mesh, (REPLICATED, SPREAD), SPREAD)
         self._differs = Sharded(differs, mesh, (SPREAD,), SPREAD)
         whole = (REPLICATED,) * 3
         self._predict = Sharded(predict, mesh, (*whole, SPREAD, SPREAD), SPREAD)
         self._every = every
-        self.functions = [self._differs, self._predict, *every.functions]
+        self.functions = [
+            self._around,
+            self._differs,
+            self._predict,
+            *every.functions,
+        ]
         self._evaluated = 0
         self._mesh, self._order, self._ks = mesh, order, np.asarray(ks, np.int32)
         self._pairs = meshes.round_up(pairs, mesh.size)
@@ -244,7 +249,8 @@ class ChangedPairs:
         self._evaluated += int(changed.sum())
         mask, image = np.nonzero(changed)
         pairs = np.stack([image.astype(np.int32), self._ks[mask]], axis=1)
-        batch = meshes.replicate((images, feature_map), self._mesh)
+        batch = (self._around(variables, images), feature_map)
+        batch = meshes.replicate(batch, self._mesh)
         outputs = (
             self._predict(variables, *batch, chunk[:, 0], chunk[:, 1])
             for chunk in chunks(pairs, self._pairs)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_GRID: dict[str, Any] = {"color": "0.9", "linewidth": 0.8}
+from jaxprune.plots import add_grid
 
 
 def against_k(rows: Sequence[dict[str, Any]], title: str) -> Figure:
@@ -55,8 +55,7 @@ def against_k(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     bottom.set_xlabel(f"K, channels pruned of {first['channels']}")
     top.set_title(title)
     for axes in (top, middle, bottom):
-        axes.grid(**_GRID)
-        axes.set_axisbelow(True)
+        add_grid(axes)
         axes.set_xlim(0, first["channels"])
         axes.legend(loc="lower left", framealpha=0.95)
     return figure
@@ -103,7 +102,6 @@ def finetuning(lines: Sequence[dict[str, Any]], baseline: float, title: str) -> 
     axes.set_ylabel("test accuracy")
     axes.set_title(title)
     axes.legend()
-    axes.grid(**_GRID)
-    axes.set_axisbelow(True)
+    add_grid(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

@@ -43,6 +43,13 @@ class SweepResult:
     class_names: tuple[str, ...]
     about: dict[str, Any]
 
+    @property
+    def title(self) -> str:
+        """What was swept, on one line."""
+        names = {key: self.about.get(key) for key in ("layer", "criterion", "fill")}
+        known = [f"{key} {name}" for key, name in names.items() if name]
+        return ", ".join([*filter(None, [self.about.get("model")]), *known])
+
     @cached_property
     def confusion(self) -> Int[np.ndarray, "K C C"]:
         """Counts of images by [k, true class, predicted class]."""

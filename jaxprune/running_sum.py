@@ -6,8 +6,8 @@ worked out again: for every run of STEP channels it is summed afresh for the bat
 which keeps rounding from adding up, and each pair adds the parts of the few channels
 that were pruned since.
 
-Axes: B images, P channels, R features of the dense layer that hold one channel, F all
-its features, U its units, M pairs.
+Axes: B images, P channels, S as many as fill whole steps, R features of the dense layer
+that hold one channel, F all its features, U its units, M pairs.
 """
 
 from collections.abc import Sequence
@@ -86,6 +86,73 @@ def find_dense_reader(
     return DenseReader(name, call.output.shape[-1], features, owner)
 
 
+@dataclass(frozen=True)
+class _Network:
+    """The network around a dense reader, its channels by rank in whole steps.
+
+    Attributes:
+      rank: of the channel that each feature holds; above all of them where none.
+      steps: features of each channel by rank, padded with channels that change nothing.
+    """
+
+    apply: taps.Apply
+    layer: str
+    reader: DenseReader
+    fill: Float[np.ndarray, " P"] | None
+    rank: Int[np.ndarray, " F"]
+    steps: Int[np.ndarray, "S R"]
+
+    def read(self, variables: Any, images: Array, fm: Array) -> tuple[Array, ...]:
+        """What the dense layer is given, whole and with all channels filled [B, F].
+
+        Also what filling each channel changes there [B, S, R], and whether it does.
+        """
+
+        def given(feature_map: Array) -> Array:
+            network = partial(
+                taps.replace, self.apply, layer=self.layer, feature_map=feature_map
+            )
+            name = self.reader.name
+            return taps.capture_inputs(network, variables, images, [name])[name]
+
+        whole = given(fm)
+        if self.fill is None:
+            filled = jnp.where(self.reader.owner < 0, whole, 0.0)
+        else:
+            fill = jnp.asarray(self.fill, fm.dtype)
+            filled = given(jnp.broadcast_to(fill, fm.shape))
+        is_channel = np.arange(len(self.steps)) < len(self.reader.features)
+        change = (filled - whole)[:, self.steps]
+        change = jnp.where(is_channel[:, None], change, 0.0)
+        return whole, filled, change, jnp.any(change != 0, axis=-1)
+
+    def start(self, variables: Any, whole: Array, filled: Array, first: Array) -> Array:
+        """The dense layer's sum [B, U] with the `first` channels pruned."""
+        params = at_path(variables["params"], self.reader.name)
+        x = jnp.where(self.rank >= first, whole, filled)
+        return _product(x, params["kernel"]) + params.get("bias", 0.0)
+
+    def predict(
+        self, variables: Any, images: Array, total: Array, change: Array,
+        first: Array, image: Array, pruned: Array,
+    ) -> Array:  # fmt: skip
+        """Classes [M] with so many channels pruned since the sum was fresh."""
+        name = self.reader.name
+        step = first + np.arange(STEP)
+        kernel = at_path(variables["params"], name)["kernel"]
+        kernel = kernel[jnp.asarray(self.steps)[step].reshape(-1)]
+        parts = change[image[:, None], step]
+        parts = jnp.where((np.arange(STEP) < pruned[:, None])[..., None], parts, 0)
+        total = total[image] + _product(parts.reshape(len(image), -1), kernel)
+        logits = taps.replace(self.apply, variables, images[image], name, total)
+        return jnp.argmax(logits, axis=-1)
+
+
+# Parts are small beside their sum: a matrix unit that rounds its factors would lose
+# them.
+_product = partial(jnp.matmul, precision="highest")
+
+
 class RunningSum:
     """Evaluates the pairs that change what the dense layer reads.
 
@@ -107,56 +174,12 @@ class RunningSum:
     ):
         channels = len(order)
         rank = np.append(np.argsort(order), channels)[reader.owner]
-        # Padded to whole steps with channels that change nothing.
         steps = np.pad(reader.features[order], [(0, -channels % STEP), (0, 0)])
-        is_channel = np.arange(len(steps)) < channels
-        # Parts are small beside their sum: a matrix unit that rounds its factors would
-        # lose them.
-        product = partial(jnp.matmul, precision="highest")
-
-        def read(variables: Any, images: Array, fm: Array) -> tuple[Array, ...]:
-            """What the dense layer is given, whole and with all channels filled."""
-
-            def given(fm: Array) -> Array:
-                return taps.capture_input(
-                    apply, variables, images, layer, fm, reader.name
-                )
-
-            whole = given(fm)
-            if fill is None:
-                filled = jnp.where(reader.owner < 0, whole, 0.0)
-            else:
-                filled = given(jnp.broadcast_to(jnp.asarray(fill, fm.dtype), fm.shape))
-            change = (filled - whole)[:, steps]
-            change = jnp.where(is_channel[:, None], change, 0.0)
-            return whole, filled, change, jnp.any(change != 0, axis=-1)
-
-        def start(variables: Any, whole: Array, filled: Array, first: Array) -> Array:
-            """The dense layer's sum [B, U] with the `first` channels pruned."""
-            params = at_path(variables["params"], reader.name)
-            x = jnp.where(rank >= first, whole, filled)
-            return product(x, params["kernel"]) + params.get("bias", 0.0)
-
-        def predict(
-            variables: Any, images: Array, total: Array, change: Array,
-            first: Array, image: Array, pruned: Array,
-        ) -> Array:  # fmt: skip
-            """Classes [M] with so many channels pruned since the sum was fresh."""
-            step = first + np.arange(STEP)
-            kernel = at_path(variables["params"], reader.name)["kernel"]
-            kernel = kernel[jnp.asarray(steps)[step].reshape(-1)]
-            parts = change[image[:, None], step]
-            parts = jnp.where((np.arange(STEP) < pruned[:, None])[..., None], parts, 0)
-            added = product(parts.reshape(len(image), -1), kernel)
-            logits = taps.replace(
-                apply, variables, images[image], reader.name, total[image] + added
-            )
-            return jnp.argmax(logits, axis=-1)
-
+        network = _Network(apply, layer, reader, fill, rank, steps)
         whole, spread = (REPLICATED,), (SPREAD, SPREAD)
-        self._read = Sharded(read, mesh, (*whole, *spread), SPREAD)
-        self._start = Sharded(start, mesh, (*whole, *spread, *whole), SPREAD)
-        self._predict = Sharded(predict, mesh, (*whole * 5, *spread), SPREAD)
+        self._read = Sharded(network.read, mesh, (*whole, *spread), SPREAD)
+        self._start = Sharded(network.start, mesh, (*whole, *spread, *whole), SPREAD)
+        self._predict = Sharded(network.predict, mesh, (*whole * 5, *spread), SPREAD)
         self.functions = [self._read, self._start, self._predict]
         self.evaluated = 0
         self._channels, self._ks = channels, np.asarray(ks, np.int32)

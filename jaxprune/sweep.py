@@ -11,18 +11,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxprune import masking, processes, ranking, taps
 from jaxprune import mesh as meshes
+from jaxprune.around import Head, make_head
 from jaxprune.dependence import channel_flow
 from jaxprune.errors import check_choice
 from jaxprune.evaluate import (
     ChangedPairs,
     EveryPair,
-    Logits,
     chunk_size,
     fill_channels,
 )
@@ -130,46 +131,48 @@ def _evaluation(
     mask_chunk: int | None,
     dense: bool,
 ) -> tuple[Evaluation, int]:
-    """How to evaluate the masks, and the number of images to give it at once.
-
-    Where the network reaches its end around the layer, every pair is evaluated: what
-    lies around is worked out once for all masks there, and once per pair otherwise.
-    """
+    """How to evaluate the masks, and the number of images to give it at once."""
     apply, layer, mesh = tapped.apply, tapped.name, tapped.mesh
     batch_size = tapped.batch_size
-    elements = math.prod(tapped.mean_feature_map.shape)
+    head = _head(tapped, variables, fill)
+    around = [math.prod(shape) for shape in head.shapes_around(variables, 1)]
+    elements = math.prod(tapped.mean_feature_map.shape) + sum(around)
     chunk = mask_chunk or chunk_size(elements * batch_size)
-    around = taps.reaches_around(apply, variables, tapped.example, layer)
-    plain = dense or around
     reader = None
-    if not plain:
+    if not dense and not around:
         reader = find_dense_reader(apply, variables, tapped.example, layer)
     if reader is not None:
         pairs = mask_chunk * batch_size if mask_chunk else chunk_size(reader.units)
         images = min(len(tapped.own), chunk_size(max(reader.units, elements // 4)))
         running = RunningSum(apply, layer, reader, mesh, order, ks, fill, pairs)
         return running, meshes.round_up(images, mesh.size)
-    logits = _masked_logits(tapped, variables, fill)
-    every = EveryPair(logits, mesh, ranking.prefix_masks(order, ks), chunk)
-    if plain or fill is None:
+    every = EveryPair(head, mesh, ranking.prefix_masks(order, ks), chunk)
+    if dense or fill is None:
         return every, batch_size
     pairs = chunk * batch_size
-    return ChangedPairs(logits, mesh, order, ks, fill, every, pairs), batch_size
+    return ChangedPairs(head, mesh, order, ks, fill, every, pairs), batch_size
 
 
-def _masked_logits(tapped: TappedLayer, variables: Any, fill: Any) -> Logits:
-    """(variables, images, feature map, kept channels) -> logits."""
-    if fill is not None:
-        return lambda variables, images, feature_map, kept: tapped.head(
-            variables, images, fill_channels(feature_map, kept, jnp.asarray(fill))
-        )
-    flow = channel_flow(tapped.apply, variables, tapped.example, tapped.name)
+def _head(tapped: TappedLayer, variables: Any, fill: np.ndarray | None) -> Head:
+    """The network behind the layer, given what goes around it and the kept channels."""
+    apply, layer = tapped.apply, tapped.name
+    if fill is None:
+        flow = channel_flow(apply, variables, tapped.example, layer)
 
     def logits(variables: Any, images: Array, fm: Array, kept: Array) -> Array:
-        apply = masking.drop_channels(tapped.apply, flow, kept)
-        return taps.replace(apply, variables, images, tapped.name, fm)
+        if fill is None:
+            network = masking.drop_channels(apply, flow, kept)
+        else:
+            network, fm = apply, fill_channels(fm, kept, jnp.asarray(fill))
+        return taps.replace(network, variables, images, layer, fm)
 
-    return logits
+    image = tapped.example
+    return make_head(
+        logits,
+        variables,
+        jax.ShapeDtypeStruct(image.shape[1:], image.dtype),
+        jax.ShapeDtypeStruct(tapped.mean_feature_map.shape, tapped.dtype),
+    )
 
 
 def _three_axes(feature_map: np.ndarray) -> np.ndarray:

@@ -49,6 +49,7 @@ class TappedLayer:
       mesh: the devices.
       trunk_seconds: time to compute the feature maps.
       compile_seconds: time to compile what computes them.
+      dtype: of the feature maps.
     """
 
     name: str
@@ -61,27 +62,20 @@ class TappedLayer:
     mesh: Mesh
     trunk_seconds: float
     compile_seconds: float
+    dtype: np.dtype
     _file: IO[bytes]
-    _dtype: np.dtype
 
     @cached_property
     def example(self) -> Array:
         """One image."""
         return jnp.asarray(self.split.read(np.arange(1)))
 
-    def head(self, variables: Any, images: Array, feature_map: Array) -> Array:
-        """Logits of the network from the layer on.
-
-        The images matter only where the network reaches its end around the layer.
-        """
-        return taps.replace(self.apply, variables, images, self.name, feature_map)
-
     def batches(self, batch_size: int) -> Iterator[tuple[Batch, np.ndarray]]:
         """This process's images and their feature maps, zeros after the last."""
         shape = (batch_size, *self.mean_feature_map.shape)
         self._file.seek(0)
         for batch in batches(self.own, batch_size):
-            feature_map = np.zeros(shape, self._dtype)
+            feature_map = np.zeros(shape, self.dtype)
             self._file.readinto(feature_map[: batch.size].reshape(-1).view(np.uint8))  # type: ignore[attr-defined]
             yield batch, feature_map
 
@@ -134,11 +128,10 @@ def tap_layer(
     trunk = Sharded(run, mesh, (REPLICATED, SPREAD), SPREAD)
     variables = meshes.replicate(variables, mesh)
     file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the TappedLayer
-    total: Any = np.zeros(conv.shape[1:], np.float64)
-    dtype: Any = None
     started = time.perf_counter()
     own = processes.share(split)
     own_ranking = own if rank_split is None else processes.share(rank_split)
+    total: Any = np.zeros(conv.shape[1:], np.float64)
     for source in [own] if own_ranking is own else [own, own_ranking]:
         for batch in batches(source, batch_size):
             feature_map = np.asarray(trunk(variables, batch.images))[: batch.size]
@@ -146,7 +139,6 @@ def tap_layer(
                 file.write(feature_map.tobytes())
             if source is own_ranking:
                 total += feature_map.sum(0, dtype=np.float64)
-            dtype = feature_map.dtype
             on_images(batch.size)
     params = masking.at_path(variables["params"], name)
     bias = params.get("bias", jnp.zeros(conv.shape[-1]))
@@ -161,8 +153,8 @@ def tap_layer(
         mesh=mesh,
         trunk_seconds=time.perf_counter() - started - trunk.compile_seconds,
         compile_seconds=trunk.compile_seconds + check_seconds,
+        dtype=feature_map.dtype,
         _file=file,
-        _dtype=dtype,
     )
     weakref.finalize(tapped, file.close)
     return tapped

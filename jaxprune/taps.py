@@ -6,13 +6,12 @@ own `apply`, or a function of that form around it, such as
 A layer is named by its path, `"conv2d_12"` or `"block_1/conv"`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
 from jaxprune.errors import InputError, check_choice
@@ -124,45 +123,21 @@ def capture(
     return activation(outputs["__call__"][0])
 
 
-def capture_input(
-    apply: Apply,
-    variables: Any,
-    x: Array | np.ndarray,
-    layer: str,
-    feature_map: Float[Array, "N *axes P"],
-    reader: str,
-) -> Array:
-    """What the layer `reader` is given when `layer` returns `feature_map`."""
-    path, reader_path = tuple(layer.split("/")), tuple(reader.split("/"))
-    given: list[Array] = []
+def capture_inputs(
+    apply: Apply, variables: Any, x: Array | np.ndarray, names: Collection[str]
+) -> dict[str, Array]:
+    """What each of the named layers is given for the inputs `x`."""
+    given: dict[str, Array] = {}
 
-    def substitute(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        if context.method_name == "__call__":
-            if context.module.path == path:
-                return feature_map
-            if context.module.path == reader_path:
-                given.append(args[0] if args else kwargs["inputs"])
+    def note(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        name = "/".join(context.module.path)
+        if name in names and context.method_name == "__call__":
+            given[name] = args[0] if args else kwargs["inputs"]
         return next_fun(*args, **kwargs)
 
-    with nn.intercept_methods(substitute):
+    with nn.intercept_methods(note):
         apply(variables, x)
-    (value,) = given
-    return value
-
-
-def reaches_around(
-    apply: Apply, variables: Any, x: Array | np.ndarray, layer: str
-) -> bool:
-    """Whether the network's input reaches its output other than through `layer`."""
-    output = jax.eval_shape(lambda v, x: capture(apply, v, x, layer), variables, x)
-    jaxpr = jax.make_jaxpr(
-        lambda x, fm, v: jax.tree.leaves(replace(apply, v, x, layer, fm))
-    )(x, output, variables).jaxpr
-    needed = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
-    for eqn in reversed(jaxpr.eqns):
-        if needed.intersection(eqn.outvars):
-            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return jaxpr.invars[0] in needed
+    return given
 
 
 def replace(

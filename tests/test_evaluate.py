@@ -12,7 +12,7 @@ from conftest import random_split
 from flax import linen as nn
 from test_sweep import network, planted
 
-from jaxprune import ranking, sweep, taps
+from jaxprune import ranking, sweep
 from jaxprune.errors import InputError
 from jaxprune.evaluate import carry_forward, changed_pairs
 from jaxprune.mesh import make_mesh
@@ -208,24 +208,6 @@ def test_bfloat16_equals_the_dense_way_in_bfloat16(layer):
     clear = top[..., -1] - top[..., -2] > 2**-6 * np.abs(logits).max()
     assert clear.mean() > 0.7
     np.testing.assert_array_equal(fast.predictions[clear], dense.predictions[clear])
-
-
-def test_whether_the_input_goes_around_a_layer():
-    class Around(nn.Module):
-        residual: bool
-
-        @nn.compact
-        def __call__(self, x):
-            x = nn.Conv(3, (3, 3), name="first")(x)
-            y = nn.relu(nn.Conv(3, (3, 3), name="second")(x))
-            return nn.Dense(2, name="out")((x + y if self.residual else y).mean((1, 2)))
-
-    x = jnp.ones((1, 8, 8, 3))
-    for residual in (True, False):
-        model = Around(residual)
-        variables = model.init(jax.random.key(0), x)
-        assert taps.reaches_around(model.apply, variables, x, "second") == residual
-        assert not taps.reaches_around(model.apply, variables, x, "first")
 
 
 def test_processes_share_a_split(monkeypatch):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxprune import plots
+from jaxprune import plots, plots_maps
 from jaxprune.errors import InputError
 from jaxprune.results import SweepResult
 
@@ -86,18 +86,18 @@ def test_the_curve_is_the_result_and_marks_the_chosen_k():
 
 @pytest.mark.parametrize("p", [1, 7, 60, 128, 512, 509])
 def test_a_grid_holds_every_channel(p):
-    rows, columns = plots.grid_shape(p)
+    rows, columns = plots_maps.grid_shape(p)
     assert p <= rows * columns < p + columns
 
 
-@pytest.mark.parametrize("order", plots.ORDERS)
-@pytest.mark.parametrize("normalize", plots.SCALES)
+@pytest.mark.parametrize("order", plots_maps.ORDERS)
+@pytest.mark.parametrize("normalize", plots_maps.SCALES)
 @pytest.mark.parametrize("signed", [False, True])
 def test_tiles_show_their_channels(order, normalize, signed):
     r = result(signed=signed)
-    axes = plots.feature_maps(r, order=order, normalize=normalize).axes[0]
+    axes = plots_maps.feature_maps(r, order=order, normalize=normalize).axes[0]
     image = np.asarray(axes.images[0].get_array())
-    rows, columns = plots.grid_shape(12)
+    rows, columns = plots_maps.grid_shape(12)
     tile_h, tile_w = image.shape[0] // rows, image.shape[1] // columns
     channel = 7 if order == "channel" else r.order[7]
     expected = r.mean_feature_map[..., channel]

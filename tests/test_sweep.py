@@ -226,29 +226,6 @@ def test_weights_that_are_not_finite_are_refused():
         tap_layer(apply, variables, random_split(shape=shape))
 
 
-class Residual(nn.Module):
-    """Its input reaches the end around the tapped layer too."""
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Conv(6, (3, 3), name="first")(x)
-        x = x + nn.relu(nn.Conv(6, (3, 3), name="second")(x))
-        return nn.Dense(4, name="out")(x.mean((1, 2)))
-
-
-def test_residual_network():
-    apply, variables = network(Residual(), (8, 8, 3))
-    split = random_split()
-    result = run_sweep(apply, variables, split, ranking.mean, tap="relu", batch_size=9)
-    logits = [
-        apply(
-            reference.prune(variables, "second", result.order[:k], "zero"), split.images
-        )
-        for k in result.ks
-    ]
-    reference.check_predictions(result.predictions, np.stack(logits))
-
-
 @jax.numpy_dtype_promotion("standard")  # flax's BatchNorm mixes types
 def test_bfloat16_equals_the_masked_network_in_bfloat16():
     model = PairCNN(widths=(3, 5, 9), dense=(10, 4), dtype=jnp.bfloat16)
