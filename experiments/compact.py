@@ -13,7 +13,6 @@ and a picture. On 2 CPU cores, cifar_vgg takes 3 minutes for each K, of which tw
 the 10,000 test images through the masked and the compact network.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -40,7 +39,6 @@ from jaxprune import proof as proof_lib
 from jaxprune.compact import compact
 from jaxprune.compact_network import Compact
 from jaxprune.errors import InputError, check_choice
-from jaxprune.files import write_text
 from jaxprune.proof import Proof
 from jaxprune.results import SweepResult
 from jaxprune.sweep import FILLS
@@ -184,6 +182,8 @@ def _one(
         run, whole, small, float(proof.accuracy_compact or 0)
     )
     row |= changes
+    if len(lines) > 1:
+        row["epochs"] = lines
     if FLAGS.ks is not None:
         return row
     folder = run.workdir / f"{plan.name}-k{k}"
@@ -197,13 +197,15 @@ def _one(
             "fill": plan.fill,
             "fill_values": plan.mean.tolist() if plan.fill == "mean" else None,
             "test_proof": proof.to_json(),
+            "after_the_proof": {
+                "recalibrated": FLAGS.recalibrate,
+                "finetune_epochs": FLAGS.finetune_epochs,
+            },
             "measured": row,
         },
         stablehlo=FLAGS.export == "stablehlo",
     )
     if len(lines) > 1:
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_text(folder.with_suffix(".jsonl"), text)
         title = f"{run.config.model}, layer {plan.layer}, K = {k} of {len(plan.order)}"
         figure = plots_compact.finetuning(lines, whole.accuracy, title)
         plots.save(figure, folder.with_suffix(".png"))

@@ -10,6 +10,9 @@ from jaxprune import plots, plots_compact
 from jaxprune.files import replacing, write_text
 from jaxprune.proof import Proof
 
+# What of a row is more than one figure.
+_NESTED = ("latency", "epochs")
+
 
 def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
     """The figures of one K, for people."""
@@ -51,7 +54,7 @@ def write_table(
     """Writes the figures of all K to base.csv and base.json, draws base.png."""
     flat = [
         {
-            **{key: value for key, value in row.items() if key != "latency"},
+            **{key: value for key, value in row.items() if key not in _NESTED},
             **{
                 f"latency_{batch}_{side}": times[side]["median"]
                 for batch, times in row["latency"].items()

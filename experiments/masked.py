@@ -16,6 +16,9 @@ from jaxprune import cost, data, dependence, masking, ranking, taps
 # Images that the rounding bound is worked out for.
 _EXAMPLES = 16
 
+# The bound knows float32's rounding: no matrix unit may round factors more coarsely.
+_PRECISION = "highest"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,7 +65,8 @@ class Masked:
             self.apply, variables, self.example, plan.layer
         )
         ks = sorted({0, *plan.ks})
-        logits = self._masked_logits([self._pruning(plan, k) for k in ks])
+        with jax.default_matmul_precision(_PRECISION):
+            logits = self._masked_logits([self._pruning(plan, k) for k in ks])
         self.logits = dict(zip(ks, logits, strict=True))
         self.accuracy = float((self.logits[0].argmax(-1) == split.labels).mean())
         images = jnp.broadcast_to(self.example[:1], (32, *self.example.shape[1:]))
@@ -104,7 +108,9 @@ class Masked:
         parts = []
         with cluster.progress(total=len(self.split), unit="img", desc=what) as bar:
             for batch in data.batches(self.split, self.batch_size):
-                part = np.asarray(function(variables, batch.images), np.float32)
+                with jax.default_matmul_precision(_PRECISION):
+                    logits = function(variables, batch.images)
+                part = np.asarray(logits, np.float32)
                 parts.append(part[: batch.size])
                 bar.update(batch.size)
         return np.concatenate(parts)

@@ -55,7 +55,6 @@ def write(
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
@@ -73,12 +72,24 @@ def write(
         whole = {"format": FORMAT, **spec, "tensors": tensors, "files": files}
         whole["sha256"] = _digest(whole)
         (new / SPEC).write_text(json.dumps(whole, indent=2) + "\n")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        _put_in_place(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Renames `new` to `folder`; what was there goes only once that has succeeded."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = new.with_suffix(".old")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read(folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -99,6 +99,8 @@ def test_table_with_training(run):
         assert int(row["multiply_adds"]) < int(row["multiply_adds_before"])
         assert int(row["parameters"]) < int(row["parameters_before"])
     assert "| 4 |" in out
+    rows = json.loads((workdir / f"{base}.json").read_text())["rows"]
+    assert [line["epoch"] for line in rows[0]["epochs"]] == [0, 1]
 
 
 @pytest.mark.parametrize(
