@@ -19,10 +19,12 @@ class Somebodys(nn.Module):
         return nn.Dense(4)(x.mean((1, 2)))
 
 
-def test_the_ten_lines_for_ones_own_model(capsys):
-    (code,) = README.read_text().split("```python\n")[1:]
-    code = code.split("```")[0]
-    assert len([line for line in code.splitlines() if line]) <= 10
+def test_the_lines_for_ones_own_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep, compact = (
+        block.split("```")[0] for block in README.read_text().split("```python\n")[1:]
+    )
+    assert len([line for line in sweep.splitlines() if line]) <= 10
     split = random_split()
     model = Somebodys()
     images = np.asarray(split.images, np.float32)
@@ -31,10 +33,17 @@ def test_the_ten_lines_for_ones_own_model(capsys):
         "model": model, "variables": variables, "images": images,
         "labels": split.labels, "class_names": split.class_names,
     }  # fmt: skip
-    exec(code, names)
+    exec(sweep, names)
     assert names["layer"] == "Conv_0"
-    assert names["result"].predictions.shape == (8, 23)
+    result = names["result"]
+    assert result.predictions.shape == (8, 23)
     assert capsys.readouterr().out
+    exec(compact, names)
+    assert len(names["small"].kept["Conv_0"]) == 8 - names["k"]
+    row = result.ks.index(names["k"])
+    expected = result.predictions[row, :16]
+    np.testing.assert_array_equal(names["logits"].argmax(-1), expected)
+    np.testing.assert_array_equal(names["small"](images[:16]), names["logits"])
 
 
 def test_its_two_commands_are_lines_of_their_own():
