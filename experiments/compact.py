@@ -89,7 +89,8 @@ def main() -> None:
             "fill": plan.fill,
             "fill_values": plan.mean.tolist() if plan.fill == "mean" else None,
         }
-        compact_report.write_table(run.workdir / plan.name, rows, about)
+        base = run.workdir / plan.name
+        compact_report.write_table(base, rows, about, plan.curve)
 
 
 def _check_flags() -> None:
@@ -135,6 +136,7 @@ def _plan(
     criterion = FLAGS.criterion or recipe.criterion
     tap, fill = FLAGS.tap or recipe.tap, FLAGS.fill or recipe.fill
     folder = run.workdir / f"sweep-{layer.replace('/', '.')}-{criterion}-{fill}"
+    curve = None
     if (folder / "summary.json").exists():
         result = SweepResult.load(folder)
         differences = sweep.differences(result, sweep.describe(run, variables))
@@ -145,6 +147,7 @@ def _plan(
                 "--workdir, or give its flags"
             )
         order, maps = result.order, result.mean_feature_map
+        curve = (result.ks, result.accuracy.tolist())
         if ks is None:
             ks = (result.largest_k_within(FLAGS.max_drop),)
             print(f"K = {ks[0]}: the largest within {FLAGS.max_drop} in {folder}")
@@ -163,7 +166,7 @@ def _plan(
         maps = tapped.mean_feature_map
         order = ranking.rank_channels(ranking.CRITERIA[criterion](maps))
     mean = maps.reshape(-1, len(order)).mean(0).astype(np.float32)
-    return Plan(layer, criterion, fill, order, mean, ks)
+    return Plan(layer, criterion, fill, order, mean, ks, curve)
 
 
 def _one(

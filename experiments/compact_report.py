@@ -49,7 +49,10 @@ def _spread(latency: dict[str, float]) -> str:
 
 
 def write_table(
-    base: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]
+    base: Path,
+    rows: Sequence[dict[str, Any]],
+    about: dict[str, Any],
+    curve: tuple[Sequence[int], Sequence[float]] | None,
 ) -> None:
     """Writes the figures of all K to base.csv and base.json, draws base.png."""
     flat = [
@@ -70,7 +73,7 @@ def write_table(
     text = json.dumps({"about": about, "rows": list(rows)}, indent=2) + "\n"
     write_text(base.with_suffix(".json"), text)
     title = f"{about['model']}, layer {about['layer']}, fill {about['fill']}"
-    figure = plots_compact.against_k(rows, f"{title}: compact networks")
+    figure = plots_compact.against_k(rows, f"{title}: compact networks", curve)
     plots.save(figure, base.with_suffix(".png"))
     _print_table(rows)
     print(f"table and picture: {base}.csv, .json, .png")

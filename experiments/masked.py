@@ -22,7 +22,11 @@ _PRECISION = "highest"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to prune: layer, order of its channels, what they become."""
+    """What to prune: layer, order of its channels, what they become.
+
+    Attributes:
+      curve: the saved sweep's K and accuracies, where there is a sweep.
+    """
 
     layer: str
     criterion: str
@@ -30,6 +34,7 @@ class Plan:
     order: np.ndarray
     mean: np.ndarray
     ks: tuple[int, ...]
+    curve: tuple[Sequence[int], Sequence[float]] | None = None
 
     @property
     def name(self) -> str:

@@ -10,13 +10,18 @@ from matplotlib.ticker import MaxNLocator
 from jaxprune.plots import add_grid
 
 
-def against_k(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+def against_k(
+    rows: Sequence[dict[str, Any]],
+    title: str,
+    curve: tuple[Sequence[int], Sequence[float]] | None = None,
+) -> Figure:
     """Accuracy, size and latency against K on one sheet.
 
     Args:
       rows: one for each K, ascending, as `experiments.compact` writes them. Figures of
         the whole network are the same in every row.
       title: of the sheet.
+      curve: K and accuracies of a sweep, to be drawn behind those of the rows.
     """
     figure = Figure(figsize=(8, 9.5), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
@@ -29,6 +34,8 @@ def against_k(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         linewidth=1,
         label=f"whole network {first['baseline_accuracy']:.4f}",
     )
+    if curve is not None:
+        top.plot(*curve, color="tab:blue", linewidth=1, label="masked, every K swept")
     for key, label in (
         ("accuracy", "compact"),
         ("accuracy_recalibrated", "recalibrated"),
@@ -36,7 +43,9 @@ def against_k(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     ):
         if key in first:
             accuracy = [row[key] for row in rows]
-            top.plot(ks, accuracy, marker="o", clip_on=False, label=label)
+            # A line between a few K would hide a cliff that the sweep shows.
+            style = "o" if curve is not None and key == "accuracy" else "o-"
+            top.plot(ks, accuracy, style, clip_on=False, label=label)
     top.set_ylabel("accuracy")
     top.set_ylim(0, 1.02)
     for key, label in (
