@@ -62,15 +62,20 @@ assert not {"flax", "jaxprune"} & set(sys.modules)
 """
 
 
+def run_program(folder, images):
+    """Logits by an artefact's program, in a process that imports jax alone."""
+    np.save(folder / "images.npy", images)
+    names = (artefact.PROGRAM, "images.npy", "logits.npy")
+    command = [sys.executable, "-c", RUN, *names]
+    subprocess.run(command, check=True, cwd=folder)
+    return np.load(folder / "logits.npy")
+
+
 def test_program_runs_with_jax_alone(pair, tmp_path):
     small, images = pair
     small.save(tmp_path / "a", pixel_std=(255.0,), stablehlo=True)
-    np.save(tmp_path / "images.npy", images)
-    paths = [tmp_path / "a" / artefact.PROGRAM, tmp_path / "images.npy"]
-    command = [sys.executable, "-c", RUN, *paths, tmp_path / "logits.npy"]
-    subprocess.run([str(part) for part in command], check=True, cwd=tmp_path)
     expected = small(jnp.asarray(images, jnp.float32) / 255)
-    logits = np.load(tmp_path / "logits.npy")
+    logits = run_program(tmp_path / "a", images)
     # The same float32 operations, fused in another way.
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
 

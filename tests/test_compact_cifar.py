@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_compact_artefact import run_program
 
 import jaxprune
 from experiments.recipes import RECIPES
@@ -17,7 +18,7 @@ RECIPE = RECIPES["cifar_vgg"]
 
 @pytest.fixture(scope="module")
 def real(data_dir, tmp_path_factory):
-    """(model, variables, scaled images)"""
+    """(model, variables, images, scaled images)"""
     weights = Path(data_dir).parent / "keras" / "cifar_vgg.h5"
     if not weights.is_file():
         pytest.skip(f"there is no {weights}")
@@ -28,11 +29,12 @@ def real(data_dir, tmp_path_factory):
     model = CifarVGG()
     like = jax.eval_shape(model.init, jax.random.key(0), x[:1])
     like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    return model, checkpoint.import_keras(weights, model.apply, like, x[:1]), x
+    variables = checkpoint.import_keras(weights, model.apply, like, x[:1])
+    return model, variables, images[:48], x
 
 
 def test_folding_makes_the_difference(real, tmp_path):
-    model, variables, x = real
+    model, variables, images, x = real
     keep = np.arange(512) % 2 == 0
     small = jaxprune.compact(model, variables, "conv2d_12", keep, example=x[:2])
     sliced = jaxprune.compact(
@@ -49,7 +51,14 @@ def test_folding_makes_the_difference(real, tmp_path):
     # The same kernels without the constants: another network, and the bound sees it.
     difference = np.abs(np.asarray(sliced(x)) - expected)
     assert difference.max() > 100 * small.report.bound
-    small.save(tmp_path / "small")
+    small.save(
+        tmp_path / "small",
+        pixel_mean=RECIPE.pixel_mean,
+        pixel_std=RECIPE.pixel_std,
+        stablehlo=True,
+    )
+    logits = run_program(tmp_path / "small", images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     size = (tmp_path / "small" / artefact.WEIGHTS).stat().st_size
     # Of 21,557,322 numbers: 256 channels' 4,609 weights, 4 numbers of BatchNorm, and
     # 4,096 rows' part, one for each unit of the first dense layer.
