@@ -9,13 +9,14 @@ r"""Makes the network really smaller, proves it on the test set, and measures it
 
 Channels are ranked as experiments.sweep ranks them; a saved sweep is used where there
 is one. One K gives a folder compact-<layer>-<criterion>-<fill>-k<K>; --ks gives a table
-and a picture. On 2 CPU cores, cifar_vgg takes 3 minutes for each K, of which two are
-the 10,000 test images through the masked and the compact network.
+and a picture. On 2 CPU cores, cifar_vgg takes two minutes for each K, most of them for
+the 10,000 test images and the timed calls.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ from experiments import (
 )
 from experiments.job import Job
 from experiments.masked import Masked, Plan
-from jaxprune import cost, data, plots, plots_compact, ranking, taps
+from jaxprune import artefact, cost, data, plots, plots_compact, ranking, taps
 from jaxprune import proof as proof_lib
 from jaxprune.compact import compact
 from jaxprune.compact_network import Compact
@@ -74,13 +75,18 @@ def main() -> None:
     ks = _ks(p)
     variables = train.train_or_restore(run)
     plan = _plan(run, variables, split, layer, ks, batch_size)
+    if FLAGS.ks is None:
+        artefact.check_target(_folder(run, plan, plan.ks[0]))
     whole = Masked(run, variables, split, plan, batch_size)
+    rows: list[dict[str, Any]] = []
+    interrupted = False
     try:
-        rows = [_one(run, plan, whole, k, batches) for k in plan.ks]
+        for k in plan.ks:
+            rows.append(_one(run, plan, whole, k, batches))
     except KeyboardInterrupt:
-        raise cli.Interrupted(
-            f"interrupted: folders that are finished are kept in {run.workdir}"
-        ) from None
+        if FLAGS.ks is None or not rows:
+            raise
+        interrupted = True
     if FLAGS.ks is not None:
         about = {
             **sweep.describe(run, variables),
@@ -91,6 +97,10 @@ def main() -> None:
         }
         base = run.workdir / plan.name
         compact_report.write_table(base, rows, about, plan.curve)
+    if interrupted:
+        raise cli.Interrupted(
+            f"interrupted: the table has {len(rows)} of {len(plan.ks)} K"
+        )
 
 
 def _check_flags() -> None:
@@ -189,7 +199,7 @@ def _one(
         row["epochs"] = lines
     if FLAGS.ks is not None:
         return row
-    folder = run.workdir / f"{plan.name}-k{k}"
+    folder = _folder(run, plan, k)
     small.save(
         folder,
         pixel_mean=run.config.pixel_mean,
@@ -215,6 +225,10 @@ def _one(
     files = ", ".join(path.name for path in sorted(folder.iterdir()))
     print(f"  saved      {folder}/ ({files})")
     return row
+
+
+def _folder(run: Job, plan: Plan, k: int) -> Path:
+    return run.workdir / f"{plan.name}-k{k}"
 
 
 def _prove(whole: Masked, small: Compact, k: int) -> Proof:

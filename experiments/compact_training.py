@@ -76,7 +76,8 @@ def train_on(
                 f"{result.loss:.4f}, test accuracy {lines[-1]['test_accuracy']:.4f}"
             )
         changes["accuracy_finetuned"] = lines[-1]["test_accuracy"]
-    small = replace(small, variables=variables)
+    if changes:  # another network than the one that was compared
+        small = replace(small, variables=variables, report=None)
     return small, changes, lines
 
 

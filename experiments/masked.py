@@ -12,6 +12,7 @@ import numpy as np
 from experiments import cluster
 from experiments.job import Job
 from jaxprune import cost, data, dependence, masking, ranking, taps
+from jaxprune.sweep import masked_logits
 
 # Images that the rounding bound is worked out for.
 _EXAMPLES = 16
@@ -22,9 +23,15 @@ _PRECISION = "highest"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to prune: layer, order of its channels, what they become.
+    """What to prune.
 
     Attributes:
+      layer: whose channels.
+      criterion: that ranked them.
+      fill: what they become.
+      order: channels, the first to be pruned first.
+      mean: of every channel, [P].
+      ks: numbers of channels to prune.
       curve: the saved sweep's K and accuracies, where there is a sweep.
     """
 
@@ -56,6 +63,18 @@ class Masked:
     """The whole network and its masked versions over a split.
 
     The trunk up to the pruned layer runs once for all K.
+
+    Attributes:
+      run: the run directory's job.
+      variables: the whole network's variables.
+      split: the images.
+      batch_size: images in a batch.
+      example: scaled images, of which some are the split's first and last.
+      apply: the whole network on scaled images.
+      flow: where the layer's channels go.
+      logits: K -> the masked network's logits [N, C]; K = 0 is the whole network.
+      accuracy: the whole network's, in [0, 1].
+      cost: of the whole network.
     """
 
     def __init__(
@@ -89,26 +108,22 @@ class Masked:
         def trunk(variables: Any, images: Any) -> Any:
             return taps.capture(apply, variables, images, layer)
 
-        @jax.jit
-        def head(variables: Any, images: Any, maps: Any, keep: Any, values: Any) -> Any:
-            if values is None:
-                dropped = masking.drop_channels(apply, self.flow, keep)
-                return taps.replace(dropped, variables, images, layer, maps)
-            maps = jnp.where(keep, maps, values.astype(maps.dtype))
-            return taps.replace(apply, variables, images, layer, maps)
-
+        head = jax.jit(partial(masked_logits, apply, layer, self.flow))
         parts: list[list[np.ndarray]] = [[] for _ in prunings]
         with cluster.progress(total=len(self.split), unit="img", desc="masked") as bar:
             for batch in data.batches(self.split, self.batch_size):
                 maps = trunk(self.variables, batch.images)
                 for part, p in zip(parts, prunings, strict=True):
-                    logits = head(self.variables, batch.images, maps, p.keep, p.values)
+                    logits = head(p.values, self.variables, batch.images, maps, p.keep)
                     part.append(np.asarray(logits, np.float32)[: batch.size])
                 bar.update(batch.size)
         return [np.concatenate(part) for part in parts]
 
     def evaluate(self, apply: taps.Apply, variables: Any, what: str) -> np.ndarray:
-        """Another network's logits of every image; `apply` takes scaled images."""
+        """Another network's logits [N, C]; `apply` takes scaled images.
+
+        At full precision, so that they can be compared with `logits`.
+        """
         function = jax.jit(lambda v, images: apply(v, self.run.scale(images)))
         parts = []
         with cluster.progress(total=len(self.split), unit="img", desc=what) as bar:

@@ -14,11 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import ShapeDtypeStruct
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
-# (variables, images, feature map, kept channels) -> logits, see `jaxprune.evaluate`.
+# (variables, images, feature map, kept) -> logits [B, classes]. `kept` is True where a
+# channel is kept: [P] for a whole batch, or [B, P] with a row for each image.
 Logits = Callable[[Any, Any, Any, Any], Array]
 
 
@@ -46,7 +49,7 @@ class Head:
     def logits(
         self, variables: Any, around: Sequence[Array], feature_map: Array, kept: Array
     ) -> Array:
-        """Logits [B, classes], where `kept` is [P], or [B, P] with a row per image."""
+        """Logits [B, classes]; see `Logits`."""
         images = _batch(self.image, len(feature_map))
         parts = self._divide(variables, images, feature_map, kept)
         arguments = (*jax.tree.leaves(variables), *around, feature_map, kept)
@@ -68,17 +71,54 @@ class Head:
 
 
 def make_head(
-    whole: Logits,
-    variables: Any,
-    image: ShapeDtypeStruct,
-    feature_map: ShapeDtypeStruct,
+    whole: Logits, variables: Any, images: Array, feature_map: ShapeDtypeStruct
 ) -> Head:
-    """The head of a network; see `Head`."""
+    """The head of a network; see `Head`.
+
+    Args:
+      whole: the network, given the feature map too.
+      variables: its variables.
+      images: some, [N, ...], to try whether what goes around can be taken apart.
+      feature_map: shape and type of one image's feature map.
+    """
+    image = ShapeDtypeStruct(images.shape[1:], images.dtype)
     head = Head(whole, image, feature_map)
-    shapes = zip(*(head.shapes_around(variables, n) for n in (2, 3)), strict=True)
-    # An array with its images elsewhere could not be taken apart by image.
-    by_image = all((a[:1], b[:1], a[1:]) == ((2,), (3,), b[1:]) for a, b in shapes)
-    return head if by_image else replace(head, apart=False)
+    if _is_by_image(head, variables, images):
+        return head
+    return replace(head, apart=False)
+
+
+def _is_by_image(head: Head, variables: Any, images: Array) -> bool:
+    """Whether an image's part of every array that goes around is the image's alone.
+
+    It is not where an array has its images on another axis, or where it holds an
+    image's place in its batch.
+    """
+    two, three = (head.shapes_around(variables, n) for n in (2, 3))
+    if not two:
+        return True
+    first = all(shape[:1] == (2,) for shape in two)
+    if not first or three != [(3, *shape[1:]) for shape in two]:
+        return False
+    images = images[np.arange(max(4, len(images))) % len(images)]
+    index = mixed(len(images))
+    run = jax.jit(head.around)
+    before, after = run(variables, images), run(variables, images[index])
+    return all(is_close(a[index], b) for a, b in zip(before, after, strict=True))
+
+
+def mixed(size: int) -> Int[np.ndarray, " B"]:
+    """Indices of a batch in another order, most of them twice."""
+    return np.arange(size)[::-1] // 2
+
+
+def is_close(a: Array, b: Array) -> bool:
+    """Whether arrays are equal but for rounding, half of their type's digits."""
+    inexact = jnp.issubdtype(a.dtype, jnp.inexact)
+    tolerance = float(jnp.finfo(a.dtype).eps) ** 0.5 if inexact else 0.0
+    one, other = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    scale = np.abs(one).max(initial=0)
+    return bool(np.abs(one - other).max(initial=0) <= tolerance * scale)
 
 
 class _Parts(NamedTuple):

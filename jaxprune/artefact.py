@@ -45,10 +45,7 @@ def write(
       InputError: the folder holds something else.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / SPEC).is_file():
-        raise InputError(
-            f"{folder} exists and is no compact network: give another path"
-        )
+    check_target(folder)
     arrays = {
         name: np.ascontiguousarray(value)
         for name, value in flatten_dict(variables, sep="/").items()
@@ -77,12 +74,21 @@ def write(
         shutil.rmtree(new, ignore_errors=True)
 
 
+def check_target(folder: Path) -> None:
+    """Raises InputError if the folder holds something that is not to be replaced."""
+    if folder.exists() and not (folder / SPEC).is_file():
+        raise InputError(
+            f"{folder} exists and is no compact network: give another path"
+        )
+
+
 def _put_in_place(new: Path, folder: Path) -> None:
     """Renames `new` to `folder`; what was there goes only once that has succeeded."""
     if not folder.exists():
         new.rename(folder)
         return
     old = new.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
     try:
         new.rename(folder)

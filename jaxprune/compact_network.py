@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from jaxprune import artefact, dependence
 from jaxprune.conv import with_offset
@@ -41,7 +41,8 @@ class Compact:
       channels: for each pruned layer, how many it had at first.
       fills: for each pruned layer, what a pruned channel had become.
       input_shape: of one example.
-      report: the comparison with the masked network on the example.
+      report: the comparison with the masked network on the example; None once the
+        variables have been changed.
     """
 
     model: nn.Module
@@ -62,7 +63,7 @@ class Compact:
             return self.model.apply(variables, x, **kwargs)
 
     def __call__(
-        self, x: Float[Array, "N *axes"] | Float[np.ndarray, "N *axes"]
+        self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]
     ) -> Float[Array, "N C"]:
         """Logits of a batch of inputs."""
         if x.shape[1:] != self.input_shape:

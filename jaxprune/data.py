@@ -59,8 +59,22 @@ def image_split(
     labels: Int[np.ndarray, " N"],
     class_names: Sequence[str],
 ) -> Split:
-    """The split whose examples are these images, one each."""
-    labels = np.asarray(labels)
+    """The split whose examples are these images, one each.
+
+    Raises:
+      InputError: no images, another number of labels, or labels that name no class.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+        raise InputError(
+            "images must be [N, H, W, C] and labels [N], N at least 1; got "
+            f"{list(images.shape)} and {list(labels.shape)}"
+        )
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise InputError(
+            f"labels must lie in 0 .. {len(class_names) - 1}, as there are "
+            f"{len(class_names)} class names; got {labels.min()} .. {labels.max()}"
+        )
     return Split(images, np.arange(len(labels))[:, None], labels, tuple(class_names))
 
 

@@ -22,8 +22,8 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
 choices: zero, bias, mean
     """
     choices = list(choices)
-    if name in choices:
+    if isinstance(name, str) and name in choices:
         return
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f" did you mean '{near[0]}'?" if near else ""
     raise InputError(f"unknown {kind} '{name}';{hint} choices: {', '.join(choices)}")

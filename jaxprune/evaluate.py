@@ -119,6 +119,7 @@ class EveryPair:
     """Evaluates every (image, mask) pair; what does not depend on the mask, once.
 
     Attributes:
+      around: what the network's end reads besides the feature map, see `Head.around`.
       functions: what was compiled.
       evaluated: (image, mask) pairs evaluated so far.
     """
@@ -136,11 +137,11 @@ class EveryPair:
             )
 
         data, mask = PartitionSpec(DATA), PartitionSpec(MASK)
-        self._around = Sharded(head.around, mesh, (REPLICATED, SPREAD), SPREAD)
+        self.around = Sharded(head.around, mesh, (REPLICATED, SPREAD), SPREAD)
         self._predict = Sharded(
             predict, mesh, (REPLICATED, data, data, mask), PartitionSpec(MASK, DATA)
         )
-        self.functions = [self._around, self._predict]
+        self.functions = [self.around, self._predict]
         self.evaluated = 0
         self._masks = masks
         self._chunk = meshes.round_up(min(mask_chunk, len(masks)), mesh.shape[MASK])
@@ -150,7 +151,7 @@ class EveryPair:
     ) -> Int[np.ndarray, "K B"]:
         """Predictions of a batch whose first `size` images are real."""
         self.evaluated += size * len(self._masks)
-        around = self._around(variables, images)
+        around = self.around(variables, images)
         outputs = (
             self._predict(variables, around, feature_map, masks)
             for masks in chunks(self._masks, self._chunk)
@@ -218,13 +219,11 @@ class ChangedPairs:
             logits = head.logits(variables, around, fm[image], kept)
             return jnp.argmax(logits, axis=-1)
 
-        self._around = Sharded(head.around, mesh, (REPLICATED, SPREAD), SPREAD)
         self._differs = Sharded(differs, mesh, (SPREAD,), SPREAD)
         whole = (REPLICATED,) * 3
         self._predict = Sharded(predict, mesh, (*whole, SPREAD, SPREAD), SPREAD)
         self._every = every
         self.functions = [
-            self._around,
             self._differs,
             self._predict,
             *every.functions,
@@ -249,7 +248,7 @@ class ChangedPairs:
         self._evaluated += int(changed.sum())
         mask, image = np.nonzero(changed)
         pairs = np.stack([image.astype(np.int32), self._ks[mask]], axis=1)
-        batch = (self._around(variables, images), feature_map)
+        batch = (self._every.around(variables, images), feature_map)
         batch = meshes.replicate(batch, self._mesh)
         outputs = (
             self._predict(variables, *batch, chunk[:, 0], chunk[:, 1])

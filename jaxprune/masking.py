@@ -122,7 +122,8 @@ def drop_channels(
         name = "/".join(context.module.path)
         if context.method_name == "__call__" and name in flow.consumers:
             features = kept_features(keep, flow.consumers[name])
-            args = (_where(features, args[0], 0.0), *args[1:])
+            given = args[0] if args else kwargs["inputs"]
+            return next_fun(_where(features, given, 0.0))
         return next_fun(*args, **kwargs)
 
     return _intercepted(apply, mask)

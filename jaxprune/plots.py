@@ -1,7 +1,7 @@
 """Figures from a saved sweep; nothing here computes a network.
 
-Every function returns a matplotlib Figure; `save` writes one. P channels, K masks,
-C classes.
+A function named after a picture returns a matplotlib Figure; `save` writes one.
+P channels, K masks, C classes.
 """
 
 import json

@@ -27,13 +27,7 @@ def against_k(
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     ks = [row["k"] for row in rows]
     first = rows[0]
-    top.axhline(
-        first["baseline_accuracy"],
-        color="0.45",
-        linestyle="--",
-        linewidth=1,
-        label=f"whole network {first['baseline_accuracy']:.4f}",
-    )
+    _whole_network(top, first["baseline_accuracy"])
     if curve is not None:
         top.plot(*curve, color="tab:blue", linewidth=1, label="masked, every K swept")
     for key, label in (
@@ -70,6 +64,11 @@ def against_k(
     return figure
 
 
+def _whole_network(axes: Axes, accuracy: float) -> None:
+    label = f"whole network {accuracy:.4f}"
+    axes.axhline(accuracy, color="0.45", linestyle="--", linewidth=1, label=label)
+
+
 def _latency(axes: Axes, rows: Sequence[dict[str, Any]], ks: list[int]) -> None:
     """Time relative to the whole network's, and what multiply-adds promise."""
     whole = rows[0]["multiply_adds_before"]
@@ -95,13 +94,7 @@ def finetuning(lines: Sequence[dict[str, Any]], baseline: float, title: str) -> 
     axes = figure.subplots()
     epochs = [line["epoch"] for line in lines]
     accuracy = [line["test_accuracy"] for line in lines]
-    axes.axhline(
-        baseline,
-        color="0.45",
-        linestyle="--",
-        linewidth=1,
-        label=f"whole network {baseline:.4f}",
-    )
+    _whole_network(axes, baseline)
     axes.plot(epochs, accuracy, marker="o", label="compact network")
     axes.annotate(f"{accuracy[0]:.4f}", (epochs[0], accuracy[0]), xytext=(6, -12),
                   textcoords="offset points")  # fmt: skip

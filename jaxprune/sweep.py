@@ -1,7 +1,8 @@
 """The sweep: the network's predictions for every k, with the k lowest channels pruned.
 
-    trunk: images -> feature map                 once per image
-    head:  feature map, mask -> logits           once per pair that changes anything
+    trunk:  images -> feature map                 once per image
+    around: images -> what passes the layer by    once per image
+    head:   feature map, around, mask -> logits   once per pair that changes anything
 
 Axes: N images, P channels, K masks.
 """
@@ -9,6 +10,7 @@ Axes: N images, P channels, K masks.
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,8 +21,8 @@ from jaxtyping import Array, Float
 from jaxprune import masking, processes, ranking, taps
 from jaxprune import mesh as meshes
 from jaxprune.around import Head, make_head
-from jaxprune.dependence import channel_flow
-from jaxprune.errors import check_choice
+from jaxprune.dependence import ChannelFlow, channel_flow
+from jaxprune.errors import InputError, check_choice
 from jaxprune.evaluate import (
     ChangedPairs,
     EveryPair,
@@ -28,7 +30,7 @@ from jaxprune.evaluate import (
     fill_channels,
 )
 from jaxprune.results import SweepResult
-from jaxprune.running_sum import RunningSum, find_dense_reader
+from jaxprune.running_sum import STEP, RunningSum, find_dense_reader
 from jaxprune.tapped import Progress, TappedLayer, ignore
 
 # What a pruned channel becomes at the tapped layer: (bias [P], mean [P]) -> fill [P].
@@ -74,10 +76,19 @@ def sweep_layer(
       on_pairs: called with the number of (image, k) pairs done since the last call.
 
     Raises:
-      InputError: unknown fill, scores that are not finite, unusable ks, or channels
-        that cannot be dropped because they join others before the next layer.
+      InputError: unknown fill, scores that are not finite or not one for each channel,
+        unusable ks or mask_chunk, or channels that cannot be dropped because they join
+        others before the next layer.
     """
     check_choice("fill", fill, FILLS)
+    channels = tapped.mean_feature_map.shape[-1]
+    if np.shape(scores) != (channels,):
+        raise InputError(
+            f"scores must be {channels} numbers, one for each channel of "
+            f"'{tapped.name}', got shape {np.shape(scores)}"
+        )
+    if mask_chunk is not None and mask_chunk < 1:
+        raise InputError(f"mask_chunk must be at least 1, got {mask_chunk}")
     order = ranking.rank_channels(scores)
     ks = ranking.check_ks(range(len(order)) if ks is None else ks, len(order))
     mean = tapped.mean_feature_map.reshape(-1, len(order)).mean(0).astype(np.float32)
@@ -135,15 +146,16 @@ def _evaluation(
     apply, layer, mesh = tapped.apply, tapped.name, tapped.mesh
     batch_size = tapped.batch_size
     head = _head(tapped, variables, fill)
-    around = [math.prod(shape) for shape in head.shapes_around(variables, 1)]
+    around = [math.prod(shape[1:]) for shape in head.shapes_around(variables, 2)]
     elements = math.prod(tapped.mean_feature_map.shape) + sum(around)
-    chunk = mask_chunk or chunk_size(elements * batch_size)
+    chunk = min(len(ks), mask_chunk or chunk_size(elements * batch_size))
     reader = None
     if not dense and not around:
         reader = find_dense_reader(apply, variables, tapped.example, layer)
     if reader is not None:
-        pairs = mask_chunk * batch_size if mask_chunk else chunk_size(reader.units)
         images = min(len(tapped.own), chunk_size(max(reader.units, elements // 4)))
+        most = chunk_size(max(reader.units, STEP * reader.features.shape[1]))
+        pairs = min(STEP * images, mask_chunk * batch_size if mask_chunk else most)
         running = RunningSum(apply, layer, reader, mesh, order, ks, fill, pairs)
         return running, meshes.round_up(images, mesh.size)
     every = EveryPair(head, mesh, ranking.prefix_masks(order, ks), chunk)
@@ -155,24 +167,48 @@ def _evaluation(
 
 def _head(tapped: TappedLayer, variables: Any, fill: np.ndarray | None) -> Head:
     """The network behind the layer, given what goes around it and the kept channels."""
-    apply, layer = tapped.apply, tapped.name
+    apply, layer, image = tapped.apply, tapped.name, tapped.example
+    flow = values = None
     if fill is None:
-        flow = channel_flow(apply, variables, tapped.example, layer)
-
-    def logits(variables: Any, images: Array, fm: Array, kept: Array) -> Array:
-        if fill is None:
-            network = masking.drop_channels(apply, flow, kept)
-        else:
-            network, fm = apply, fill_channels(fm, kept, jnp.asarray(fill))
-        return taps.replace(network, variables, images, layer, fm)
-
-    image = tapped.example
+        flow = channel_flow(apply, variables, image, layer)
+    else:
+        values = jnp.asarray(fill)
     return make_head(
-        logits,
+        partial(masked_logits, apply, layer, flow, values),
         variables,
-        jax.ShapeDtypeStruct(image.shape[1:], image.dtype),
+        tapped.examples,
         jax.ShapeDtypeStruct(tapped.mean_feature_map.shape, tapped.dtype),
     )
+
+
+def masked_logits(
+    apply: taps.Apply,
+    layer: str,
+    flow: ChannelFlow | None,
+    fill: Array | None,
+    variables: Any,
+    images: Array,
+    feature_map: Array,
+    kept: Array,
+) -> Array:
+    """Logits [B, classes] of the network when the channels that are kept are left.
+
+    Args:
+      apply: the network.
+      layer: where the feature map is put.
+      flow: where its channels go; only to drop channels.
+      fill: [P], what a channel becomes that is not kept; None drops it.
+      variables: the network's variables.
+      images: [B, ...].
+      feature_map: [B, ..., P].
+      kept: [P] or, with a fill, [B, P].
+    """
+    if fill is not None:
+        feature_map = fill_channels(feature_map, kept, fill)
+    else:
+        assert flow is not None
+        apply = masking.drop_channels(apply, flow, kept)
+    return taps.replace(apply, variables, images, layer, feature_map)
 
 
 def _three_axes(feature_map: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from jaxprune import masking, processes, taps
 from jaxprune import mesh as meshes
+from jaxprune.around import is_close, mixed
 from jaxprune.data import Batch, Split, batches
 from jaxprune.errors import InputError, check_choice
 from jaxprune.mesh import REPLICATED, SPREAD, Sharded
@@ -68,7 +69,12 @@ class TappedLayer:
     @cached_property
     def example(self) -> Array:
         """One image."""
-        return jnp.asarray(self.split.read(np.arange(1)))
+        return self.examples[:1]
+
+    @cached_property
+    def examples(self) -> Array:
+        """A few images."""
+        return _examples(self.split)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Batch, np.ndarray]]:
         """This process's images and their feature maps, zeros after the last."""
@@ -99,7 +105,7 @@ def tap_layer(
 
     Args:
       apply: `apply(variables, images, **kwargs)` -> logits, see `jaxprune.taps`. It
-        takes the split's own uint8 images, so it scales them.
+        takes the split's images as they are, so it scales them.
       variables: the network's variables.
       split: the images to evaluate.
       layer: name of the convolution; by default the last one.
@@ -110,17 +116,28 @@ def tap_layer(
       on_images: called with the number of images done since the last call.
 
     Raises:
-      InputError: unknown layer or tap, a tap that changes the network, or more
-        processes than images.
+      InputError: unknown layer or tap, a tap that changes the network, a network that
+        does not treat images one by one, or more processes than images.
     """
     check_choice("tap", tap, taps.TAPS)
     mesh = mesh or meshes.make_mesh()
     batch_size = meshes.round_up(batch_size, mesh.size)
     activation = taps.TAPS[tap]
-    example = jnp.asarray(split.read(np.arange(min(_EXAMPLES, len(split)))))
+    if batch_size < 1 or not len(split):
+        raise InputError(
+            f"batch_size ({batch_size}) and the split ({len(split)} images) must not "
+            "be empty"
+        )
+    example = _examples(split)
     name = layer or taps.last_conv(apply, variables, example)
     conv = taps.find_conv(apply, variables, example, name)
-    check_seconds = _check_tap(apply, variables, example, name, tap)
+    if conv.shape[0] != len(example):
+        raise InputError(
+            f"layer '{name}' returns {conv.shape[0]} feature maps for {len(example)} "
+            "images, not one for each"
+        )
+    classes = len(split.class_names)
+    check_seconds = _check_tap(apply, variables, example, name, tap, classes)
 
     def run(variables: Any, images: Array) -> Array:
         return taps.capture(apply, variables, images, name, activation)
@@ -160,31 +177,43 @@ def tap_layer(
     return tapped
 
 
+def _examples(split: Split) -> Array:
+    return jnp.asarray(split.read(np.arange(min(_EXAMPLES, len(split)))))
+
+
 def _check_tap(
-    apply: taps.Apply, variables: Any, images: Array, name: str, tap: str
+    apply: taps.Apply, variables: Any, images: Array, name: str, tap: str, classes: int
 ) -> float:
     """Raises unless the unmasked feature map, put back, gives the network's logits.
+
+    Also where an image's logits depend on the images beside it.
 
     Returns:
       Seconds that compilation took.
     """
 
-    def run(variables: Any, images: Array) -> tuple[Array, Array, Array]:
+    def run(variables: Any, images: Array) -> tuple[Any, Any]:
         feature_map = taps.capture(apply, variables, images, name, taps.TAPS[tap])
         halves = taps.replace(apply, variables, images, name, feature_map)
-        return apply(variables, images), halves, feature_map
+        return apply(variables, images), halves
 
     one = meshes.make_mesh(jax.local_devices()[:1])
     both = Sharded(run, one, (REPLICATED, REPLICATED), REPLICATED)
-    whole, halves, feature_map = both(variables, images)
-    if whole.ndim != 2:
-        raise InputError(f"the network must return logits [N, C], got {whole.shape}")
+    whole, halves = both(variables, images)
+    if getattr(whole, "shape", None) != (len(images), classes):
+        raise InputError(
+            f"the network must return logits [N, {classes}], one for each class name, "
+            f"got {jax.tree.map(jnp.shape, whole)} for {len(images)} images"
+        )
     if not np.isfinite(whole).all():
         raise InputError("the network's logits are not finite: check its weights")
-    # Rounding differs where XLA fuses differently; another function is far off.
-    scale = max(1.0, float(jnp.abs(whole).max()))
-    tolerance = 1e-3 if feature_map.dtype == jnp.float32 else 1e-1
-    if float(jnp.abs(whole - halves).max()) > tolerance * scale:
+    index = mixed(len(images))
+    if not is_close(whole[index], both(variables, images[index])[0]):
+        raise InputError(
+            "the network's logits of an image depend on the other images of its batch, "
+            "or on chance: give an apply for evaluation, as with train=False"
+        )
+    if not is_close(whole, halves):
         raise InputError(
             f"tap '{tap}' is not what follows layer '{name}': the network changes when "
             f"its feature map is put back; choices: {', '.join(taps.TAPS)}"

@@ -49,7 +49,8 @@ def list_layers(
         module = context.module
         if context.method_name == "__call__" and "params" in module.variables:
             children = module.variables["params"].values()
-            if not any(isinstance(child, dict) for child in children):
+            leaf = not any(isinstance(child, dict) for child in children)
+            if leaf and hasattr(output, "shape"):
                 layers.append(Layer("/".join(module.path), module, output.shape))
         return output
 
@@ -126,17 +127,25 @@ def capture(
 def capture_inputs(
     apply: Apply, variables: Any, x: Array | np.ndarray, names: Collection[str]
 ) -> dict[str, Array]:
-    """What each of the named layers is given for the inputs `x`."""
+    """What each of the named layers is given for the inputs `x`.
+
+    Raises:
+      InputError: a layer is not called, or more than once.
+    """
     given: dict[str, Array] = {}
 
     def note(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
         name = "/".join(context.module.path)
         if name in names and context.method_name == "__call__":
+            if name in given:
+                raise InputError(f"layer '{name}' is called more than once")
             given[name] = args[0] if args else kwargs["inputs"]
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(note):
         apply(variables, x)
+    if missing := sorted(set(names) - set(given)):
+        raise InputError(f"layer '{missing[0]}' is not called")
     return given
 
 

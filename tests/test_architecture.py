@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "processes": {"data", "errors"},
     "around": set(),
     "evaluate": {"around", "mesh"},
-    "tapped": {"data", "errors", "masking", "mesh", "processes", "taps"},
+    "tapped": {"around", "data", "errors", "masking", "mesh", "processes", "taps"},
     "running_sum": {"dependence", "errors", "evaluate", "masking", "mesh", "taps"},
     "sweep": {
         "around",

@@ -23,6 +23,7 @@ AROUND = {
     "two sums": [(8, 8, 6), (8, 8, 6)],
     "input": [(8, 8, 3)],
     "images not first": [(8, 8, 3)],
+    "place in the batch": [(8, 8, 3)],
 }
 
 
@@ -44,6 +45,9 @@ class Block(nn.Module):
             y = jnp.concatenate([image, y], axis=-1)
         elif self.kind == "images not first":
             y = (x.swapaxes(0, 1) + y.swapaxes(0, 1)).swapaxes(0, 1)
+        elif self.kind == "place in the batch":
+            row = jnp.argmax(x.sum((2, 3)), axis=1)
+            y = y[jnp.arange(len(y)), row][:, None]
         return nn.Dense(4, name="out")(y.mean((1, 2)))
 
 
@@ -59,11 +63,11 @@ def test_what_goes_around_the_layer(kind):
     head = make_head(
         whole,
         variables,
-        jax.ShapeDtypeStruct((8, 8, 3), jnp.uint8),
+        images,
         jax.ShapeDtypeStruct((8, 8, 6), jnp.float32),
     )
     shapes = head.shapes_around(variables, 5)
-    assert head.apart == (kind != "images not first")
+    assert head.apart == (kind not in ("images not first", "place in the batch"))
     assert shapes == [(5, *shape) for shape in AROUND[kind]]
     feature_map = np.random.default_rng(0).normal(size=(23, 8, 8, 6))
     feature_map, kept = jnp.float32(feature_map), jnp.arange(6) % 2 == 0
@@ -95,6 +99,17 @@ def test_predictions_equal_those_of_written_weights(kind, fill):
     if fill == "zero":
         assert fast.about["evaluation"] == "ChangedPairs"
         assert fast.about["pairs_evaluated"] < fast.about["pairs"]
+
+
+def test_dropping_channels_beside_a_concatenation():
+    """Behind ReLU and a mean, reading 0 is what a channel that is 0 gives."""
+    apply, variables = network(Block("concatenation"), (8, 8, 3))
+    split = random_split()
+    dropped, zeroed = (
+        run(apply, variables, split, "second", fill=fill) for fill in ("drop", "zero")
+    )
+    np.testing.assert_array_equal(dropped.predictions, zeroed.predictions)
+    assert len({tuple(row) for row in zeroed.predictions.tolist()}) > 1
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -135,4 +150,4 @@ def test_the_way_around_is_worked_out_once_for_every_batch(dense):
     calls.clear()
     scores = ranking.mean(tapped.mean_feature_map)
     sweep.sweep_layer(tapped, variables, scores, mask_chunk=1, dense=dense)
-    assert calls == [8, 8, 8]
+    assert calls == [16, 16, 8, 8, 8]  # tried on examples, then every batch

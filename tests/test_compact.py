@@ -425,3 +425,22 @@ def test_drop_is_refused_where_channels_join_others():
     scores = ranking.mean(tapped.mean_feature_map)
     with pytest.raises(InputError, match="'add' behind 'first' and 'second'"):
         sweep.sweep_layer(tapped, variables, scores, fill="drop")
+
+
+def test_networks_are_compared_at_full_precision():
+    seen = []
+
+    class Recording(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            seen.append(jax.config.jax_default_matmul_precision)
+            x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
+            return nn.Dense(2, name="out")(x.mean((1, 2)))
+
+    x = jnp.asarray(random_split(n=2).images, jnp.float32) / 255
+    variables = random_variables(Recording(), x)
+    seen.clear()
+    keep = np.array([True, False, True, True])
+    jaxprune.compact(Recording(), variables, "conv", keep, example=x)
+    # The masked network, differentiated, and the compact one come last.
+    assert seen[-2:] == ["highest", "highest"]

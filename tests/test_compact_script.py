@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 import jaxprune
 from experiments import compact, sweep
+from jaxprune import plots_compact
 
 NETWORK = (
     "--model=digits_pair", "--widths=4,5,8", "--dense=6", "--epochs=1",
@@ -72,6 +73,55 @@ def test_one_k(run):
     assert small.model.widths == (4, 5, 5)
     order = np.load(workdir / "sweep-conv3-abs_mean-bias" / "sweep.npz")["order"]
     assert sorted(small.kept["conv3"]) == sorted(order[3:])
+
+
+def test_a_trained_network_has_no_proof(run):
+    (code, _, err), workdir = run("--k=3", *QUICK, "--recalibrate")
+    assert code == 0, err
+    folder = workdir / "compact-conv3-abs_mean-bias-k3"
+    spec = json.loads((folder / "spec.json").read_text())
+    assert spec["proof"] is None
+    assert spec["about"]["test_proof"]["images"] == 100
+    assert spec["about"]["after_the_proof"]["recalibrated"]
+    assert jaxprune.load_compact(folder).report is None
+
+
+def test_a_folder_of_something_else_is_refused_before_any_work(run):
+    _, workdir = run()
+    (workdir / "compact-conv3-abs_mean-bias-k3").mkdir()
+    (code, out, err), _ = run("--k=3", *QUICK)
+    assert code == 2 and "no compact network" in err
+    assert "proof" not in out
+
+
+@pytest.mark.parametrize("finished", [0, 1])
+def test_an_interrupted_table_keeps_what_is_finished(run, monkeypatch, finished):
+    one = compact._one
+
+    def interrupt(run, plan, whole, k, batches):
+        if plan.ks.index(k) == finished:
+            raise KeyboardInterrupt
+        return one(run, plan, whole, k, batches)
+
+    monkeypatch.setattr(compact, "_one", interrupt)
+    (code, _, err), workdir = run("--ks=1,4", *QUICK)
+    assert code == 130
+    assert ("the table has 1 of 2 K" in err) == bool(finished)
+    assert len(written(workdir)) == (3 if finished else 0)
+
+
+def test_the_table_shows_the_saved_sweep(run, monkeypatch):
+    draw, curves = plots_compact.against_k, []
+
+    def record(rows, title, curve):
+        curves.append(curve)
+        return draw(rows, title, curve)
+
+    monkeypatch.setattr(plots_compact, "against_k", record)
+    (code, _, err), _ = run("--ks=2", *QUICK)
+    assert code == 0, err
+    ((ks, accuracy),) = curves
+    assert ks == tuple(range(8)) and len(accuracy) == 8
 
 
 def test_largest_k_of_the_sweep(run):

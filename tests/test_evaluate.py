@@ -159,8 +159,8 @@ def test_where_nothing_repeats_every_pair_is_evaluated_by_the_plain_way():
     assert result.about["pairs_evaluated"] == result.about["pairs"]
 
 
-def test_more_channels_than_one_step_and_features_of_another_branch():
-    """A dense layer that reads a flattened map beside features of its own."""
+def test_more_channels_than_one_step_and_features_that_are_no_channel():
+    """A dense layer that reads a flattened map beside constants."""
 
     class Wide(nn.Module):
         @nn.compact
@@ -168,6 +168,8 @@ def test_more_channels_than_one_step_and_features_of_another_branch():
             x = nn.relu(nn.Conv(3, (3, 3), name="first")(x))
             x = nn.relu(nn.Conv(70, (3, 3), name="tapped")(x))
             x = nn.max_pool(x, (4, 4), (4, 4)).reshape(x.shape[0], -1)
+            other = jnp.broadcast_to(jnp.array([1.0, -1.0]), (len(x), 2))
+            x = jnp.concatenate([other, x], axis=-1)
             return nn.Dense(4, name="out")(nn.relu(nn.Dense(16, name="reader")(x)))
 
     apply, variables = network(Wide(), (8, 8, 3))

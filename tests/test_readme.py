@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import random_split
 from flax import linen as nn
 
@@ -19,7 +20,9 @@ class Somebodys(nn.Module):
         return nn.Dense(4)(x.mean((1, 2)))
 
 
-def test_the_lines_for_ones_own_model(capsys, tmp_path, monkeypatch):
+@jax.numpy_dtype_promotion("standard")  # the model divides integers by 255.0
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweep, compact = (
         block.split("```")[0] for block in README.read_text().split("```python\n")[1:]
@@ -27,7 +30,7 @@ def test_the_lines_for_ones_own_model(capsys, tmp_path, monkeypatch):
     assert len([line for line in sweep.splitlines() if line]) <= 10
     split = random_split()
     model = Somebodys()
-    images = np.asarray(split.images, np.float32)
+    images = np.asarray(split.images, dtype)
     variables = model.init(jax.random.key(0), jnp.asarray(images[:1]), train=False)
     names = {
         "model": model, "variables": variables, "images": images,

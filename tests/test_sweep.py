@@ -7,6 +7,7 @@ from conftest import random_split, random_variables
 from flax import linen as nn
 
 from jaxprune import evaluate, ranking, sweep, taps
+from jaxprune.data import image_split
 from jaxprune.errors import InputError
 from jaxprune.models import CifarVGG, PairCNN
 from jaxprune.tapped import tap_layer
@@ -240,3 +241,67 @@ def test_bfloat16_equals_the_masked_network_in_bfloat16():
     np.testing.assert_array_equal(
         result.predictions[4][clear], logits.argmax(-1)[clear]
     )
+
+
+class Odd(nn.Module):
+    """A network that cannot be swept as it is, in one of several ways."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("template", nn.initializers.ones, (1, 8, 8, 3))
+        x = kernel if self.kind == "no batch" else x
+        x = nn.relu(nn.Conv(6, (3, 3), name="conv")(x))
+        if self.kind == "batch":
+            x = x - x.mean(0)
+        x = nn.Dense(4, name="out")(x.mean((1, 2)) ** 2)
+        return {"pair": (x, x), "classes": x[:, :3]}.get(self.kind, x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no batch", "returns 1 feature maps for 16 images"),
+        ("batch", "depend on the other images"),
+        ("pair", r"must return logits \[N, 4\]"),
+        ("classes", r"must return logits \[N, 4\]"),
+    ],
+)
+def test_networks_that_do_not_treat_images_one_by_one(kind, message):
+    model = Odd(kind)
+    variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+
+    def apply(variables, images, **kwargs):
+        return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
+
+    with pytest.raises(InputError, match=message):
+        tap_layer(apply, variables, random_split())
+
+
+def test_unusable_arguments():
+    apply, variables, split = planted()
+    with pytest.raises(InputError, match="batch_size"):
+        tap_layer(apply, variables, split, batch_size=0)
+    tapped = tap_layer(apply, variables, split)
+    scores = np.arange(4.0)
+    for options, message in (
+        ({"mask_chunk": 0}, "mask_chunk must be"),
+        ({"ks": [4]}, "must lie in 0 .. 3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sweep.sweep_layer(tapped, variables, scores, **options)
+    with pytest.raises(InputError, match="scores must be 4 numbers"):
+        sweep.sweep_layer(tapped, variables, np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((0, 4, 4, 1)), [], "N at least 1"),
+        (np.zeros((2, 4, 4, 1)), [0, 2], "must lie in 0 .. 1"),
+    ],
+)
+def test_unusable_images(images, labels, message):
+    with pytest.raises(InputError, match=message):
+        image_split(images, np.array(labels, int), ("a", "b"))
