@@ -437,7 +437,7 @@ def test_networks_are_compared_at_full_precision():
             x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
             return nn.Dense(2, name="out")(x.mean((1, 2)))
 
-    x = jnp.asarray(random_split(n=2).images, jnp.float32) / 255
+    x = jnp.asarray(random_split(n=4).images, jnp.float32) / 255
     variables = random_variables(Recording(), x)
     seen.clear()
     keep = np.array([True, False, True, True])
