@@ -17,6 +17,7 @@ from jaxprune.errors import InputError
 from jaxprune.evaluate import carry_forward, changed_pairs
 from jaxprune.mesh import make_mesh
 from jaxprune.processes import share
+from jaxprune.running_sum import STEP, RunningSum
 from jaxprune.tapped import tap_layer
 
 # Which way each layer of Chain is evaluated.
@@ -226,3 +227,22 @@ def test_processes_share_a_split(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 12)
     with pytest.raises(InputError, match="12 processes for a split of 11"):
         share(split)
+
+
+def test_few_units_that_read_many_features_make_no_large_batches():
+    """Four units that read 64 features of each channel; 23 images and 6 masks."""
+
+    class Flat(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(6, (3, 3), name="conv")(x))
+            return nn.Dense(4, name="out")(x.reshape(len(x), -1))
+
+    apply, variables = network(Flat(), (8, 8, 3))
+    tapped = tap_layer(apply, variables, random_split(), tap="relu")
+    way, images = sweep._evaluation(
+        tapped, variables, np.arange(6), tuple(range(6)), np.zeros(6), None, False
+    )
+    assert isinstance(way, RunningSum)
+    assert way._pairs <= STEP * images
+    assert way._pairs * STEP * 64 <= 2**22
