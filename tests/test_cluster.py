@@ -17,6 +17,11 @@ from jaxprune.results import SweepResult
 
 
 @pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
 def standard_promotion():
     """optax's Adam mixes types."""
     with jax.numpy_dtype_promotion("standard"):
