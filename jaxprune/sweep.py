@@ -81,15 +81,7 @@ def sweep_layer(
         others before the next layer.
     """
     check_choice("fill", fill, FILLS)
-    channels = tapped.mean_feature_map.shape[-1]
-    if np.shape(scores) != (channels,):
-        raise InputError(
-            f"scores must be {channels} numbers, one for each channel of "
-            f"'{tapped.name}', got shape {np.shape(scores)}"
-        )
-    if mask_chunk is not None and mask_chunk < 1:
-        raise InputError(f"mask_chunk must be at least 1, got {mask_chunk}")
-    order = ranking.rank_channels(scores)
+    order = _rank(tapped, scores)
     ks = ranking.check_ks(range(len(order)) if ks is None else ks, len(order))
     mean = tapped.mean_feature_map.reshape(-1, len(order)).mean(0).astype(np.float32)
     values = FILLS[fill](tapped.bias, mean)
@@ -106,8 +98,7 @@ def sweep_layer(
         predicted = evaluate(variables, batch.images, feature_map, batch.size)
         predictions[:, images] = predicted[:, : batch.size]
         on_pairs(batch.size * len(ks))
-    compile_seconds = sum(f.compile_seconds for f in evaluate.functions)
-    seconds = time.perf_counter() - started - compile_seconds
+    how = _how(tapped, evaluate, time.perf_counter() - started)
     return SweepResult(
         ks=ks,
         order=order,
@@ -121,16 +112,35 @@ def sweep_layer(
             "fill": fill,
             "batch_size": tapped.batch_size,
             "pairs": len(ks) * len(tapped.split),
-            "pairs_evaluated": int(processes.total(np.array([evaluate.evaluated]))[0]),
-            "evaluation": type(evaluate).__name__,
-            "seconds": {
-                "trunk": round(tapped.trunk_seconds, 3),
-                "head": round(seconds, 3),
-                "compilation": round(tapped.compile_seconds + compile_seconds, 3),
-            },
+            **how,
             **(about or {}),
         },
     )
+
+
+def _how(tapped: TappedLayer, evaluate: Evaluation, seconds: float) -> dict[str, Any]:
+    """How the pairs were evaluated, and what it took."""
+    compilation = sum(f.compile_seconds for f in evaluate.functions)
+    return {
+        "pairs_evaluated": int(processes.total(np.array([evaluate.evaluated]))[0]),
+        "evaluation": type(evaluate).__name__,
+        "seconds": {
+            "trunk": round(tapped.trunk_seconds, 3),
+            "head": round(seconds - compilation, 3),
+            "compilation": round(tapped.compile_seconds + compilation, 3),
+        },
+    }
+
+
+def _rank(tapped: TappedLayer, scores: Float[np.ndarray, " P"]) -> np.ndarray:
+    """Channels in the order in which they are pruned."""
+    channels = tapped.mean_feature_map.shape[-1]
+    if np.shape(scores) != (channels,):
+        raise InputError(
+            f"scores must be {channels} numbers, one for each channel of "
+            f"'{tapped.name}', got shape {np.shape(scores)}"
+        )
+    return ranking.rank_channels(scores)
 
 
 def _evaluation(
@@ -143,6 +153,8 @@ def _evaluation(
     dense: bool,
 ) -> tuple[Evaluation, int]:
     """How to evaluate the masks, and the number of images to give it at once."""
+    if mask_chunk is not None and mask_chunk < 1:
+        raise InputError(f"mask_chunk must be at least 1, got {mask_chunk}")
     apply, layer, mesh = tapped.apply, tapped.name, tapped.mesh
     batch_size = tapped.batch_size
     head = _head(tapped, variables, fill)

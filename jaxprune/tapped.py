@@ -130,12 +130,7 @@ def tap_layer(
         )
     example = _examples(split)
     name = layer or taps.last_conv(apply, variables, example)
-    conv = taps.find_conv(apply, variables, example, name)
-    if conv.shape[0] != len(example):
-        raise InputError(
-            f"layer '{name}' returns {conv.shape[0]} feature maps for {len(example)} "
-            "images, not one for each"
-        )
+    shape = _shape_of_one(apply, variables, example, name)
     classes = len(split.class_names)
     check_seconds = _check_tap(apply, variables, example, name, tap, classes)
 
@@ -148,7 +143,7 @@ def tap_layer(
     started = time.perf_counter()
     own = processes.share(split)
     own_ranking = own if rank_split is None else processes.share(rank_split)
-    total: Any = np.zeros(conv.shape[1:], np.float64)
+    total = np.zeros(shape, np.float64)
     for source in [own] if own_ranking is own else [own, own_ranking]:
         for batch in batches(source, batch_size):
             feature_map = np.asarray(trunk(variables, batch.images))[: batch.size]
@@ -158,7 +153,7 @@ def tap_layer(
                 total += feature_map.sum(0, dtype=np.float64)
             on_images(batch.size)
     params = masking.at_path(variables["params"], name)
-    bias = params.get("bias", jnp.zeros(conv.shape[-1]))
+    bias = params.get("bias", jnp.zeros(shape[-1]))
     tapped = TappedLayer(
         name=name,
         split=split,
@@ -179,6 +174,23 @@ def tap_layer(
 
 def _examples(split: Split) -> Array:
     return jnp.asarray(split.read(np.arange(min(_EXAMPLES, len(split)))))
+
+
+def _shape_of_one(
+    apply: taps.Apply, variables: Any, images: Array, name: str
+) -> tuple[int, ...]:
+    """Shape of one image's feature map at a convolution.
+
+    Raises:
+      InputError: no such convolution, or it does not return one map for each image.
+    """
+    maps, *shape = taps.find_conv(apply, variables, images, name).shape
+    if maps != len(images):
+        raise InputError(
+            f"layer '{name}' returns {maps} feature maps for {len(images)} images, not "
+            "one for each"
+        )
+    return tuple(shape)
 
 
 def _check_tap(
