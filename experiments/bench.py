@@ -27,9 +27,11 @@ from absl import flags
 from experiments import bench_ours, cli, cluster, job, train
 from experiments.bench_ours import Bench
 from experiments.job import Job
-from jaxprune import plots, plots_bench, taps
+from jaxprune.channels import taps
 from jaxprune.errors import InputError
 from jaxprune.files import replacing
+from jaxprune.report import bench as plots_bench
+from jaxprune.report import curves as plots
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("images", None, "Images of the whole sweep. Default: all.", 1)

@@ -11,10 +11,17 @@ import numpy as np
 
 from experiments import cluster
 from experiments.job import Job
-from jaxprune import cost, data, dependence, mesh, ranking, sweep, taps, train
-from jaxprune.masking import at_path
+from jaxprune import mesh
+from jaxprune.channels import flow as dependence
+from jaxprune.channels import taps
+from jaxprune.channels.taps import at_path
+from jaxprune.compaction import cost
+from jaxprune.data.splits import Split, batches
 from jaxprune.mesh import REPLICATED, SPREAD, Sharded
-from jaxprune.tapped import tap_layer
+from jaxprune.networks import training as train
+from jaxprune.ranking import order as ranking
+from jaxprune.sweep import layer as sweep
+from jaxprune.sweep.trunk import tap_layer
 
 # A warm-up and so many steps are one timed run of training.
 STEPS = 3
@@ -37,8 +44,8 @@ class Bench:
 
     run: Job
     variables: Any
-    split: data.Split
-    some: data.Split
+    split: Split
+    some: Split
     layer: str
     runs: int
     loop_ks: Sequence[int]
@@ -88,10 +95,10 @@ def _predictor(bench: Bench) -> Sharded:
     )
 
 
-def _predict_all(predict: Sharded, variables: Any, split: data.Split) -> Any:
+def _predict_all(predict: Sharded, variables: Any, split: Split) -> Any:
     devices = cluster.local_mesh()
     variables = mesh.replicate(variables, devices)
-    for batch in data.batches(split, mesh.round_up(_batch_size(), devices.size)):
+    for batch in batches(split, mesh.round_up(_batch_size(), devices.size)):
         yield np.asarray(predict(variables, batch.images))
 
 
@@ -140,7 +147,7 @@ def dense_sweep(bench: Bench) -> dict[str, Any]:
     return _sweep(bench, bench.some, dense=True)
 
 
-def _sweep(bench: Bench, split: data.Split, **options: Any) -> dict[str, Any]:
+def _sweep(bench: Bench, split: Split, **options: Any) -> dict[str, Any]:
     seconds, compile_seconds, about = [], [], {}
     for _ in range(bench.runs):
         started = time.perf_counter()
@@ -200,17 +207,17 @@ def cached_trunk(bench: Bench) -> dict[str, Any]:
         return jnp.argmax(logits, axis=-1)
 
     variables = jax.device_put(bench.variables)
-    batches = [b.images for b in data.batches(bench.some, _batch_size())]
+    some = [b.images for b in batches(bench.some, _batch_size())]
 
     def run_trunk() -> list[Any]:
-        return jax.block_until_ready([trunk(variables, images) for images in batches])
+        return jax.block_until_ready([trunk(variables, images) for images in some])
 
     maps = run_trunk()
 
     def run_heads() -> None:
         for k in bench.loop_ks:
             mask = np.arange(bench.channels) >= k
-            for images, feature_map in zip(batches, maps, strict=True):
+            for images, feature_map in zip(some, maps, strict=True):
                 np.asarray(head(variables, images, feature_map, mask))
 
     run_heads()

@@ -17,8 +17,9 @@ from experiments.bench_ours import (
     combine_trunk_and_heads,
     timed,
 )
-from jaxprune import data, dependence
-from jaxprune.masking import at_path
+from jaxprune.channels import flow as dependence
+from jaxprune.channels.taps import at_path
+from jaxprune.data.splits import Split, batches
 
 _CUDA = torch.cuda.is_available()
 _DEVICE = "cuda" if _CUDA else "cpu"
@@ -87,13 +88,13 @@ def _compiled(module: Any) -> Any:
     return torch.compile(module, mode="max-autotune") if _CUDA else module
 
 
-def _batches(bench: Bench, split: data.Split, size: int = _BATCH) -> list[torch.Tensor]:
+def _batches(bench: Bench, split: Split, size: int = _BATCH) -> list[torch.Tensor]:
     """Scaled images on the device, as PyTorch likes them."""
     config = bench.run.config
     mean = np.array(config.pixel_mean, np.float32)
     std = np.array(config.pixel_std, np.float32)
     result = []
-    for batch in data.batches(split, size):
+    for batch in batches(split, size):
         x = (batch.images.astype(np.float32) - mean) / std
         x = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(_DEVICE)
         result.append(x.to(memory_format=torch.channels_last))

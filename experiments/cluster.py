@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxprune import mesh, processes
+from jaxprune.data.tfds import cache_folder
 from jaxprune.errors import InputError
-from jaxprune.tfds_cache import cache_folder
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("devices", None, "Devices to use of each process. Default: all.")

@@ -35,15 +35,21 @@ from experiments import (
 )
 from experiments.job import Job
 from experiments.masked import Masked, Plan
-from jaxprune import artefact, cost, data, plots, plots_compact, ranking, taps
-from jaxprune import proof as proof_lib
-from jaxprune.compact import compact
-from jaxprune.compact_network import Compact
+from jaxprune.channels import taps
+from jaxprune.compaction import artefact, cost
+from jaxprune.compaction import proof as proof_lib
+from jaxprune.compaction.compact import compact
+from jaxprune.compaction.network import Compact
+from jaxprune.compaction.proof import Proof
+from jaxprune.data import datasets
+from jaxprune.data.splits import Split
 from jaxprune.errors import InputError, check_choice
-from jaxprune.proof import Proof
-from jaxprune.results import SweepResult
-from jaxprune.sweep import FILLS
-from jaxprune.tapped import tap_layer
+from jaxprune.ranking import order as ranking
+from jaxprune.report import compact as plots_compact
+from jaxprune.report import curves as plots
+from jaxprune.sweep.layer import FILLS
+from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.trunk import tap_layer
 
 FLAGS = flags.FLAGS
 EXPORTS = ("stablehlo",)
@@ -67,7 +73,7 @@ def main() -> None:
     run = job.load(train_imported=False)
     if jax.process_count() > 1:
         raise InputError("experiments.compact runs in one process")
-    split = data.choose_split(run.splits, FLAGS.eval_split)
+    split = datasets.choose_split(run.splits, FLAGS.eval_split)
     batch_size = run.batch_size(split)
     batches = _latency_batches()
     layer = FLAGS.layer or taps.last_conv(run.apply, run.shapes, run.example)
@@ -136,7 +142,7 @@ def _ks(p: int) -> tuple[int, ...] | None:
 def _plan(
     run: Job,
     variables: Any,
-    split: data.Split,
+    split: Split,
     layer: str,
     ks: tuple[int, ...] | None,
     batch_size: int,
@@ -167,7 +173,7 @@ def _plan(
             "same flags first"
         )
     else:
-        rank_split = data.choose_split(run.splits, FLAGS.rank_split)
+        rank_split = datasets.choose_split(run.splits, FLAGS.rank_split)
         with cluster.progress(total=len(rank_split), unit="img", desc="scores") as bar:
             tapped = tap_layer(
                 run.apply, variables, rank_split, layer=layer, tap=tap,

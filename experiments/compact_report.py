@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxprune import plots, plots_compact
+from jaxprune.compaction.proof import Proof
 from jaxprune.files import replacing, write_text
-from jaxprune.proof import Proof
+from jaxprune.report import compact as plots_compact
+from jaxprune.report import curves as plots
 
 # What of a row is more than one figure.
 _NESTED = ("latency", "epochs")

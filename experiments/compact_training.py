@@ -11,9 +11,11 @@ from absl import flags
 
 from experiments.job import Job
 from experiments.masked import Masked
-from jaxprune import data, recalibrate
-from jaxprune import train as train_lib
-from jaxprune.compact_network import Compact
+from jaxprune.compaction.network import Compact
+from jaxprune.data import datasets
+from jaxprune.data.splits import Split
+from jaxprune.networks import recalibrate
+from jaxprune.networks import training as train_lib
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("finetune_epochs", 0, "Epochs of training after pruning.", 0)
@@ -36,7 +38,7 @@ def train_on(
       first of which is before any training.
     """
     changes: dict[str, Any] = {}
-    split = data.choose_split(run.splits, run.config.train_split)
+    split = datasets.choose_split(run.splits, run.config.train_split)
     size = run.config.train_batch_size
 
     def accuracy(variables: Any) -> float:
@@ -81,7 +83,7 @@ def train_on(
     return small, changes, lines
 
 
-def _finetune(run: Job, small: Compact, variables: Any, split: data.Split) -> Any:
+def _finetune(run: Job, small: Compact, variables: Any, split: Split) -> Any:
     """Epochs of the same loop as training's, at a lower rate."""
     conf, recipe = run.config, run.config.recipe
     rate = FLAGS.finetune_learning_rate or conf.learning_rate / 10

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from experiments.recipes import RECIPES, Recipe
-from jaxprune.data import DATASETS
+from jaxprune.data.datasets import DATASETS
 from jaxprune.errors import InputError, check_choice
 from jaxprune.files import sha256, write_text
 

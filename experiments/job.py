@@ -14,7 +14,8 @@ from jax import Array
 from experiments import cluster
 from experiments import config as config_lib
 from experiments.config import Config
-from jaxprune import data
+from jaxprune.data import datasets
+from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -29,7 +30,7 @@ class Job:
 
     config: Config
     workdir: Path
-    splits: data.Splits
+    splits: datasets.Splits
     model: nn.Module
 
     @property
@@ -62,7 +63,7 @@ class Job:
         key = jax.random.key(self.config.seed)
         return jax.jit(self.model.init)(key, self.scale(self.example))
 
-    def batch_size(self, split: data.Split) -> int:
+    def batch_size(self, split: Split) -> int:
         """Images to evaluate at once."""
         if FLAGS.batch_size is None:
             default = 128 if jax.default_backend() == "cpu" else 1024
@@ -79,7 +80,7 @@ def load(*, train_imported: bool) -> Job:
     """Resolves the configuration and loads its data; see `config.resolve`."""
     cluster.start()
     config, workdir = config_lib.resolve(train_imported=train_imported)
-    splits = data.load(
+    splits = datasets.load(
         config.dataset,
         data_dir=FLAGS.data_dir,
         cache_dir=FLAGS.cache_dir,

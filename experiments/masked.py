@@ -11,8 +11,12 @@ import numpy as np
 
 from experiments import cluster
 from experiments.job import Job
-from jaxprune import cost, data, dependence, masking, ranking, taps
-from jaxprune.sweep import masked_logits
+from jaxprune.channels import flow as dependence
+from jaxprune.channels import masking, taps
+from jaxprune.compaction import cost
+from jaxprune.data.splits import Split, batches
+from jaxprune.ranking import order as ranking
+from jaxprune.sweep.layer import masked_logits
 
 # Images that the rounding bound is worked out for.
 _EXAMPLES = 16
@@ -78,7 +82,7 @@ class Masked:
     """
 
     def __init__(
-        self, run: Job, variables: Any, split: data.Split, plan: Plan, batch_size: int
+        self, run: Job, variables: Any, split: Split, plan: Plan, batch_size: int
     ):
         self.run, self.variables, self.split = run, variables, split
         self.batch_size = batch_size
@@ -111,7 +115,7 @@ class Masked:
         head = jax.jit(partial(masked_logits, apply, layer, self.flow))
         parts: list[list[np.ndarray]] = [[] for _ in prunings]
         with cluster.progress(total=len(self.split), unit="img", desc="masked") as bar:
-            for batch in data.batches(self.split, self.batch_size):
+            for batch in batches(self.split, self.batch_size):
                 maps = trunk(self.variables, batch.images)
                 for part, p in zip(parts, prunings, strict=True):
                     logits = head(p.values, self.variables, batch.images, maps, p.keep)
@@ -127,7 +131,7 @@ class Masked:
         function = jax.jit(lambda v, images: apply(v, self.run.scale(images)))
         parts = []
         with cluster.progress(total=len(self.split), unit="img", desc=what) as bar:
-            for batch in data.batches(self.split, self.batch_size):
+            for batch in batches(self.split, self.batch_size):
                 with jax.default_matmul_precision(_PRECISION):
                     logits = function(variables, batch.images)
                 part = np.asarray(logits, np.float32)

@@ -8,9 +8,10 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from jaxprune import plots, plots_maps
 from jaxprune.errors import InputError, check_choice
-from jaxprune.results import SweepResult
+from jaxprune.report import curves as plots
+from jaxprune.report import feature_maps as plots_maps
+from jaxprune.sweep.result import SweepResult
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("order", "channel", f"Tiles by: {', '.join(plots_maps.ORDERS)}.")

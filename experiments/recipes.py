@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxprune.models import CifarVGG, PairCNN
+from jaxprune.networks.models import CifarVGG, PairCNN
 
 
 @dataclass(frozen=True)

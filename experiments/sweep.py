@@ -21,10 +21,17 @@ from absl import flags
 
 from experiments import cli, cluster, job, train
 from experiments.job import Job
-from jaxprune import checkpoint, data, plots, processes, ranking, sweep, taps
+from jaxprune import processes
+from jaxprune.channels import taps
+from jaxprune.data import datasets
+from jaxprune.data.splits import Split, check_classes
 from jaxprune.errors import InputError, check_choice
-from jaxprune.results import SweepResult
-from jaxprune.tapped import TappedLayer, tap_layer
+from jaxprune.networks import checkpoint
+from jaxprune.ranking import order as ranking
+from jaxprune.report import curves as plots
+from jaxprune.sweep import layer as sweep
+from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.trunk import TappedLayer, tap_layer
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("layer", None, "Convolution to prune. Default: the last one.")
@@ -49,9 +56,9 @@ def main() -> None:
     """Trains or restores, ranks, sweeps, saves and draws."""
     check_names()
     run = job.load(train_imported=False)
-    split = data.choose_split(run.splits, FLAGS.eval_split)
-    rank_split = data.choose_split(run.splits, FLAGS.rank_split)
-    data.check_classes(split, FLAGS.eval_split)
+    split = datasets.choose_split(run.splits, FLAGS.eval_split)
+    rank_split = datasets.choose_split(run.splits, FLAGS.rank_split)
+    check_classes(split, FLAGS.eval_split)
     batch_size = run.batch_size(split)
     name = FLAGS.layer or taps.last_conv(run.apply, run.shapes, run.example)
     layer = taps.find_conv(run.apply, run.shapes, run.example, name)
@@ -80,15 +87,15 @@ def main() -> None:
 def _tap(
     run: Job,
     variables: Any,
-    split: data.Split,
-    rank_split: data.Split,
+    split: Split,
+    rank_split: Split,
     layer: str,
     batch_size: int,
 ) -> TappedLayer:
     """Runs the trunk."""
     same = FLAGS.rank_split == FLAGS.eval_split
     sources = [split] if same else [split, rank_split]
-    total = sum(len(processes.share(source)) for source in sources)
+    total = sum(len(processes.own(len(source))) for source in sources)
     with cluster.progress(total=total, unit="img", desc="feature maps") as bar:
         return tap_layer(
             run.apply,

@@ -21,10 +21,15 @@ from tqdm import tqdm
 
 from experiments import cli, cluster, config, job
 from experiments.job import Job
-from jaxprune import checkpoint, data, mesh, metrics, processes, train
+from jaxprune import mesh, processes
+from jaxprune.data import datasets
+from jaxprune.data.splits import batches, check_classes
 from jaxprune.errors import InputError
 from jaxprune.files import write_text
 from jaxprune.mesh import REPLICATED, SPREAD, Sharded
+from jaxprune.networks import checkpoint
+from jaxprune.networks import training as train
+from jaxprune.sweep import metrics
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("wandb", False, "Mirror training to Weights & Biases.")
@@ -84,8 +89,8 @@ def _initial(run: Job) -> Any:
 
 def _train(run: Job, done: int | None) -> Any:
     conf, recipe = run.config, run.config.recipe
-    split = data.choose_split(run.splits, conf.train_split)
-    data.check_classes(split, conf.train_split)
+    split = datasets.choose_split(run.splits, conf.train_split)
+    check_classes(split, conf.train_split)
     per_epoch = train.steps_per_epoch(split, conf.train_batch_size)
     warmup = round(min(conf.warmup_epochs, conf.epochs) * per_epoch)
     optimizer = train.adam(conf.learning_rate, conf.epochs * per_epoch, warmup)
@@ -146,7 +151,7 @@ def _train(run: Job, done: int | None) -> Any:
 def _evaluator(run: Job) -> Any:
     """Variables -> accuracy and balanced accuracy on the test split."""
     split = run.splits.test
-    own = processes.share(split)
+    own = split.select(processes.own(len(split)))
     devices = cluster.local_mesh()
     size = mesh.round_up(min(run.batch_size(split), len(own)), devices.size)
     predict = Sharded(
@@ -161,7 +166,7 @@ def _evaluator(run: Job) -> Any:
         predictions = np.concatenate(
             [
                 np.asarray(predict(variables, batch.images))[: batch.size]
-                for batch in data.batches(own, size)
+                for batch in batches(own, size)
             ]
         )
         predictions = np.concatenate(processes.gather(predictions))

@@ -1,16 +1,16 @@
 """Which channels of a CNN can go, what each costs, and the smaller network."""
 
-from jaxprune.compact import compact, compact_layers
-from jaxprune.compact_network import Compact, load_compact
-from jaxprune.data import Split, image_split
+from jaxprune.channels.taps import TAPS, capture, last_conv, replace
+from jaxprune.compaction.compact import compact, compact_layers
+from jaxprune.compaction.network import Compact, load_compact
+from jaxprune.data.splits import Split, image_split
 from jaxprune.errors import InputError
-from jaxprune.evaluate import evaluate_masks
 from jaxprune.mesh import make_mesh
-from jaxprune.ranking import CRITERIA, abs_mean, mean, prefix_masks, rank_channels
-from jaxprune.results import SweepResult
-from jaxprune.sweep import FILLS, sweep_layer
-from jaxprune.tapped import TappedLayer, tap_layer
-from jaxprune.taps import TAPS, capture, last_conv, replace
+from jaxprune.ranking.order import CRITERIA, abs_mean, mean, prefix_masks, rank_channels
+from jaxprune.sweep.evaluation import evaluate_masks
+from jaxprune.sweep.layer import FILLS, sweep_layer
+from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.trunk import TappedLayer, tap_layer
 
 __all__ = [
     "CRITERIA",

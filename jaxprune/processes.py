@@ -6,25 +6,23 @@ Without `jax.distributed` there is one process, and all of this costs nothing.
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 
-from jaxprune.data import Split
 from jaxprune.errors import InputError
 
 
-def share(split: Split) -> Split:
-    """This process's images: one of equal runs, the first ones longer by one.
+def own(count: int) -> Int[np.ndarray, " n"]:
+    """Indices of this process's share of `count` images.
+
+    The shares are equal runs, the first ones longer by one.
 
     Raises:
       InputError: there are more processes than images.
     """
-    count = jax.process_count()
-    if count > len(split):
-        raise InputError(f"{count} processes for a split of {len(split)} images")
-    if count == 1:
-        return split
-    return split.select(
-        np.array_split(np.arange(len(split)), count)[jax.process_index()]
-    )
+    processes = jax.process_count()
+    if processes > count:
+        raise InputError(f"{processes} processes for a split of {count} images")
+    return np.array_split(np.arange(count), processes)[jax.process_index()]
 
 
 def gather(array: np.ndarray) -> list[np.ndarray]:

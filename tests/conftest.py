@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 from hypothesis import HealthCheck, settings
 
 from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
-from jaxprune.data import Split
+from jaxprune.data.splits import Split
 
 # Compilation makes single examples slow; a run in CI is repeatable.
 settings.register_profile(

@@ -1,0 +1,271 @@
+"""Where the channels of a layer go: found from the traced computation, not from names.
+
+The network is traced with every layer cut out: what a layer returns is an input of the
+trace, what it is given is an output. Between the layers remain elementwise functions,
+pools and reshapes. A tag for every element of every array is sent through them: the
+channel that the element depends on, LIVE if it depends on the image in another way,
+CONSTANT if on neither. An operation that joins a channel with anything else is an
+error: the channel cannot leave alone.
+
+Axes: P channels of the layer, F input features of a later layer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.errors import FlaxError
+from jax.extend.core import Literal
+from jaxtyping import Array, Int
+
+from jaxprune.channels import tags as tagging
+from jaxprune.channels import taps
+from jaxprune.channels.tags import LIVE, Tags, constant
+from jaxprune.errors import InputError
+
+# The layers whose parameters can be cut. Subclasses may compute anything.
+CONSUMERS: tuple[type[nn.Module], ...] = (nn.Conv, nn.Dense)
+NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm,)
+
+
+class Call(NamedTuple):
+    """One call of a layer: its path, module, and what it returns (shapes only)."""
+
+    name: str
+    module: nn.Module
+    output: Any
+
+
+@dataclass(frozen=True)
+class ChannelFlow:
+    """Where the channels of one layer go.
+
+    Attributes:
+      layer: its name.
+      channels: their number, P.
+      consumers: for each convolution or dense layer that reads them, the channel that
+        every input feature holds, LIVE where it holds none.
+      norms: the same for each BatchNorm between.
+    """
+
+    layer: str
+    channels: int
+    consumers: Mapping[str, Int[np.ndarray, " _"]]
+    norms: Mapping[str, Int[np.ndarray, " _"]]
+
+
+def is_layer(context: nn.module.InterceptorContext) -> bool:
+    """Whether this is a call of a layer: a module without children that has arrays."""
+    if context.method_name != "__call__":
+        return False
+    found = [v for c in context.module.variables.values() for v in c.values()]
+    return bool(found) and not any(isinstance(v, Mapping) for v in found) and any(
+        np.ndim(v) > 0 for v in found
+    )  # fmt: skip
+
+
+def list_calls(apply: taps.Apply, variables: Any, x: Array) -> tuple[Call, ...]:
+    """Every call of a layer, in the order of execution.
+
+    Raises:
+      InputError: the network does not run on `x` with these variables.
+    """
+    calls: list[Call] = []
+
+    def record(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        output = next_fun(*args, **kwargs)
+        if is_layer(context):
+            shapes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), output
+            )
+            calls.append(Call("/".join(context.module.path), context.module, shapes))
+        return output
+
+    try:
+        with nn.intercept_methods(record):
+            jax.eval_shape(lambda *arguments: apply(*arguments), variables, x)
+    except (FlaxError, TypeError, ValueError, KeyError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the network does not run on the example {tuple(x.shape)} with these "
+            f"variables: {line}"
+        ) from error
+    return tuple(calls)
+
+
+def run_cut(
+    apply: taps.Apply, variables: Any, x: Array, outputs: Sequence[Any]
+) -> tuple[list[Any], Any]:
+    """Runs the network with the i-th call of a layer returning `outputs[i]`.
+
+    Returns:
+      What every call was given, as lists of arrays, and the network's output.
+    """
+    inputs: list[Any] = []
+
+    def substitute(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        if not is_layer(context):
+            return next_fun(*args, **kwargs)
+        leaves = jax.tree.leaves((args, kwargs))
+        inputs.append([leaf for leaf in leaves if hasattr(leaf, "shape")])
+        return outputs[len(inputs) - 1]
+
+    with nn.intercept_methods(substitute):
+        output = apply(variables, x)
+    return inputs, output
+
+
+def channel_flow(
+    apply: taps.Apply, variables: Any, x: Array, layer: str
+) -> ChannelFlow:
+    """Follows every channel of `layer` to the layers that read it.
+
+    Args:
+      apply: the network, see `jaxprune.taps`.
+      variables: its variables.
+      x: an input; only its first example's shape is used.
+      layer: name of a convolution.
+
+    Raises:
+      InputError: no such convolution, or its channels cannot be removed: the
+        operation and the layer are named.
+    """
+    x = x[:1]
+    calls = list_calls(apply, variables, x)
+    taps.find_conv(apply, variables, x, layer)
+    return _Follower(calls, layer).follow(apply, variables, x)
+
+
+class _Follower:
+    """Sends tags through one trace; a layer's are worked out when first read."""
+
+    def __init__(self, calls: tuple[Call, ...], layer: str):
+        self.calls, self.layer = calls, layer
+        conv = next(call for call in calls if call.name == layer)
+        if type(conv.module) not in CONSUMERS or conv.module.feature_group_count != 1:
+            raise self._refusal(f"{_describe(conv)} ties its outputs to its inputs")
+        self.channels = int(conv.output.shape[-1])
+        self.consumers: dict[str, np.ndarray] = {}
+        self.norms: dict[str, np.ndarray] = {}
+
+    def follow(self, apply: taps.Apply, variables: Any, x: Array) -> ChannelFlow:
+        outputs = [call.output for call in self.calls]
+        closed, shapes = jax.make_jaxpr(
+            lambda x, outputs: run_cut(apply, variables, x, outputs), return_shape=True
+        )(x, outputs)
+        jaxpr = closed.jaxpr
+        image, *given = jaxpr.invars
+        self.env: dict[Any, Tags] = {
+            image: Tags(np.full(image.aval.shape, LIVE), frozenset({"the input"}))
+        }
+        for var in jaxpr.constvars:
+            self.env[var] = constant(var.aval.shape)
+        # Which call an output variable belongs to, and the variables given to it.
+        sizes = [len(jax.tree.leaves(output)) for output in outputs]
+        calls = np.repeat(np.arange(len(sizes)), sizes)
+        self.owner = dict(zip(given, calls.tolist(), strict=True))
+        self.returned = [
+            [v for v in given if self.owner[v] == i] for i in range(len(sizes))
+        ]
+        results = iter(jaxpr.outvars)
+        self.given = [[next(results) for _ in leaves] for leaves in shapes[0]]
+        self._evaluate(jaxpr, self.env, top=True)
+        for i in range(len(self.calls)):
+            self._pass_layer(i)
+        for var in results:
+            if (self._read(var).tags >= 0).any():
+                raise self._refusal("they reach the network's output")
+        return ChannelFlow(self.layer, self.channels, self.consumers, self.norms)
+
+    def _refusal(self, why: str) -> InputError:
+        return InputError(f"the channels of '{self.layer}' cannot be removed: {why}")
+
+    def _read(self, var: Any) -> Tags:
+        if isinstance(var, Literal):
+            return constant(np.shape(var.val))
+        if var not in self.env and var in self.owner:
+            self._pass_layer(self.owner[var])
+        return self.env[var]
+
+    def _pass_layer(self, i: int) -> None:
+        """Works out the tags of what the i-th call returns, and notes what it reads."""
+        returned = self.returned[i]
+        if all(var in self.env for var in returned) and returned:
+            return
+        call = self.calls[i]
+        inputs = [self._read(var) for var in self.given[i]]
+        behind = frozenset({call.name})
+        if call.name == self.layer:
+            (var,) = returned
+            tags = np.broadcast_to(np.arange(self.channels), var.aval.shape)
+            self.env[var] = Tags(tags, behind)
+            return
+        for var in returned:
+            self.env[var] = Tags(np.full(var.aval.shape, LIVE), behind)
+        if not any((tags.tags >= 0).any() for tags in inputs):
+            return
+        source = self._source(call, inputs)
+        if type(call.module) in NORMS:
+            self.norms[call.name] = source
+            (var,) = returned
+            self.env[var] = Tags(np.broadcast_to(source, var.aval.shape), behind)
+        else:
+            self.consumers[call.name] = source
+
+    def _source(self, call: Call, inputs: list[Tags]) -> np.ndarray:
+        """The channel that each input feature of a layer holds."""
+        module = call.module
+        reads = f"they are read by {_describe(call)}"
+        if type(module) not in (*CONSUMERS, *NORMS) or len(inputs) != 1:
+            raise self._refusal(f"{reads}, whose parameters cannot be cut")
+        if getattr(module, "feature_group_count", 1) != 1:
+            raise self._refusal(f"{reads}, whose inputs are tied to its outputs")
+        if (
+            getattr(module, "axis", -1) != -1
+            or getattr(module, "mask", None) is not None
+        ):
+            raise self._refusal(f"{reads}, which has an axis or mask of its own")
+        if sum(other.name == call.name for other in self.calls) > 1:
+            raise self._refusal(f"{reads}, which is called more than once")
+        features = inputs[0].tags.shape[-1]
+        low, high = tagging.combine(inputs[0].tags.reshape(-1, features))
+        if (low != high).any():
+            raise self._refusal(f"{reads}, to which a feature is not one channel")
+        return np.where(high >= 0, high, LIVE)
+
+    def _evaluate(self, jaxpr: Any, env: dict[Any, Tags], top: bool = False) -> None:
+        def read(var: Any) -> Tags:
+            if top or isinstance(var, Literal):
+                return self._read(var)
+            return env[var]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(var) for var in eqn.invars]
+            inner = tagging.inner_jaxpr(eqn)
+            if inner is not None and len(inner.invars) == len(inputs):
+                outputs = self._call(inner, inputs)
+            else:
+                try:
+                    outputs = tagging.step(eqn, inputs)
+                except tagging.Joined as error:
+                    raise self._refusal(str(error)) from error
+            env.update(zip(eqn.outvars, outputs, strict=True))
+
+    def _call(self, inner: Any, inputs: list[Tags]) -> list[Tags]:
+        """Tags of what an inner function returns."""
+        env = dict(zip(inner.invars, inputs, strict=True))
+        env.update({var: constant(var.aval.shape) for var in inner.constvars})
+        self._evaluate(inner, env)
+        return [
+            constant(np.shape(v.val)) if isinstance(v, Literal) else env[v]
+            for v in inner.outvars
+        ]
+
+
+def _describe(call: Call) -> str:
+    groups = getattr(call.module, "feature_group_count", 1)
+    kind = "grouped " if groups != 1 else ""
+    return f"the {kind}{type(call.module).__name__} '{call.name}'"

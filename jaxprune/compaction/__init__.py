@@ -1,0 +1,1 @@
+"""The smaller network, proved equal to the masked one; its artefact and its cost."""

@@ -1,0 +1,190 @@
+"""A network without the pruned channels, equal to the masked network.
+
+    small = compact(model, variables, "conv2d_12", keep, fill="zero", example=x)
+    logits = small(x)
+
+See `jaxprune.cut` for what is cut and what is folded in.
+
+Axes: N images, P channels of a layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.core import unfreeze
+from jaxtyping import Array
+
+from jaxprune.channels import flow as dependence
+from jaxprune.channels import masking
+from jaxprune.channels.masking import Fill, Pruning
+from jaxprune.compaction import proof as proof_lib
+from jaxprune.compaction.cut import cut_variables
+from jaxprune.compaction.network import BY_WIDTHS, Compact
+from jaxprune.compaction.proof import Proof
+from jaxprune.errors import InputError
+
+
+def compact(
+    model: nn.Module | Compact,
+    variables: Any,
+    layer: str,
+    keep: Any,
+    *,
+    fill: Fill = "zero",
+    example: Any,
+    call: Mapping[str, Any] | None = None,
+) -> Compact:
+    """Removes channels of one layer; see `compact_layers`, which this is for one.
+
+    Args:
+      model: any linen model, or a network that has been compacted before.
+      variables: its variables.
+      layer: name of a convolution.
+      keep: mask [P], True where a channel is kept.
+      fill: what a pruned channel is in the masked network: "zero", "bias" (kernel
+        zeroed, bias kept), its value in an array [P], or "drop" (whatever reads it
+        reads 0), which is plain slicing.
+      example: inputs [N, ...], for tracing and for the comparison; a few images.
+      call: keyword arguments of the model's call.
+    """
+    return compact_layers(
+        model, variables, {layer: (keep, fill)}, example=example, call=call
+    )
+
+
+def compact_layers(
+    model: nn.Module | Compact,
+    variables: Any,
+    layers: Mapping[str, tuple[Any, Fill]],
+    *,
+    example: Any,
+    call: Mapping[str, Any] | None = None,
+) -> Compact:
+    """Removes channels of several layers at once.
+
+    Args:
+      model: any linen model, or a network that has been compacted before.
+      variables: its variables.
+      layers: name of a convolution -> (mask of its channels, fill).
+      example: inputs [N, ...], for tracing and for the comparison; a few images.
+      call: keyword arguments of the model's call.
+
+    Returns:
+      The smaller network, compared with the masked one on the example.
+
+    Raises:
+      InputError: bad masks or fills, variables or an example that do not fit, channels
+        that cannot be removed (the operation and the layer are named), or a difference
+        that rounding does not explain.
+    """
+    example = jnp.asarray(example)
+    if example.ndim < 2 or not len(example):
+        raise InputError(
+            f"example must be a batch of inputs [N, ...], got {example.shape}"
+        )
+    variables = jax.tree.map(np.asarray, unfreeze(variables))
+    if "params" not in variables or not layers:
+        raise InputError("variables need a collection 'params', and layers a layer")
+    whole = _as_compact(model, variables, example, call)
+    try:
+        return _compact(whole, layers, example)
+    except jax.errors.UnexpectedTracerError as error:
+        raise InputError(
+            "a layer is called inside a transformation (nn.scan, nn.remat, nn.jit), "
+            "where what it is given cannot be seen: build the model without"
+        ) from error
+
+
+def _compact(
+    whole: Compact, layers: Mapping[str, tuple[Any, Fill]], example: Array
+) -> Compact:
+    apply, variables = whole.apply, whole.variables
+    prunings = [
+        masking.make_pruning(
+            variables, dependence.channel_flow(apply, variables, example, name), *how
+        )
+        for name, how in layers.items()
+    ]
+    smaller = cut_variables(apply, variables, prunings, example[:1])
+    small = replace(
+        whole,
+        model=_narrow(whole, smaller, example),
+        variables=smaller,
+        kept={**whole.kept, **{p.flow.layer: _kept(whole, p) for p in prunings}},
+        channels={
+            **{p.flow.layer: p.flow.channels for p in prunings},
+            **whole.channels,
+        },
+        fills={**whole.fills, **{p.flow.layer: p.name for p in prunings}},
+    )
+    _check_runs(small, example, whole)
+    return replace(small, report=prove(whole, prunings, small, example))
+
+
+def prove(
+    whole: Compact, prunings: Sequence[Pruning], small: Compact, x: Array
+) -> Proof:
+    """Compares the compact network with the masked one; see `jaxprune.proof`."""
+    # A matrix unit that rounds its factors would need a wider bound.
+    with jax.default_matmul_precision("highest"):
+        before, bound = proof_lib.rounding_bound(
+            whole.apply,
+            whole.variables,
+            x,
+            lambda apply: masking.mask_channels(apply, prunings),
+        )
+        after = jax.jit(lambda v, x: small.apply(v, x))(small.variables, x)
+    return proof_lib.compare(before, np.asarray(after, np.float32), bound)
+
+
+def _as_compact(
+    model: nn.Module | Compact, variables: Any, example: Array, call: Any
+) -> Compact:
+    if isinstance(model, Compact):
+        if call is not None:
+            raise InputError(
+                "a compact network keeps its call's arguments: leave `call`"
+            )
+        return replace(model, variables=variables)
+    shape = example.shape[1:]
+    return Compact(model, variables, dict(call or {}), {}, {}, {}, shape, None)
+
+
+def _kept(whole: Compact, pruning: Pruning) -> tuple[int, ...]:
+    layer = pruning.flow.layer
+    first = whole.kept.get(layer, range(pruning.flow.channels))
+    return tuple(c for c, keep in zip(first, pruning.keep, strict=True) if keep)
+
+
+def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
+    """The model with the widths of its variables, where it is built from widths."""
+    model = whole.model
+    if type(model).__name__ not in BY_WIDTHS:
+        return model
+    calls = dependence.list_calls(whole.apply, whole.variables, example[:1])
+    convs = [call.name for call in calls if isinstance(call.module, nn.Conv)]
+    widths = [variables["params"][name]["kernel"].shape[-1] for name in convs]
+    return model.clone(widths=tuple(widths))
+
+
+def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
+    """Raises if the model's code cannot run with fewer channels."""
+    try:
+        output = jax.eval_shape(
+            lambda v, x: small.apply(v, x), small.variables, example
+        )
+    except Exception as error:  # whatever the model's own code raises
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the model's code does not run with fewer channels, as one that writes "
+            f"their number into a reshape or a parameter: {line}"
+        ) from error
+    expected = jax.eval_shape(lambda v, x: whole.apply(v, x), whole.variables, example)
+    if getattr(output, "ndim", 0) != 2 or output.shape != expected.shape:
+        shapes = jax.tree.map(jnp.shape, output)
+        raise InputError(f"the network must return logits [N, C], got {shapes}")

@@ -1,0 +1,225 @@
+"""The network that is left when channels are removed: called, saved and loaded."""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float, Num
+
+from jaxprune.channels import flow as dependence
+from jaxprune.compaction import artefact
+from jaxprune.compaction.proof import Proof
+from jaxprune.errors import InputError
+from jaxprune.networks.conv import with_offset
+from jaxprune.networks.models import CifarVGG, PairCNN
+
+# Networks that are built from their convolutions' widths.
+BY_WIDTHS: dict[str, type[CifarVGG] | type[PairCNN]] = {
+    "CifarVGG": CifarVGG,
+    "PairCNN": PairCNN,
+}
+_PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class Compact:
+    """A network with channels removed, ready to be called.
+
+    Attributes:
+      model: CifarVGG or PairCNN with smaller `widths`; any other model as it was.
+      variables: the smaller variables.
+      call: keyword arguments of the model's call, such as `{"train": False}`.
+      kept: for each pruned layer, its remaining channels by their first index.
+      channels: for each pruned layer, how many it had at first.
+      fills: for each pruned layer, what a pruned channel had become.
+      input_shape: of one example.
+      report: the comparison with the masked network on the example; None once the
+        variables have been changed.
+    """
+
+    model: nn.Module
+    variables: Any
+    call: Mapping[str, Any]
+    kept: Mapping[str, tuple[int, ...]]
+    channels: Mapping[str, int]
+    fills: Mapping[str, str]
+    input_shape: tuple[int, ...]
+    report: Proof | None
+
+    def apply(self, variables: Any, x: Array, **kwargs: Any) -> Any:
+        """The network, see `jaxprune.taps`; `kwargs` go to the model's apply."""
+        kwargs = {**self.call, **kwargs}
+        if type(self.model).__name__ in BY_WIDTHS:
+            return self.model.apply(variables, x, **kwargs)
+        with nn.intercept_methods(_resize):
+            return self.model.apply(variables, x, **kwargs)
+
+    def __call__(
+        self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]
+    ) -> Float[Array, "N C"]:
+        """Logits of a batch of inputs."""
+        if x.shape[1:] != self.input_shape:
+            raise InputError(
+                f"the network takes inputs of shape [N, "
+                f"{', '.join(map(str, self.input_shape))}], got {list(x.shape)}"
+            )
+        return self._compiled(self.variables, jnp.asarray(x))
+
+    @cached_property
+    def _compiled(self) -> Callable[[Any, Array], Any]:
+        return jax.jit(lambda variables, x: self.apply(variables, x))
+
+    def save(
+        self,
+        path: Path | str,
+        *,
+        pixel_mean: Sequence[float] = (0.0,),
+        pixel_std: Sequence[float] = (1.0,),
+        class_names: Sequence[str] = (),
+        about: Mapping[str, Any] | None = None,
+        stablehlo: bool = False,
+    ) -> None:
+        """Writes the network to a folder; see `jaxprune.artefact`.
+
+        Args:
+          path: the folder.
+          pixel_mean: subtracted from an image's pixels before the network takes them.
+          pixel_std: divides them then.
+          class_names: name of each class.
+          about: more JSON-able facts, such as measurements.
+          stablehlo: also writes the program: uint8 images -> logits, scaling included.
+        """
+        mean, std = (
+            np.asarray(v, np.float32) for v in (pixel_mean, pixel_std)
+        )  # fmt: skip
+
+        def program(images: Array) -> Any:
+            variables = jax.tree.map(jnp.asarray, self.variables)
+            return self.apply(variables, (images.astype(jnp.float32) - mean) / std)
+
+        spec = {
+            "model": _describe(self.model),
+            "call": dict(self.call),
+            "layers": {
+                name: {
+                    "channels": self.channels[name],
+                    "kept": list(self.kept[name]),
+                    "fill": self.fills[name],
+                }
+                for name in self.kept
+            },
+            "input_shape": list(self.input_shape),
+            "preprocessing": {
+                "input": "uint8 pixels",
+                "mean": mean.tolist(),
+                "std": std.tolist(),
+            },
+            "class_names": list(class_names),
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "proof": self.report.to_json() if self.report else None,
+            "about": dict(about or {}),
+        }
+        data = None
+        if stablehlo:
+            data = artefact.export_program(program, self.input_shape, jnp.uint8)
+        artefact.write(Path(path), self.variables, spec, data)
+
+
+def load_compact(path: Path | str, model: nn.Module | None = None) -> Compact:
+    """Reads what `Compact.save` wrote.
+
+    Args:
+      path: the folder.
+      model: the linen model it was made from, where that is not one of jaxprune's own.
+
+    Raises:
+      InputError: no artefact, a damaged or changed one, or of another model.
+    """
+    variables, spec = artefact.read(Path(path))
+    about = spec["model"]
+    if model is None:
+        if about["class"] not in BY_WIDTHS:
+            raise InputError(
+                f"{path} holds a network of the class {about['class']}: give it as "
+                "load_compact(path, model=...)"
+            )
+        fields = {k: _frozen(v) for k, v in about["fields"].items()}
+        model = BY_WIDTHS[about["class"]](**fields, dtype=jnp.dtype(about["dtype"]))
+    elif type(model).__name__ != about["class"]:
+        raise InputError(
+            f"{path} holds a network of the class {about['class']}, not "
+            f"{type(model).__name__}"
+        )
+    layers = spec["layers"]
+    small = Compact(
+        model=model,
+        variables=variables,
+        call=spec["call"],
+        kept={name: tuple(layer["kept"]) for name, layer in layers.items()},
+        channels={name: layer["channels"] for name, layer in layers.items()},
+        fills={name: layer["fill"] for name, layer in layers.items()},
+        input_shape=tuple(spec["input_shape"]),
+        report=Proof(**spec["proof"]) if spec["proof"] else None,
+    )
+    # Traces the network, which checks the shape of every parameter.
+    dependence.list_calls(
+        small.apply, variables, jnp.zeros((1, *small.input_shape), jnp.float32)
+    )
+    return small
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    """The model's class and, for one of jaxprune's own, what it is built from."""
+    name = type(model).__name__
+    if name not in BY_WIDTHS:
+        return {"class": name}
+    fields = {
+        field.name: list(getattr(model, field.name))
+        for field in dataclasses.fields(model)
+        if field.name not in ("parent", "name", "dtype")
+    }
+    dtype = getattr(model, "dtype", jnp.float32)
+    return {"class": name, "fields": fields, "dtype": jnp.dtype(dtype).name}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _resize(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+    """Runs a convolution or dense layer with as many features as its kernel has.
+
+    The module is the one that linen has made for this call. A clone would be another
+    module to whoever intercepts too, so it is set for the length of the call.
+    """
+    module = context.module
+    if type(module) not in dependence.CONSUMERS or context.method_name != "__call__":
+        return next_fun(*args, **kwargs)
+    changes = {}
+    if module.has_variable("params", "kernel"):
+        changes["features"] = module.get_variable("params", "kernel").shape[-1]
+    if module.has_variable("offsets", "rows"):
+        field, default = (
+            ("conv_general_dilated", lax.conv_general_dilated)
+            if isinstance(module, nn.Conv)
+            else ("dot_general", lax.dot_general)
+        )
+        offset = (module.get_variable("offsets", name) for name in ("rows", "index"))
+        changes[field] = with_offset(getattr(module, field) or default, *offset)
+    before = {name: getattr(module, name) for name in changes}
+    try:
+        for name, value in changes.items():
+            object.__setattr__(module, name, value)
+        return next_fun(*args, **kwargs)
+    finally:
+        for name, value in before.items():
+            object.__setattr__(module, name, value)

@@ -1,0 +1,220 @@
+r"""Proof that a compact network equals the masked one, and what rounding explains.
+
+Both compute the same function of the image, in another order of summation. A sum of n
+products, s = \sum_i w_i x_i, is right to about \sqrt{n} u \sum_i |w_i| |x_i| with unit
+roundoff u, taking the single roundings as independent and without bias (Higham and
+Mary, A new approach to probabilistic rounding error analysis, 2019, theorem 3.1). That
+is the error e_j of element j of every layer's output, twice since two networks round.
+To first order it reaches logit c multiplied by J_cj, the derivative of the logit by
+that output, which reverse differentiation gives exactly. Independent errors add in
+squares:
+
+    bound_c = LAMBDA \sqrt{ \sum_j (J_cj 2 e_j)^2 }
+
+The chance that a single sum exceeds LAMBDA times its estimate is at most
+2 exp(-LAMBDA^2 / 2), which is 3e-14 for LAMBDA = 8. What lies between the layers
+(pools, activations) is computed alike in both.
+
+Axes: N images, C classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from jaxprune.channels import flow as dependence
+from jaxprune.channels import taps
+from jaxprune.channels.taps import at_path
+from jaxprune.errors import InputError
+
+LAMBDA = 8.0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Comparison of the compact network's logits with the masked network's.
+
+    Attributes:
+      images: how many images were compared.
+      largest_difference: of two logits.
+      relative_difference: the same, divided by the image's largest absolute logit.
+      bound: what rounding explains, for the image and logit where it is largest.
+      bound_used: largest share of its bound that a difference takes up, in [0, 1].
+      equal_predictions: share of images with the same prediction, in [0, 1].
+      different_predictions: number of images with another prediction.
+      largest_margin_of_different: between the two largest masked logits there.
+      accuracy_masked: share predicted right by the masked network, where labels are
+        known.
+      accuracy_compact: by the compact network.
+    """
+
+    images: int
+    largest_difference: float
+    relative_difference: float
+    bound: float
+    bound_used: float
+    equal_predictions: float
+    different_predictions: int
+    largest_margin_of_different: float
+    accuracy_masked: float | None = None
+    accuracy_compact: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures by name."""
+        return asdict(self)
+
+
+def compare(
+    masked: Float[np.ndarray, "N C"],
+    compact: Float[np.ndarray, "N C"],
+    bound: Float[np.ndarray, "N C"],
+    labels: Int[np.ndarray, " N"] | None = None,
+) -> Proof:
+    """Compares logits of the same images.
+
+    Raises:
+      InputError: a difference is larger than its bound, or not finite.
+    """
+    difference = np.abs(masked - compact)
+    scale = np.maximum(np.abs(masked).max(-1), np.finfo(np.float32).tiny)
+    used = difference / np.maximum(bound, np.finfo(np.float32).tiny)
+    before, after = masked.argmax(-1), compact.argmax(-1)
+    differs = before != after
+    top = np.sort(masked[differs], axis=-1)
+    margins = top[:, -1] - top[:, -2] if top.shape[-1] > 1 else np.zeros(len(top))
+    proof = Proof(
+        images=len(masked),
+        largest_difference=float(difference.max()),
+        relative_difference=float((difference.max(-1) / scale).max()),
+        bound=float(bound.max()),
+        bound_used=float(used.max()),
+        equal_predictions=float(1 - differs.mean()),
+        different_predictions=int(differs.sum()),
+        largest_margin_of_different=float(margins.max(initial=0)),
+        accuracy_masked=None if labels is None else float((before == labels).mean()),
+        accuracy_compact=None if labels is None else float((after == labels).mean()),
+    )
+    if not used.max() <= 1:
+        raise InputError(
+            f"the compact network differs from the masked one by "
+            f"{proof.largest_difference:.3g}, {proof.bound_used:.3g} times what "
+            "rounding explains: nothing is returned"
+        )
+    return proof
+
+
+def rounding_bound(
+    apply: taps.Apply,
+    variables: Any,
+    x: Array,
+    wrap: Callable[[taps.Apply], taps.Apply] = lambda apply: apply,
+) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, "N C"]]:
+    """The network's logits, and how far rounding alone can move them.
+
+    Args:
+      apply: the network, see `jaxprune.taps`.
+      variables: its variables.
+      x: images; each costs as many backward passes as there are classes.
+      wrap: masks the network, `masking.mask_channels`.
+    """
+    calls = [
+        call
+        for call in dependence.list_calls(apply, variables, x)
+        if _is_rounded(call.module)
+    ]
+    zeros = [jnp.zeros(call.output.shape, call.output.dtype) for call in calls]
+
+    @jax.jit
+    def gradients(variables: Any, x: Array, direction: Array) -> tuple:
+        def perturbed(errors: list[Array]) -> tuple[Array, list[Array]]:
+            given: list[Array] = []
+            network = wrap(_with_errors(apply, errors, given))
+            return network(variables, x), given
+
+        logits, pull, given = jax.vjp(perturbed, zeros, has_aux=True)
+        return logits, pull(jnp.broadcast_to(direction, logits.shape))[0], given
+
+    classes = jax.eval_shape(lambda *a: wrap(apply)(*a), variables, x)
+    errors: list[np.ndarray] = []
+    squares = []
+    for direction in np.eye(classes.shape[-1], dtype=classes.dtype):
+        logits, jacobian, given = gradients(variables, x, direction)
+        errors = errors or [
+            _error(call, variables, value)
+            for call, value in zip(calls, given, strict=True)
+        ]
+        square = np.zeros(len(x))
+        for derivative, error in zip(jacobian, errors, strict=True):
+            moved = np.asarray(derivative, np.float64) * 2 * error
+            square += np.square(moved).reshape(len(x), -1).sum(-1)
+        squares.append(square)
+    unit = float(jnp.finfo(classes.dtype).eps) / 2
+    floor = unit * np.abs(np.asarray(logits, np.float64))
+    bound = LAMBDA * (np.sqrt(np.stack(squares, axis=-1)) + floor)
+    return np.asarray(logits, np.float32), bound
+
+
+def _is_rounded(module: nn.Module) -> bool:
+    return type(module) in (*dependence.CONSUMERS, *dependence.NORMS)
+
+
+def _with_errors(
+    apply: taps.Apply, errors: list[Array], given: list[Array]
+) -> taps.Apply:
+    """The network with an error added to what each layer returns.
+
+    What the layers are given is appended to `given`.
+    """
+
+    def add(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        output = next_fun(*args, **kwargs)
+        if dependence.is_layer(context) and _is_rounded(context.module):
+            output = output + errors[len(given)]
+            given.append(args[0])
+        return output
+
+    def network(variables: Any, x: Array) -> Any:
+        with nn.intercept_methods(add):
+            return apply(variables, x)
+
+    return network
+
+
+def _error(call: dependence.Call, variables: Any, x: Array) -> np.ndarray:
+    """Rounding error of each element of a layer's output: sqrt(n) u sum |w| |x|."""
+    unit = float(jnp.finfo(call.output.dtype).eps) / 2
+    params = at_path(variables["params"], call.name)
+    x = jnp.abs(jnp.asarray(x, jnp.float32))
+    if isinstance(call.module, nn.BatchNorm):
+        statistics = at_path(variables["batch_stats"], call.name)
+        factor = np.abs(params.get("scale", 1.0)) / np.sqrt(
+            np.asarray(statistics["var"]) + call.module.epsilon
+        )
+        shift = np.abs(params.get("bias", 0.0))
+        size = (x + np.abs(statistics["mean"])) * np.float32(factor) + shift
+        return unit * 2 * np.asarray(size, np.float64)
+    kernel = np.abs(params["kernel"])
+    fan_in = kernel.size // kernel.shape[-1]
+    size = np.asarray(linear(call.module, kernel, x), np.float64)
+    size = size + np.abs(params.get("bias", 0.0))
+    return unit * fan_in**0.5 * size
+
+
+def linear(module: nn.Module, kernel: Any, x: Array) -> Array:
+    """A convolution or dense layer without its bias, with another kernel."""
+    options: dict[str, Any] = {"features": kernel.shape[-1], "use_bias": False}
+    if isinstance(module, nn.Conv):
+        options["conv_general_dilated"] = None
+    else:
+        options["dot_general"] = None
+    bare = module.clone(
+        parent=None, name=None, dtype=jnp.float32, precision="highest", **options
+    )
+    y: Any = bare.apply({"params": {"kernel": jnp.asarray(kernel, jnp.float32)}}, x)
+    return y

@@ -1,0 +1,1 @@
+"""Labelled images as arrays: splits, pairs of digits, TFDS and its decoded cache."""

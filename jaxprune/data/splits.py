@@ -1,0 +1,99 @@
+"""Labelled images: a split, parts of it, its batches.
+
+A `Split` holds uint8 images as they are stored; the device scales them. An example may
+be several images, such as a pair: it is kept as their indices and stacked when a batch
+is read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Num
+
+from jaxprune.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """N labelled examples, each of S source images stacked along the channels.
+
+    Attributes:
+      images: M source images, possibly memory-mapped; the library's own are uint8.
+      sources: which source images make each example.
+      labels: class index of each example.
+      class_names: name of each class.
+    """
+
+    images: Num[np.ndarray, "M H W C"]
+    sources: Int[np.ndarray, "N S"]
+    labels: Int[np.ndarray, " N"]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an example."""
+        h, w, c = self.images.shape[1:]
+        return h, w, c * self.sources.shape[1]
+
+    def read(self, index: Int[np.ndarray, " B"]) -> Num[np.ndarray, "B H W SC"]:
+        """The examples at `index`, their source images stacked along the channels."""
+        columns = self.sources[index].T
+        return np.concatenate([self.images[column] for column in columns], axis=-1)
+
+    def select(self, index: Int[np.ndarray, " B"]) -> "Split":
+        """The split that holds only the examples at `index`."""
+        return replace(self, sources=self.sources[index], labels=self.labels[index])
+
+
+def image_split(
+    images: Num[np.ndarray, "N H W C"],
+    labels: Int[np.ndarray, " N"],
+    class_names: Sequence[str],
+) -> Split:
+    """The split whose examples are these images, one each.
+
+    Raises:
+      InputError: no images, another number of labels, or labels that name no class.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+        raise InputError(
+            "images must be [N, H, W, C] and labels [N], N at least 1; got "
+            f"{list(images.shape)} and {list(labels.shape)}"
+        )
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise InputError(
+            f"labels must lie in 0 .. {len(class_names) - 1}, as there are "
+            f"{len(class_names)} class names; got {labels.min()} .. {labels.max()}"
+        )
+    return Split(images, np.arange(len(labels))[:, None], labels, tuple(class_names))
+
+
+class Batch(NamedTuple):
+    """Examples from `start` on: `size` of them, padded with black images to B."""
+
+    images: Num[np.ndarray, "B H W C"]
+    start: int
+    size: int
+
+
+def batches(split: Split, batch_size: int) -> Iterator[Batch]:
+    """The examples in order, in batches of one static size."""
+    for start in range(0, len(split), batch_size):
+        index = np.arange(start, min(start + batch_size, len(split)))
+        images = split.read(index)
+        padding = [(0, batch_size - len(index))] + [(0, 0)] * (images.ndim - 1)
+        yield Batch(np.pad(images, padding), start, len(index))
+
+
+def check_classes(split: Split, which: str) -> None:
+    """Raises InputError if a class has no example in the split."""
+    counts = np.bincount(split.labels, minlength=len(split.class_names))
+    if not counts.all():
+        missing = [split.class_names[c] for c in np.flatnonzero(counts == 0)]
+        raise InputError(f"split '{which}' has no image of class {', '.join(missing)}")

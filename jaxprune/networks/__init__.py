@@ -1,0 +1,1 @@
+"""The experiments' networks: arithmetic, training, weights."""

@@ -1,0 +1,217 @@
+"""Training: one pure step, and a loop whose every step follows from (seed, step)."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
+
+from jaxprune import mesh as meshes
+from jaxprune.data.splits import Split
+from jaxprune.errors import InputError
+
+# Steps between two looks at the loss: often enough to stop early, rarely enough not
+# to hold the device up.
+_STEPS_PER_LOOK = 8
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that a step changes."""
+
+    step: Int[Array, ""]
+    variables: Any
+    opt_state: Any
+
+
+class StepMetrics(NamedTuple):
+    """Of one step: loss in nats, and share of the batch predicted right."""
+
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+
+
+class EpochResult(NamedTuple):
+    """Of one epoch: the state behind it, and means over its steps."""
+
+    epoch: int
+    state: TrainState
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+Step = Callable[[TrainState, Any, Any], tuple[TrainState, StepMetrics]]
+
+
+def adam(
+    learning_rate: float, steps: int, warmup_steps: int
+) -> optax.GradientTransformation:
+    """Adam with linear warm-up from 0 and cosine decay to 0."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1)
+    )
+    return optax.adam(schedule)
+
+
+def init_state(variables: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        variables=variables,
+        opt_state=optimizer.init(variables["params"]),
+    )
+
+
+def crop_and_flip(
+    key: Array, images: UInt8[Array, "N H W C"], pad: int = 4
+) -> UInt8[Array, "N H W C"]:
+    """Each image shifted by up to `pad` pixels, black moving in, and flipped or not."""
+    n, h, w, c = images.shape
+    shift_key, flip_key = jax.random.split(key)
+    shifts = jax.random.randint(shift_key, (n, 2), 0, 2 * pad + 1)
+    flips = jax.random.bernoulli(flip_key, 0.5, (n,))
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+    def augment(image: Array, shift: Array, flip: Array) -> Array:
+        crop = jax.lax.dynamic_slice(image, (shift[0], shift[1], 0), (h, w, c))
+        return jnp.where(flip, crop[:, ::-1], crop)
+
+    return jax.vmap(augment)(padded, shifts, flips)
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    scale: Callable[[Array], Array],
+    *,
+    seed: int,
+    l2: Mapping[str, float],
+    augment: Callable[[Array, Array], Array] | None = None,
+) -> Step:
+    """A jitted step: (state, images, labels) -> (state, metrics); state is donated.
+
+    Over a mesh the batch is one all the same: the loss is the mean over all of it, and
+    so are BatchNorm's statistics.
+
+    The loss is the mean cross-entropy plus `l2[layer] * sum(kernel**2)` for the
+    layers named in `l2`, as Keras's regularizer adds it.
+
+    Args:
+      model: a linen model called with `train=True`.
+      optimizer: an optax transformation.
+      scale: uint8 images -> what the model takes.
+      seed: dropout and augmentation of step t draw from (seed, t).
+      l2: coefficient for each layer that has one.
+      augment: (key, images) -> images, before scaling.
+    """
+
+    def step_function(
+        state: TrainState, images: Array, labels: Array
+    ) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        x = scale(augment(augment_key, images) if augment else images)
+        params = state.variables["params"]
+        rest = {k: v for k, v in state.variables.items() if k != "params"}
+
+        def loss_function(params: Any) -> tuple[Array, tuple[Any, Array]]:
+            logits, updated = model.apply(
+                {"params": params, **rest},
+                x,
+                train=True,
+                rngs={"dropout": dropout_key},
+                mutable=list(rest),
+            )
+            logits = logits.astype(jnp.float32)
+            loss = optax.softmax_cross_entropy_with_integer_labels(
+                logits, labels
+            ).mean()
+            for layer, coefficient in l2.items():
+                loss += coefficient * jnp.sum(params[layer]["kernel"] ** 2)
+            return loss, (updated, logits)
+
+        (loss, (updated, logits)), gradients = jax.value_and_grad(
+            loss_function, has_aux=True
+        )(params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        new_state = TrainState(state.step + 1, {"params": params, **updated}, opt_state)
+        correct = jnp.argmax(logits, axis=-1) == labels
+        return new_state, StepMetrics(loss, correct.mean(dtype=jnp.float32))
+
+    return jax.jit(step_function, donate_argnums=0)
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Full batches in an epoch; what is left over waits for the next shuffle.
+
+    Raises:
+      InputError: the split is smaller than a batch.
+    """
+    if len(split) < batch_size:
+        raise InputError(
+            f"the training split has {len(split)} images, fewer than one batch of "
+            f"{batch_size}: lower the batch size"
+        )
+    return len(split) // batch_size
+
+
+def fit(
+    step: Step,
+    state: TrainState,
+    split: Split,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    mesh: Mesh | None = None,
+    on_step: Callable[[StepMetrics], Any] = lambda metrics: None,
+) -> Iterator[EpochResult]:
+    """Trains from the state's epoch on to `epochs`, yielding after each epoch.
+
+    Epoch e sees the images in an order that follows from (seed, e). A batch is spread
+    over the devices of a mesh, by default this process's first; each process reads its
+    own share of it.
+
+    Raises:
+      InputError: a loss is not finite, or the split is smaller than a batch.
+    """
+    per_epoch = steps_per_epoch(split, batch_size)
+    mesh = mesh or meshes.make_mesh(jax.local_devices()[:1])
+    state = meshes.replicate(state, mesh)
+    for epoch in range(int(state.step) // per_epoch, epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(split))
+        started = time.perf_counter()
+        waiting: list[StepMetrics] = []
+        done: list[StepMetrics] = []
+        for i in range(per_epoch):
+            index = order[i * batch_size : (i + 1) * batch_size]
+            own = np.array_split(index, jax.process_count())[jax.process_index()]
+            batch = meshes.spread((split.read(own), split.labels[own]), mesh)
+            state, metrics = step(state, *batch)
+            waiting.append(metrics)
+            if len(waiting) == _STEPS_PER_LOOK or i == per_epoch - 1:
+                for m in waiting:
+                    if not np.isfinite(m.loss):
+                        raise InputError(
+                            f"the loss is {float(m.loss)} at step "
+                            f"{epoch * per_epoch + len(done)} (epoch {epoch + 1}): "
+                            "lower the learning rate; the last checkpoint is kept"
+                        )
+                    done.append(m)
+                    on_step(m)
+                waiting.clear()
+        yield EpochResult(
+            epoch + 1,
+            state,
+            float(np.mean([m.loss for m in done])),
+            float(np.mean([m.accuracy for m in done])),
+            time.perf_counter() - started,
+        )

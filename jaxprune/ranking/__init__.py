@@ -1,0 +1,1 @@
+"""Which channels go first: criteria, order, masks."""

@@ -1,0 +1,247 @@
+"""Figures from a saved sweep; nothing here computes a network.
+
+A function named after a picture returns a matplotlib Figure; `save` writes one.
+P channels, K masks, C classes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxprune.errors import InputError
+from jaxprune.files import replacing
+from jaxprune.report.feature_maps import feature_maps
+from jaxprune.sweep import metrics
+from jaxprune.sweep.result import SweepResult
+
+_ACCURACY, _BALANCED, _QUIET = "tab:blue", "tab:orange", "0.45"
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes the figure to `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
+
+
+def draw_sweep(
+    result: SweepResult,
+    folder: Path,
+    *,
+    order: str = "channel",
+    normalize: str = "shared",
+    k: int | None = None,
+) -> list[Path]:
+    """Draws all pictures of one sweep into its folder; returns their paths.
+
+    Args:
+      result: the sweep.
+      folder: where the pictures go.
+      order: tiles of the feature maps by channel index or by rank.
+      normalize: one scale for all tiles, or one for each.
+      k: K of the second confusion matrix; by default the largest within one point.
+    """
+    figures = {
+        "accuracy_vs_k": accuracy_vs_k(result),
+        "feature_maps": feature_maps(result, order=order, normalize=normalize),
+        "scores": sorted_scores(result),
+        "confusion": confusion_matrices(result, k),
+    }
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def draw_training(workdir: Path) -> list[Path]:
+    """Draws training.png from train.jsonl, where a run directory has one.
+
+    Raises:
+      InputError: train.jsonl is damaged.
+    """
+    log = workdir / "train.jsonl"
+    if not log.exists():
+        return []
+    try:
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+    except ValueError as error:
+        raise InputError(f"{log} is damaged ({error})") from error
+    return [save(training_curves(lines), workdir / "training.png")]
+
+
+def add_grid(axes: Axes) -> None:
+    """Thin lines behind what is drawn."""
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _axes_of_k(axes: Axes, result: SweepResult) -> None:
+    p = len(result.order)
+    axes.set_xlim(0, p)
+    axes.set_xlabel(f"K, channels pruned of {p}")
+    add_grid(axes)
+
+
+def _baseline_and_chance(axes: Axes, result: SweepResult) -> None:
+    share = np.bincount(result.labels).max() / len(result.labels)
+    base = result.accuracy[0]
+    axes.axhline(
+        base, color=_QUIET, linestyle="--", linewidth=1, label=f"baseline {base:.4f}"
+    )
+    axes.axhline(
+        share,
+        color=_QUIET,
+        linestyle=":",
+        linewidth=1,
+        label=f"chance, always one class {share:.2f}",
+    )
+
+
+def accuracy_vs_k(result: SweepResult) -> Figure:
+    """Accuracy against K; for unbalanced classes also what hides behind it.
+
+    There, balanced accuracy is a second line, and a panel below shows the share of
+    images that the network predicts as each class.
+    """
+    unbalanced = not result.is_balanced
+    figure = Figure(figsize=(8, 7 if unbalanced else 4.8), layout="constrained")
+    panels = figure.subplots(2 if unbalanced else 1, 1, squeeze=False)[:, 0]
+    top = panels[0]
+    ks, accuracy = result.ks, result.accuracy
+    top.plot(ks, accuracy, color=_ACCURACY, label="accuracy")
+    if unbalanced:
+        top.plot(
+            ks, result.balanced_accuracy, color=_BALANCED, label="balanced accuracy"
+        )
+    _baseline_and_chance(top, result)
+    chosen = result.largest_k_within(0.01)
+    at = accuracy[ks.index(chosen)]
+    top.plot(
+        [chosen],
+        [at],
+        "o",
+        color="tab:red",
+        label=f"largest K within one point: {chosen} ({at:.4f})",
+    )
+    top.set_ylabel("accuracy")
+    top.set_ylim(0, 1.02)
+    top.set_title(result.title)
+    top.legend(loc="lower left", framealpha=0.95)
+    _axes_of_k(top, result)
+    if unbalanced:
+        shares = metrics.predicted_share(result.confusion)
+        truth = np.bincount(result.labels) / len(result.labels)
+        for c, name in enumerate(result.class_names):
+            (line,) = panels[1].plot(ks, shares[:, c], label=f"predicted '{name}'")
+            panels[1].axhline(
+                truth[c], color=line.get_color(), linestyle=":", linewidth=1
+            )
+        panels[1].set_ylim(-0.02, 1.02)
+        panels[1].set_ylabel("share of images (dotted: true share)")
+        panels[1].legend(loc="center left", framealpha=0.95)
+        _axes_of_k(panels[1], result)
+    return figure
+
+
+def compare_fills(results: list[SweepResult]) -> Figure:
+    """Accuracy against K of sweeps that differ in what a pruned channel becomes."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for result in results:
+        axes.plot(result.ks, result.accuracy, label=f"fill {result.about['fill']}")
+    _baseline_and_chance(axes, results[0])
+    axes.set_ylabel("accuracy")
+    axes.set_ylim(0, 1.02)
+    about = results[0].about
+    axes.set_title(
+        f"{about.get('model', 'network')}, layer {about['layer']}: "
+        "what a pruned channel becomes"
+    )
+    axes.legend(loc="lower left", framealpha=0.95)
+    _axes_of_k(axes, results[0])
+    return figure
+
+
+def sorted_scores(result: SweepResult) -> Figure:
+    """Scores in ascending order, the order of pruning."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    scores = result.scores[result.order]
+    rank = np.arange(len(scores))
+    axes.fill_between(rank, 0, scores, step="mid", alpha=0.3)
+    axes.step(rank, scores, where="mid")
+    chosen = result.largest_k_within(0.01)
+    if chosen:
+        axes.axvline(
+            chosen - 0.5,
+            color="tab:red",
+            linewidth=1,
+            label=f"pruned within one point: {chosen}",
+        )
+        axes.legend(loc="upper left")
+    axes.set_xlim(-0.5, len(scores) - 0.5)
+    axes.set_ylim(min(0, scores.min() * 1.05), None)
+    axes.set_xlabel("rank (0 is pruned first)")
+    axes.set_ylabel(f"score: {result.about.get('criterion', 'given')}")
+    axes.set_title(result.title)
+    add_grid(axes)
+    return figure
+
+
+def confusion_matrices(result: SweepResult, k: int | None = None) -> Figure:
+    """Confusion matrices of the whole network and at one K, in per cent of the class.
+
+    Raises:
+      InputError: the sweep has no such K.
+    """
+    k = result.largest_k_within(0.01) if k is None else k
+    if k not in result.ks:
+        raise InputError(f"the sweep has no K = {k}")
+    classes = len(result.class_names)
+    size = max(4.0, 0.55 * classes)
+    figure = Figure(figsize=(2 * size + 1.2, size + 0.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, row in zip(panels, (0, result.ks.index(k)), strict=True):
+        counts = result.confusion[row]
+        share = 100 * counts / counts.sum(1, keepdims=True)
+        drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        for true in range(classes):
+            for predicted in range(classes):
+                value = share[true, predicted]
+                axes.text(
+                    predicted,
+                    true,
+                    f"{value:.1f}" if classes <= 4 else f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    color="white" if value > 55 else "black",
+                    fontsize=9,
+                )
+        axes.set_xticks(range(classes), result.class_names, rotation=45, ha="right")
+        axes.set_yticks(range(classes), result.class_names)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.set_title(f"K = {result.ks[row]}, accuracy {result.accuracy[row]:.4f}")
+    figure.colorbar(drawn, ax=panels, label="% of the true class", shrink=0.8)
+    return figure
+
+
+def training_curves(lines: list[dict[str, Any]]) -> Figure:
+    """Loss and accuracies against the epoch, from the lines of train.jsonl."""
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    epochs = [line["epoch"] for line in lines]
+    marker = "o" if len(lines) <= 20 else None
+    panels[0].plot(epochs, [line["loss"] for line in lines], marker=marker)
+    panels[0].set_ylabel("training loss, nats")
+    for key in ("train_accuracy", "test_accuracy", "test_balanced_accuracy"):
+        values = [line[key] for line in lines]
+        panels[1].plot(epochs, values, marker=marker, label=key.replace("_", " "))
+    panels[1].set_ylabel("accuracy")
+    panels[1].set_xlabel("epoch")
+    panels[1].legend()
+    for axes in panels:
+        add_grid(axes)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure

@@ -1,0 +1,1 @@
+"""The curve over K: every number of pruned channels, measured exactly."""

@@ -1,0 +1,166 @@
+"""A sweep's result: what was measured, as arrays, and the folder it is saved in.
+
+Axes: K masks, N images, H x W positions, P channels, C classes.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Integer
+
+from jaxprune.errors import InputError
+from jaxprune.files import replacing, write_text
+from jaxprune.sweep import metrics
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Predictions of the network with the first k channels of `order` pruned.
+
+    Attributes:
+      ks: numbers of pruned channels, ascending; the first is the baseline.
+      order: channels in the order in which they are pruned.
+      scores: score of every channel, by channel index.
+      predictions: predicted class for each k and image.
+      labels: true class of each image.
+      mean_feature_map: mean over the ranking images of the layer's feature map; a
+        layer without positions has H = W = 1.
+      class_names: name of each class.
+      about: JSON-able facts of how it was made.
+    """
+
+    ks: tuple[int, ...]
+    order: Int[np.ndarray, " P"]
+    scores: Float[np.ndarray, " P"]
+    predictions: Integer[np.ndarray, "K N"]
+    labels: Int[np.ndarray, " N"]
+    mean_feature_map: Float[np.ndarray, "H W P"]
+    class_names: tuple[str, ...]
+    about: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """What was swept, on one line."""
+        names = {key: self.about.get(key) for key in ("layer", "criterion", "fill")}
+        known = [f"{key} {name}" for key, name in names.items() if name]
+        return ", ".join([*filter(None, [self.about.get("model")]), *known])
+
+    @cached_property
+    def confusion(self) -> Int[np.ndarray, "K C C"]:
+        """Counts of images by [k, true class, predicted class]."""
+        return metrics.confusion(self.predictions, self.labels, len(self.class_names))
+
+    @cached_property
+    def accuracy(self) -> Float[np.ndarray, " K"]:
+        """Share of images predicted right at each k, in [0, 1]."""
+        return metrics.accuracy(self.confusion)
+
+    @cached_property
+    def balanced_accuracy(self) -> Float[np.ndarray, " K"]:
+        """Mean over classes of the share predicted right at each k, in [0, 1]."""
+        return metrics.balanced_accuracy(self.confusion)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the largest class has less than 1.5 times the smallest's images."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        return bool(counts.max() < 1.5 * counts.min())
+
+    def largest_k_within(self, drop: float) -> int:
+        """Largest k that loses at most `drop` of accuracy, a share in [0, 1]."""
+        return metrics.largest_k_within(self.ks, self.accuracy, drop)
+
+    def summary(self) -> dict[str, Any]:
+        """`about` and the figures that most readers look for."""
+        balanced = self.balanced_accuracy
+        return {
+            **self.about,
+            "class_names": list(self.class_names),
+            "n_images": len(self.labels),
+            "n_channels": len(self.order),
+            "baseline_accuracy": float(self.accuracy[0]),
+            "baseline_balanced_accuracy": float(balanced[0]),
+            "largest_k_within_1_point": self.largest_k_within(0.01),
+            "largest_k_within_5_points": self.largest_k_within(0.05),
+            "largest_k_within_1_point_balanced": metrics.largest_k_within(
+                self.ks, balanced, 0.01
+            ),
+            "largest_k_within_5_points_balanced": metrics.largest_k_within(
+                self.ks, balanced, 0.05
+            ),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes sweep.npz, sweep.csv and, last, summary.json to `folder`.
+
+        A folder without summary.json holds no complete sweep.
+        """
+        (folder / "summary.json").unlink(missing_ok=True)
+        with replacing(folder / "sweep.npz") as path:
+            np.savez_compressed(
+                path,
+                order=self.order,
+                scores=self.scores,
+                predictions=self.predictions,
+                labels=self.labels,
+                mean_feature_map=self.mean_feature_map,
+            )
+        with replacing(folder / "sweep.csv") as path, open(path, "w") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(_COLUMNS)
+            for row, k in enumerate(self.ks):
+                last = self.order[k - 1] if k else None
+                score = "" if last is None else repr(float(self.scores[last]))
+                figures = (self.accuracy[row], self.balanced_accuracy[row])
+                rows.writerow([k, last, score, *(f"{x:.6f}" for x in figures)])
+        write_text(folder / "summary.json", json.dumps(self.summary(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "SweepResult":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: no complete sweep is there, or a file is damaged.
+        """
+        if not (folder / "summary.json").is_file():
+            raise InputError(f"{folder} holds no complete sweep (no summary.json)")
+        try:
+            summary = json.loads((folder / "summary.json").read_text())
+            with open(folder / "sweep.csv", newline="") as file:
+                rows = list(csv.DictReader(file))
+            with (
+                open(folder / "sweep.npz", "rb") as npz,
+                np.load(npz, allow_pickle=False) as arrays,
+            ):
+                result = cls(
+                    ks=tuple(int(row["k"]) for row in rows),
+                    class_names=tuple(summary["class_names"]),
+                    about={k: v for k, v in summary.items() if k not in _DERIVED},
+                    **arrays,
+                )
+            if result.predictions.shape != (len(result.ks), len(result.labels)):
+                raise ValueError("the predictions have another shape than sweep.csv")
+        except Exception as error:
+            raise InputError(
+                f"the sweep in {folder} is damaged ({error}): run the sweep again"
+            ) from error
+        return result
+
+
+_COLUMNS = ("k", "pruned_channel", "score", "accuracy", "balanced_accuracy")
+_DERIVED = (
+    "class_names",
+    "n_images",
+    "n_channels",
+    "baseline_accuracy",
+    "baseline_balanced_accuracy",
+    "largest_k_within_1_point",
+    "largest_k_within_5_points",
+    "largest_k_within_1_point_balanced",
+    "largest_k_within_5_points_balanced",
+)

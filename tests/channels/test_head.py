@@ -1,0 +1,155 @@
+"""Networks whose input reaches their end around the swept layer too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from conftest import random_split
+from flax import linen as nn
+from toys import network, run_sweep
+
+from jaxprune.channels import taps
+from jaxprune.channels.head import make_head
+from jaxprune.mesh import make_mesh
+from jaxprune.ranking import order as ranking
+from jaxprune.sweep import layer as sweep
+from jaxprune.sweep.trunk import tap_layer
+
+# Shapes of what goes around the layer, for images of 8 x 8 x 3.
+AROUND = {
+    "nothing": [],
+    "sum": [(8, 8, 6)],
+    "concatenation": [(8, 8, 6)],
+    "two sums": [(8, 8, 6), (8, 8, 6)],
+    "input": [(8, 8, 3)],
+    "images not first": [(8, 8, 3)],
+    "place in the batch": [(8, 8, 3)],
+}
+
+
+class Block(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        image = x
+        x = nn.relu(nn.Conv(6, (3, 3), name="first")(x))
+        y = nn.relu(nn.Conv(6, (3, 3), name="second")(x))
+        if self.kind == "sum":
+            y = x + y
+        elif self.kind == "concatenation":
+            y = jnp.concatenate([x, y], axis=-1)
+        elif self.kind == "two sums":
+            y = nn.relu(x + y) * jnp.tanh(x)
+        elif self.kind == "input":
+            y = jnp.concatenate([image, y], axis=-1)
+        elif self.kind == "images not first":
+            y = (x.swapaxes(0, 1) + y.swapaxes(0, 1)).swapaxes(0, 1)
+        elif self.kind == "place in the batch":
+            row = jnp.argmax(x.sum((2, 3)), axis=1)
+            y = y[jnp.arange(len(y)), row][:, None]
+        return nn.Dense(4, name="out")(y.mean((1, 2)))
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_what_goes_around_the_layer(kind):
+    apply, variables = network(Block(kind), (8, 8, 3))
+    images = jnp.asarray(random_split().images)
+
+    def whole(variables, images, feature_map, kept):
+        masked = jnp.where(kept, feature_map, 0.0)
+        return taps.replace(apply, variables, images, "second", masked)
+
+    head = make_head(
+        whole,
+        variables,
+        images,
+        jax.ShapeDtypeStruct((8, 8, 6), jnp.float32),
+    )
+    shapes = head.shapes_around(variables, 5)
+    assert head.apart == (kind not in ("images not first", "place in the batch"))
+    assert shapes == [(5, *shape) for shape in AROUND[kind]]
+    feature_map = np.random.default_rng(0).normal(size=(23, 8, 8, 6))
+    feature_map, kept = jnp.float32(feature_map), jnp.arange(6) % 2 == 0
+    around = head.around(variables, images)
+    got = head.logits(variables, around, feature_map, kept)
+    np.testing.assert_array_equal(got, whole(variables, images, feature_map, kept))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fill"),
+    [("sum", "mean"), *((kind, "zero") for kind in AROUND if AROUND[kind])],
+)
+def test_predictions_equal_those_of_written_weights(kind, fill):
+    apply, variables = network(Block(kind), (8, 8, 3))
+    split = random_split()
+    layer = "second"
+    variables["params"][layer]["bias"][1] = -9  # dead on every image
+    fast = run_sweep(apply, variables, split, layer, fill=fill, mask_chunk=4)
+    dense = run_sweep(apply, variables, split, layer, fill=fill, dense=True)
+    mean = fast.mean_feature_map.mean((0, 1))
+    logits = [
+        apply(
+            reference.prune(variables, layer, fast.order[:k], fill, mean), split.images
+        )
+        for k in fast.ks
+    ]
+    reference.check_predictions(fast.predictions, np.stack(logits))
+    reference.check_predictions(dense.predictions, np.stack(logits))
+    if fill == "zero":
+        assert fast.about["evaluation"] == "ChangedPairs"
+        assert fast.about["pairs_evaluated"] < fast.about["pairs"]
+
+
+def test_dropping_channels_beside_a_concatenation():
+    """Behind ReLU and a mean, reading 0 is what a channel that is 0 gives."""
+    apply, variables = network(Block("concatenation"), (8, 8, 3))
+    split = random_split()
+    dropped, zeroed = (
+        run_sweep(apply, variables, split, "second", fill=fill)
+        for fill in ("drop", "zero")
+    )
+    np.testing.assert_array_equal(dropped.predictions, zeroed.predictions)
+    assert len({tuple(row) for row in zeroed.predictions.tolist()}) > 1
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_devices_change_nothing(dense):
+    apply, variables = network(Block("sum"), (8, 8, 3))
+    one, eight = (
+        run_sweep(
+            apply, variables, random_split(), "second", dense=dense,
+            mesh=make_mesh(jax.local_devices()[:devices]),
+        )
+        for devices in (1, 8)
+    )  # fmt: skip
+    np.testing.assert_array_equal(eight.predictions, one.predictions)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_the_way_around_is_worked_out_once_for_every_batch(dense):
+    calls = []
+
+    class Counted(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+            x = jax.pure_callback(count, like, x)
+            x = nn.relu(nn.Conv(6, (3, 3), name="first")(x))
+            y = nn.relu(nn.Conv(6, (3, 3), name="second")(x))
+            return nn.Dense(4, name="out")((x + y).mean((1, 2)))
+
+    def count(x):
+        calls.append(len(x))
+        return np.asarray(x)
+
+    apply, variables = network(Counted(), (8, 8, 3))
+    tapped = tap_layer(
+        apply, variables, random_split(), layer="second", tap="relu", batch_size=8,
+        mesh=make_mesh(jax.local_devices()[:1]),
+    )  # fmt: skip
+    calls.clear()
+    scores = ranking.mean(tapped.mean_feature_map)
+    sweep.sweep_layer(tapped, variables, scores, mask_chunk=1, dense=dense)
+    assert calls == [16, 16, 8, 8, 8]  # tried on examples, then every batch

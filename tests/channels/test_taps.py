@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxprune.channels import taps
+from jaxprune.errors import InputError
+from jaxprune.networks.models import CifarVGG, PairCNN
+
+
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Conv(self.features, (3, 3), name="conv")(x))
+
+
+class Nested(nn.Module):
+    """Defined `late` first and called it last, under a path of two parts."""
+
+    def setup(self):
+        self.late = Block(5)
+        self.early = Block(4)
+        self.out = nn.Dense(3)
+
+    def __call__(self, x):
+        return self.out(self.late(self.early(x)).reshape(x.shape[0], -1))
+
+
+class Shared(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        conv = nn.Conv(3, (3, 3), name="twice")
+        return nn.Dense(2)(conv(conv(x)).mean((1, 2)))
+
+
+class NoConv(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(x.reshape(x.shape[0], -1))
+
+
+def build(model, channels=3, size=6):
+    x = jax.random.normal(jax.random.key(1), (2, size, size, channels))
+    return model.apply, model.init(jax.random.key(0), x), x
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "channels", "expected"),
+    [(Nested(), 6, 3, "late/conv"), (PairCNN(widths=(2, 3, 4)), 8, 2, "conv3"),
+     (CifarVGG(widths=[2] * 13, dense=(4, 4, 4, 2)), 32, 3, "conv2d_12")],
+)  # fmt: skip
+def test_last_conv_is_the_one_executed_last(model, size, channels, expected):
+    assert taps.last_conv(*build(model, channels, size)) == expected
+
+
+def test_capture_by_hand():
+    apply, variables, x = build(Nested())
+    early = variables["params"]["early"]["conv"]
+    expected = nn.Conv(4, (3, 3)).apply({"params": early}, x)
+    got = taps.capture(apply, variables, x, "early/conv")
+    np.testing.assert_array_equal(got, expected)
+    behind = taps.capture(apply, variables, x, "early/conv", nn.relu)
+    np.testing.assert_array_equal(behind, nn.relu(expected))
+
+
+@pytest.mark.parametrize("tap", taps.TAPS)
+@pytest.mark.parametrize("layer", ["early/conv", "late/conv"])
+def test_putting_back_what_was_captured_changes_nothing(layer, tap):
+    apply, variables, x = build(Nested())
+    feature_map = taps.capture(apply, variables, x, layer, taps.TAPS[tap])
+    np.testing.assert_array_equal(
+        taps.replace(apply, variables, x, layer, feature_map), apply(variables, x)
+    )
+
+
+def test_replacing_runs_the_rest_of_the_network():
+    apply, variables, x = build(Nested())
+    logits = taps.replace(apply, variables, x, "late/conv", jnp.zeros((2, 6, 6, 5)))
+    bias = variables["params"]["out"]["bias"]
+    np.testing.assert_allclose(logits, jnp.broadcast_to(bias, (2, 3)), atol=1e-6)
+
+
+def test_the_trunk_is_dead_code_in_the_head():
+    apply, variables, x = build(Nested())
+    fm = jnp.ones((2, 6, 6, 5))
+    head = jax.jit(lambda v, x, fm: taps.replace(apply, v, x, "late/conv", fm))
+    assert "convolution" not in head.lower(variables, x, fm).compile().as_text()
+    whole = jax.jit(lambda v, x: apply(v, x)).lower(variables, x).compile()
+    assert "conv" in whole.as_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "message"),
+    [(Nested(), "late/konv", "did you mean 'late/conv'"),
+     (Nested(), "out", "no convolution but a Dense"),
+     (Shared(), "twice", "called 2 times")],
+)  # fmt: skip
+def test_layers_that_cannot_be_tapped(model, layer, message):
+    with pytest.raises(InputError, match=message):
+        taps.find_conv(*build(model), layer)
+
+
+def test_a_network_without_convolution():
+    with pytest.raises(InputError, match="no convolution"):
+        taps.last_conv(*build(NoConv()))
+
+
+def test_a_jitted_apply_is_refused_where_it_would_ignore_the_replacement():
+    apply, variables, x = build(Nested())
+    jitted = jax.jit(apply)
+    jitted(variables, x)
+    with pytest.raises(InputError, match="not traced again"):
+        taps.replace(jitted, variables, x, "late/conv", jnp.zeros((2, 6, 6, 5)))

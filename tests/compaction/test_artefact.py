@@ -1,0 +1,143 @@
+"""What is saved: loads as it was, runs with jax alone, and refuses what was changed."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_split, random_variables
+from flax import linen as nn
+from programs import run_program
+
+import jaxprune
+from jaxprune.compaction import artefact
+from jaxprune.errors import InputError
+from jaxprune.networks.models import PairCNN
+
+PAIR = PairCNN(widths=(3, 5, 7), dense=(10, 4))
+KEEP = np.array([False, True, True, False, True])
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """(compact network with an offset map, uint8 images)"""
+    images = random_split(n=6, shape=(14, 14, 2)).images
+    x = jnp.asarray(images, jnp.float32) / 255
+    variables = random_variables(PAIR, x)
+    return jaxprune.compact(PAIR, variables, "conv2", KEEP, example=x), images
+
+
+@pytest.fixture
+def saved(pair, tmp_path):
+    pair[0].save(tmp_path / "small", pixel_std=(255.0,), class_names="abcd")
+    return tmp_path / "small"
+
+
+def test_loads_as_it_was(pair, saved):
+    small, images = pair
+    loaded = jaxprune.load_compact(saved)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, small.variables)
+    assert loaded.model.widths == (3, 3, 7)
+    assert loaded.kept == {"conv2": (1, 2, 4)} and loaded.channels == {"conv2": 5}
+    assert loaded.report == small.report
+    x = jnp.asarray(images, jnp.float32) / 255
+    np.testing.assert_array_equal(loaded(x), small(x))
+    assert sorted(p.name for p in saved.iterdir()) == [artefact.SPEC, artefact.WEIGHTS]
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_program_runs_with_jax_alone(pair, tmp_path):
+    small, images = pair
+    small.save(tmp_path / "a", pixel_std=(255.0,), stablehlo=True)
+    expected = small(jnp.asarray(images, jnp.float32) / 255)
+    logits = run_program(tmp_path / "a", images)
+    # The same float32 operations, fused in another way.
+    np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def edit(path):
+    spec = json.loads((path / artefact.SPEC).read_text())
+    spec["layers"]["conv2"]["kept"][0] = 0
+    (path / artefact.SPEC).write_text(json.dumps(spec))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: flip(p / artefact.WEIGHTS), "does not match its sha256"),
+        (lambda p: (p / artefact.WEIGHTS).unlink(), "is missing"),
+        (lambda p: (p / artefact.WEIGHTS).write_bytes(b""), "does not match"),
+        (edit, "does not match its own sha256"),
+        (lambda p: (p / artefact.SPEC).write_text("{"), "is damaged"),
+        (lambda p: (p / artefact.SPEC).write_text("[]"), "is damaged"),
+        (lambda p: (p / artefact.SPEC).unlink(), "holds no compact network"),
+    ],
+)
+def test_damaged_or_changed(saved, damage, message):
+    damage(saved)
+    with pytest.raises(InputError, match=message) as error:
+        jaxprune.load_compact(saved)
+    assert "\n" not in str(error.value)
+
+
+def test_shapes_are_checked_even_where_hashes_agree(saved):
+    variables, spec = artefact.read(saved)
+    variables["params"]["conv3"]["kernel"] = np.zeros((3, 3, 4, 7), np.float32)
+    artefact.write(saved, variables, {k: v for k, v in spec.items() if k != "sha256"})
+    with pytest.raises(InputError, match="does not run"):
+        jaxprune.load_compact(saved)
+
+
+def test_another_folder_is_not_overwritten(pair, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="no compact network"):
+        pair[0].save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_old_artefact_is_kept_where_the_new_one_cannot_take_its_place(
+    pair, saved, monkeypatch
+):
+    before = (saved / artefact.SPEC).read_text()
+    rename = type(saved).rename
+
+    def fail(path, target):
+        if path.suffix == ".new":
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(type(saved), "rename", fail)
+    with pytest.raises(OSError, match="no"):
+        pair[0].save(saved)
+    assert (saved / artefact.SPEC).read_text() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+class Tiny(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.tanh(nn.Conv(4, (3, 3), name="first")(x))
+        x = nn.Conv(3, (3, 3), name="second")(x)
+        return nn.Dense(2, name="out")(x.reshape(x.shape[0], -1))
+
+
+def test_a_users_model(tmp_path):
+    model, x = Tiny(), jnp.asarray(random_split(n=4).images, jnp.float32) / 255
+    keep = np.array([True, False, True, True])
+    fill = np.full(4, 0.3, np.float32)
+    variables = random_variables(model, x)
+    small = jaxprune.compact(model, variables, "first", keep, fill=fill, example=x)
+    small.save(tmp_path / "tiny", stablehlo=True)
+    with pytest.raises(InputError, match=r"Tiny: give it as load_compact"):
+        jaxprune.load_compact(tmp_path / "tiny")
+    with pytest.raises(InputError, match="not PairCNN"):
+        jaxprune.load_compact(tmp_path / "tiny", PAIR)
+    loaded = jaxprune.load_compact(tmp_path / "tiny", model)
+    np.testing.assert_array_equal(loaded(x), small(x))

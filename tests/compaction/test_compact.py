@@ -1,0 +1,450 @@
+"""The compact network against weights written by hand, and networks that refuse."""
+
+import copy
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from conftest import random_split, random_variables
+from flax import linen as nn
+
+import jaxprune
+from jaxprune.channels import flow as dependence
+from jaxprune.channels import masking
+from jaxprune.compaction import proof
+from jaxprune.errors import InputError
+from jaxprune.networks.models import CifarVGG, PairCNN
+from jaxprune.ranking import order as ranking
+from jaxprune.sweep import layer as sweep
+from jaxprune.sweep.trunk import tap_layer
+
+PAIR = PairCNN(widths=(3, 5, 7), dense=(10, 4))
+VGG = CifarVGG(widths=(3, 4, 4, 5, 5, 4, 6, 6, 7, 6, 6, 8, 9), dense=(12, 10, 8, 4))
+FILLS = ("zero", "bias", "mean", "drop")
+# Sums of at most a few hundred float32 products, in networks whose logits are near 1.
+ROUNDING = 2e-5
+
+
+def network(model, shape, n=5):
+    images = random_split(n=n, shape=shape).images
+    x = jnp.asarray(images, jnp.float32) / 255
+    return random_variables(model, x), images, x
+
+
+def mask(p, *pruned):
+    keep = np.ones(p, bool)
+    keep[list(pruned)] = False
+    return keep
+
+
+def cut_pair(variables, i, keep):
+    """PairCNN's conv{i} sliced by hand, as pruning libraries do it: nothing folded."""
+    v = copy.deepcopy(variables)
+    p, s = v["params"], v["batch_stats"]
+    p[f"conv{i}"] = {k: w[..., keep] for k, w in p[f"conv{i}"].items()}
+    p[f"bn{i}"] = {k: w[keep] for k, w in p[f"bn{i}"].items()}
+    s[f"bn{i}"] = {k: w[keep] for k, w in s[f"bn{i}"].items()}
+    if i < 3:
+        p[f"conv{i + 1}"]["kernel"] = p[f"conv{i + 1}"]["kernel"][:, :, keep]
+    else:
+        rows = np.tile(keep, len(p["dense1"]["kernel"]) // len(keep))
+        p["dense1"]["kernel"] = p["dense1"]["kernel"][rows]
+    return v
+
+
+@pytest.mark.parametrize("i", [1, 2, 3])
+@pytest.mark.parametrize("fill", FILLS)
+def test_pair_equals_written_weights(i, fill):
+    variables, images, x = network(PAIR, (14, 14, 2))
+    layer, keep = f"conv{i}", mask((3, 5, 7)[i - 1], 0, 2)
+    mean = np.linspace(-1, 1, len(keep)).astype(np.float32)
+    small = jaxprune.compact(
+        PAIR, variables, layer, keep, fill=mean if fill == "mean" else fill, example=x
+    )
+    if fill == "drop":
+        expected = reference.pair_cnn(cut_pair(variables, i, keep), images)
+    else:
+        pruned = reference.prune(variables, layer, np.flatnonzero(~keep), fill, mean)
+        expected = reference.pair_cnn(pruned, images)
+    np.testing.assert_allclose(small(x), expected, atol=ROUNDING, rtol=0)
+    assert type(small.model) is PairCNN
+    assert small.model.widths[i - 1] == keep.sum()
+    assert small.variables["params"][layer]["kernel"].shape[-1] == keep.sum()
+    # The class itself runs the variables, with nothing of jaxprune around it.
+    np.testing.assert_allclose(
+        small.model.apply(small.variables, x), small(x), atol=ROUNDING
+    )
+    assert small.kept[layer] == tuple(np.flatnonzero(keep))
+
+
+@pytest.mark.parametrize(
+    ("layer", "p"), [("conv2d", 3), ("conv2d_1", 4), ("conv2d_8", 7), ("conv2d_12", 9)]
+)
+def test_vgg_equals_written_weights(layer, p):
+    variables, images, x = network(VGG, (32, 32, 3), n=4)
+    keep = mask(p, 1, p - 1)
+    small = jaxprune.compact(VGG, variables, layer, keep, example=x)
+    pruned = reference.prune(variables, layer, np.flatnonzero(~keep), "zero")
+    expected = reference.cifar_vgg(pruned, images)
+    np.testing.assert_allclose(small(x), expected, atol=ROUNDING, rtol=0)
+    assert small.model.widths[VGG_CONVS.index(layer)] == p - 2
+    assert sum(small.model.widths) == sum(VGG.widths) - 2
+
+
+VGG_CONVS = ["conv2d", *(f"conv2d_{i}" for i in range(1, 13))]
+
+
+@pytest.mark.parametrize("i", [1, 2, 3])
+def test_slicing_without_folding_is_caught(i):
+    variables, images, x = network(PAIR, (14, 14, 2))
+    layer, keep = f"conv{i}", mask((3, 5, 7)[i - 1], 0, 2)
+    variables["params"][f"bn{i}"]["bias"][[0, 2]] = 1  # more than ReLU takes away
+    small = jaxprune.compact(PAIR, variables, layer, keep, example=x)
+    whole = reference.pair_cnn(
+        reference.prune(variables, layer, [0, 2], "zero"), images
+    )
+    sliced = reference.pair_cnn(cut_pair(variables, i, keep), images)
+    bound = small.report.bound
+    assert np.abs(sliced - whole).max() > 100 * bound
+    with pytest.raises(InputError, match="times what rounding explains"):
+        proof.compare(whole, sliced, np.full(whole.shape, bound))
+
+
+def test_one_channel_is_left():
+    variables, _, x = network(PAIR, (14, 14, 2))
+    small = jaxprune.compact(PAIR, variables, "conv3", mask(7, *range(6)), example=x)
+    assert small.variables["params"]["conv3"]["kernel"].shape == (3, 3, 5, 1)
+    assert small.variables["params"]["dense1"]["kernel"].shape == (1, 10)
+
+
+def test_full_mask_changes_nothing():
+    variables, _, x = network(PAIR, (14, 14, 2))
+    small = jaxprune.compact(PAIR, variables, "conv2", mask(5), example=x)
+    jax.tree.map(np.testing.assert_array_equal, small.variables, variables)
+
+
+def test_twice_equals_once():
+    variables, _, x = network(PAIR, (14, 14, 2))
+    once = jaxprune.compact(PAIR, variables, "conv2", mask(5, 0, 2, 3), example=x)
+    half = jaxprune.compact(PAIR, variables, "conv2", mask(5, 2), example=x)
+    twice = jaxprune.compact(half, half.variables, "conv2", mask(4, 0, 2), example=x)
+    assert twice.kept == once.kept == {"conv2": (1, 4)}
+    assert twice.channels == {"conv2": 5}
+    np.testing.assert_allclose(twice(x), once(x), atol=ROUNDING, rtol=0)
+
+
+@pytest.mark.parametrize("fill", ["zero", "bias", "drop"])
+def test_layer_after_layer_equals_all_at_once(fill):
+    variables, _, x = network(PAIR, (14, 14, 2))
+    masks = {"conv1": mask(3, 1), "conv2": mask(5, 0, 4), "conv3": mask(7, 3, 4, 5)}
+    whole = jaxprune.compact_layers(
+        PAIR, variables, {k: (m, fill) for k, m in masks.items()}, example=x
+    )
+    for names in (list(masks), list(masks)[::-1]):
+        small = PAIR
+        for name in names:
+            current = variables if small is PAIR else small.variables
+            small = jaxprune.compact(
+                small, current, name, masks[name], fill=fill, example=x
+            )
+        assert small.model.widths == whole.model.widths == (2, 3, 4)
+        np.testing.assert_allclose(small(x), whole(x), atol=ROUNDING, rtol=0)
+
+
+class FlaxMnist(nn.Module):
+    """The network of flax's own examples/mnist."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(features=8, kernel_size=(3, 3))(x)
+        x = nn.relu(x)
+        x = nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
+        x = nn.Conv(features=16, kernel_size=(3, 3))(x)
+        x = nn.relu(x)
+        x = nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
+        x = x.reshape((x.shape[0], -1))  # flatten
+        x = nn.Dense(features=32)(x)
+        x = nn.relu(x)
+        x = nn.Dense(features=10)(x)
+        return x
+
+
+class DenseBlocks(nn.Module):
+    """DenseNet-like: every layer reads the outputs of all before it."""
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        def norm(x):
+            return nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+
+        x = nn.Conv(6, (3, 3), use_bias=False, name="stem")(x)
+        for i in range(3):
+            y = nn.Conv(5, (1, 1), use_bias=False, name=f"narrow{i}")(norm(x))
+            y = nn.Conv(4, (3, 3), use_bias=False, name=f"grow{i}")(norm(y))
+            x = jnp.concatenate([x, y], axis=-1)
+            if i == 1:
+                x = nn.Conv(7, (1, 1), use_bias=False, name="transition")(norm(x))
+                x = nn.avg_pool(x, (2, 2), (2, 2))
+        return nn.Dense(3, use_bias=False)(norm(x).mean((1, 2)))
+
+
+@jax.numpy_dtype_promotion("standard")  # nn.avg_pool divides by an integer
+@pytest.mark.parametrize("layer", ["Conv_0", "Conv_1"])
+def test_flax_mnist_unchanged(layer):
+    model = FlaxMnist()
+    variables, _, x = network(model, (12, 12, 1))
+    p = {"Conv_0": 8, "Conv_1": 16}[layer]
+    keep = mask(p, 0, 3, 5)
+    small = jaxprune.compact(model, variables, layer, keep, fill="bias", example=x)
+    pruned = reference.prune(variables, layer, [0, 3, 5], "bias")
+    np.testing.assert_allclose(small(x), model.apply(pruned, x), atol=ROUNDING, rtol=0)
+    assert small.variables["params"][layer]["kernel"].shape[-1] == p - 3
+    assert small.report.bound_used < 1
+
+
+@jax.numpy_dtype_promotion("standard")  # nn.avg_pool divides by an integer
+@pytest.mark.parametrize("layer", ["stem", "narrow0", "grow0", "transition", "grow2"])
+def test_concatenating_network(layer):
+    model = DenseBlocks()
+    images = random_split(n=5).images
+    x = jnp.asarray(images, jnp.float32) / 255
+    bound = functools.partial(model.init, train=False)
+    variables = random_variables(type("M", (), {"init": staticmethod(bound)}), x)
+    p = variables["params"][layer]["kernel"].shape[-1]
+    keep, values = mask(p, 1, 2), np.linspace(-1, 2, p).astype(np.float32)
+    small = jaxprune.compact(
+        model, variables, layer, keep, fill=values, example=x, call={"train": False}
+    )
+    pruning = masking.make_pruning(variables, _flow(model, variables, x, layer), keep,
+                                   values)  # fmt: skip
+    apply = masking.mask_channels(
+        functools.partial(model.apply, train=False), [pruning]
+    )
+    np.testing.assert_allclose(small(x), apply(variables, x), atol=ROUNDING, rtol=0)
+    before, after = (
+        sum(leaf.size for leaf in jax.tree.leaves(v["params"]))
+        for v in (variables, small.variables)
+    )
+    assert after < before
+    # And once more, starting from the smaller network.
+    again = jaxprune.compact(
+        small, small.variables, layer, mask(p - 2, 0), fill="drop", example=x
+    )
+    assert again.kept[layer] == tuple(c for c in range(3, p))
+
+
+def _flow(model, variables, x, layer):
+    apply = functools.partial(model.apply, train=False)
+    return dependence.channel_flow(apply, variables, x, layer)
+
+
+class Blocks(nn.Module):
+    """Layers whose channels cannot leave alone, each for another reason."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        y = x = nn.Conv(6, (3, 3), name="first")(x)
+        if self.kind == "residual":
+            y = x + nn.relu(nn.Conv(6, (3, 3), name="second")(nn.relu(x)))
+        if self.kind == "depthwise":
+            y = nn.Conv(6, (3, 3), feature_group_count=6, name="depthwise")(x)
+        if self.kind == "layer norm":
+            y = nn.LayerNorm(name="norm")(x)
+        if self.kind == "group norm":
+            y = nn.GroupNorm(num_groups=2, name="norm")(x)
+        if self.kind == "softmax":
+            y = nn.softmax(x)
+        if self.kind == "sort":
+            y = jnp.sort(x, axis=1)
+        if self.kind == "gate":
+            gate = nn.sigmoid(nn.Dense(6, name="gate")(x.mean((1, 2))))
+            y = x * gate[:, None, None]
+        if self.kind == "maxout":
+            y = jnp.maximum(x[..., :3], x[..., 3:])
+        if self.kind == "half":
+            y = nn.Conv(3, (1, 1), name="reads")(x[..., :3])
+        if self.kind == "written size":
+            return nn.Dense(4, name="out")(x.reshape((-1, 8 * 8 * 6)))
+        if self.kind == "parameter":
+            y = x * self.param("factor", nn.initializers.ones, (6,))
+        if self.kind == "transposed":
+            y = nn.ConvTranspose(4, (2, 2), name="up")(x)
+        if self.kind == "output":
+            return y.mean((1, 2))
+        return nn.Dense(4, name="out")(y.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("residual", "'add' behind 'first' and 'second'"),
+        ("depthwise", "grouped Conv 'depthwise'"),
+        ("layer norm", "LayerNorm 'norm'"),
+        ("group norm", "GroupNorm 'norm'"),
+        ("softmax", "'reduce_max' behind 'first'"),
+        ("sort", "'sort' behind 'first' is not understood"),
+        ("gate", "'mul' behind 'first' and 'gate'"),
+        ("maxout", "'max' behind 'first'"),
+        ("half", "does not run with fewer channels|rounding"),
+        ("written size", "does not run with fewer channels"),
+        ("parameter", "does not run with fewer channels"),
+        ("transposed", "ConvTranspose 'up'"),
+        ("output", "reach the network's output"),
+    ],
+)
+def test_channels_that_cannot_leave_alone(kind, message):
+    model = Blocks(kind)
+    variables, _, x = network(model, (8, 8, 3))
+    with pytest.raises(InputError, match=message) as error:
+        jaxprune.compact(model, variables, "first", mask(6, 1, 4), example=x)
+    assert "\n" not in str(error.value)
+
+
+def test_the_inside_of_a_residual_block_can_be_pruned():
+    class Residual(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(6, (3, 3), name="stem")(x)
+            y = nn.relu(nn.Conv(5, (3, 3), name="inner")(nn.relu(x)))
+            x = x + nn.Conv(6, (3, 3), name="outer")(y)
+            return nn.Dense(4, name="out")(x.mean((1, 2)))
+
+    model = Residual()
+    variables, _, x = network(model, (8, 8, 3))
+    values = np.full(5, 0.5, np.float32)
+    small = jaxprune.compact(
+        model, variables, "inner", mask(5, 0), fill=values, example=x
+    )
+    offset = small.variables["offsets"]["outer"]
+    assert offset["index"].shape == (8, 8)
+    assert offset["rows"].shape == (9, 6)  # inside, four borders, four corners
+
+
+@pytest.mark.parametrize("transform", [nn.remat, nn.jit])
+def test_layers_inside_transformations_are_refused(transform):
+    class Part(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jnp.tanh(nn.Conv(4, (3, 3), name="first")(x))
+
+    class Whole(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = transform(Part)(name="part")(x)
+            return nn.Dense(2, name="out")(x.mean((1, 2)))
+
+    model = Whole()
+    variables, _, x = network(model, (8, 8, 3))
+    with pytest.raises(InputError, match="inside a transformation"):
+        jaxprune.compact(model, variables, "part/first", mask(4, 1), example=x)
+
+
+def test_padding_by_hand():
+    class Padded(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = jnp.tanh(nn.Conv(4, (3, 3), name="first")(x))
+            x = jnp.pad(x, ((0, 0), (1, 1), (2, 1), (0, 0)))
+            x = nn.Conv(3, (3, 3), 2, padding="VALID", name="second")(x)
+            return nn.Dense(2, name="out")(x.reshape(x.shape[0], -1))
+
+    model = Padded()
+    variables, _, x = network(model, (8, 8, 3))
+    values = np.array([0.3, -1, 2, 0.5], np.float32)
+    small = jaxprune.compact(
+        model, variables, "first", mask(4, 1, 2), fill=values, example=x
+    )
+    assert small.report.bound_used < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keep": np.zeros(7, bool)}, "leaves no channel"),
+        ({"keep": np.ones(6, bool)}, "mask of 7 booleans"),
+        ({"keep": np.ones(7)}, "mask of 7 booleans"),
+        ({"fill": "zeros"}, "did you mean 'zero'"),
+        ({"fill": "mean"}, "depends on images"),
+        ({"fill": np.zeros(6)}, "7 finite numbers"),
+        ({"layer": "conv9"}, "unknown layer"),
+        ({"layer": "dense1"}, "no convolution"),
+        ({"example": np.zeros((2, 14, 14, 3), np.float32)}, "does not run"),
+        ({"example": np.zeros((0, 14, 14, 2), np.float32)}, "batch of inputs"),
+        ({"model": PairCNN(widths=(3, 5, 8), dense=(10, 4))}, "does not run"),
+    ],
+)
+def test_bad_input(change, message):
+    variables, _, x = network(PAIR, (14, 14, 2))
+    arguments = {"model": PAIR, "layer": "conv3", "keep": mask(7, 0), "example": x}
+    arguments |= change
+    with pytest.raises(InputError, match=message) as error:
+        jaxprune.compact(variables=variables, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_inputs_of_another_shape_are_refused():
+    variables, _, x = network(PAIR, (14, 14, 2))
+    small = jaxprune.compact(PAIR, variables, "conv3", mask(7, 0), example=x)
+    with pytest.raises(InputError, match=r"\[N, 14, 14, 2\]"):
+        small(x[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "layer", "tap"),
+    [(PAIR, (14, 14, 2), "conv3", "conv"), (VGG, (32, 32, 3), "conv2d_9", "relu")],
+)
+def test_sweep_with_fill_drop_is_the_curve_of_sliced_networks(model, shape, layer, tap):
+    split = random_split(shape=shape)
+    x = jnp.asarray(split.images, jnp.float32) / 255
+    variables = random_variables(model, x)
+
+    def apply(variables, images, **kwargs):
+        return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
+
+    tapped = tap_layer(apply, variables, split, layer=layer, tap=tap,
+                             batch_size=9)  # fmt: skip
+    scores = ranking.mean(tapped.mean_feature_map)
+    result = sweep.sweep_layer(tapped, variables, scores, fill="drop", ks=[0, 2, 4])
+    for k, predictions in zip(result.ks, result.predictions, strict=True):
+        keep = ranking.prefix_masks(result.order, [k])[0]
+        small = jaxprune.compact(model, variables, layer, keep, fill="drop",
+                                 example=x[:2])  # fmt: skip
+        reference.check_predictions(predictions, np.asarray(small(x), np.float64))
+
+
+def test_drop_is_refused_where_channels_join_others():
+    model = Blocks("residual")
+    split = random_split()
+    variables = random_variables(model, jnp.zeros((1, 8, 8, 3)))
+
+    def apply(variables, images, **kwargs):
+        return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
+
+    tapped = tap_layer(apply, variables, split, layer="first")
+    scores = ranking.mean(tapped.mean_feature_map)
+    with pytest.raises(InputError, match="'add' behind 'first' and 'second'"):
+        sweep.sweep_layer(tapped, variables, scores, fill="drop")
+
+
+def test_networks_are_compared_at_full_precision():
+    seen = []
+
+    class Recording(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            seen.append(jax.config.jax_default_matmul_precision)
+            x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
+            return nn.Dense(2, name="out")(x.mean((1, 2)))
+
+    x = jnp.asarray(random_split(n=4).images, jnp.float32) / 255
+    variables = random_variables(Recording(), x)
+    seen.clear()
+    keep = np.array([True, False, True, True])
+    jaxprune.compact(Recording(), variables, "conv", keep, example=x)
+    # The masked network, differentiated, and the compact one come last.
+    assert seen[-2:] == ["highest", "highest"]

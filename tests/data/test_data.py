@@ -1,0 +1,309 @@
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxprune.data import datasets, tfds
+from jaxprune.data.pairs import pair_split
+from jaxprune.data.splits import Split, batches
+from jaxprune.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A dataset `tiny`, prepared by TFDS: 30 train, 12 test images, 3 classes."""
+    import tensorflow_datasets
+
+    core, features = tensorflow_datasets.core, tensorflow_datasets.features
+
+    class Tiny(core.GeneratorBasedBuilder):
+        VERSION = core.Version("1.0.0")
+
+        def _info(self):
+            kinds = {
+                "image": features.Image(shape=(4, 4, 1)),
+                "label": features.ClassLabel(names=["a", "b", "c"]),
+            }
+            return core.DatasetInfo(
+                builder=self,
+                features=features.FeaturesDict(kinds),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {
+                "train": self._generate_examples(30),
+                "test": self._generate_examples(12),
+            }
+
+        def _generate_examples(self, n):
+            for i in range(n):
+                image = Image.fromarray(np.full((4, 4), i, np.uint8))
+                yield i, {"image": image, "label": i % 3}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def load(folder, cache, split="test"):
+    return tfds.load("tiny", split, folder and str(folder), str(cache))
+
+
+def test_decodes_and_caches(prepared, tmp_path):
+    images, labels, names = load(prepared, tmp_path, "train")
+    assert images.shape == (30, 4, 4, 1) and images.dtype == np.uint8
+    assert isinstance(images, np.memmap)
+    np.testing.assert_array_equal(images[:, 0, 0, 0] % 3, labels)
+    assert names == ("a", "b", "c")
+    (about,) = (tmp_path / "tiny").glob("*/train.json")
+    assert json.loads(about.read_text())["source"] == str(prepared / "tiny" / "1.0.0")
+
+
+def test_the_second_run_needs_no_tfds(prepared, tmp_path, monkeypatch):
+    first = load(prepared, tmp_path)
+
+    def absent():
+        raise AssertionError("tensorflow_datasets was imported")
+
+    monkeypatch.setattr(tfds, "_import_tfds", absent)
+    for folder in (prepared, None):
+        if folder is None:
+            monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
+        again = load(folder, tmp_path)
+        np.testing.assert_array_equal(first[0], again[0])
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "foreign"])
+def test_a_damaged_cache_is_built_again(prepared, tmp_path, damage, caplog):
+    first, _, _ = load(prepared, tmp_path)
+    first = np.array(first)
+    (path,) = (tmp_path / "tiny").glob("*/test_images.npy")
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(content[:-5])
+    elif damage == "flip":
+        content[-1] ^= 1
+        path.write_bytes(content)
+    elif damage == "remove":
+        path.unlink()
+    else:
+        path.with_name("test.json").write_text("[1]")
+    again, _, _ = load(prepared, tmp_path)
+    np.testing.assert_array_equal(first, again)
+    assert "damaged" in caplog.text
+
+
+def test_two_datasets_of_one_name_are_never_mixed_up(prepared, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    info = other / "tiny" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace("{", '{\n"description": "another",', 1))
+    load(prepared, tmp_path / "cache")
+    load(other, tmp_path / "cache")
+    assert len(list((tmp_path / "cache" / "tiny").iterdir())) == 2
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="several datasets called tiny"):
+        load(None, tmp_path / "cache")
+
+
+def test_a_prepared_dataset_that_is_damaged(prepared, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(prepared, broken)
+    (record,) = (broken / "tiny" / "1.0.0").glob("*test*record*")
+    record.write_bytes(record.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot be read"):
+        load(broken, tmp_path / "cache")
+
+
+def test_a_dataset_stored_as_tfrecord(prepared, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    info = other / "tiny" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(InputError, match="only TensorFlow reads"):
+        load(other, tmp_path / "cache")
+
+
+def test_absent_data_offline_fails_fast_and_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    started = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        datasets.load(
+            "mnist_pair", data_dir=str(tmp_path), cache_dir=str(tmp_path / "c")
+        )
+    assert time.monotonic() - started < 15
+    message = str(caught.value)
+    assert str(tmp_path) in message and "--data_dir" in message and "copy" in message
+
+
+def download_mnist(folder, rng, counts):
+    """What TFDS's builder gets from its download: four files of raw bytes."""
+    paths = {}
+    for split, n in counts.items():
+        images, labels = folder / f"{split}_images", folder / f"{split}_labels"
+        pixels = rng.integers(0, 256, (n, 28, 28, 1), np.uint8)
+        images.write_bytes(bytes(16) + pixels.tobytes())
+        labels.write_bytes(bytes(8) + (np.arange(n) % 10).astype(np.uint8).tobytes())
+        paths |= {f"{split}_data": images, f"{split}_labels": labels}
+    return paths, pixels
+
+
+def download_cifar10(folder, rng, counts):
+    folder = folder / "cifar-10-batches-bin"
+    folder.mkdir()
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+    for name in names:
+        n = counts["test"]
+        pixels = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+        planes = pixels.transpose(0, 3, 1, 2).reshape(n, -1)
+        labels = (np.arange(n) % 10).astype(np.uint8)[:, None]
+        (folder / name).write_bytes(np.hstack([labels, planes]).tobytes())
+    classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    (folder / "batches.meta.txt").write_text("\n".join(classes))
+    return folder.parent, pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "download"), [("mnist", download_mnist), ("cifar10", download_cifar10)]
+)
+def test_tfds_downloads_and_prepares_without_tensorflow(
+    name, download, tmp_path, monkeypatch
+):
+    import tensorflow_datasets
+
+    paths, pixels = download(
+        tmp_path, np.random.default_rng(0), {"train": 30, "test": 20}
+    )
+    module = __import__(
+        tensorflow_datasets.builder_cls(name).__module__, fromlist=["the module itself"]
+    )
+    if name == "mnist":
+        monkeypatch.setattr(module, "_TRAIN_EXAMPLES", 30)
+        monkeypatch.setattr(module, "_TEST_EXAMPLES", 20)
+    monkeypatch.setattr(tfds, "_unreachable", lambda url: None)
+    monkeypatch.setattr(
+        tensorflow_datasets.download.DownloadManager,
+        "download_and_extract",
+        lambda self, urls: paths,
+    )
+    images, labels, _ = tfds.load(
+        name, "test", str(tmp_path / "tfds"), str(tmp_path / "cache")
+    )
+    # TFDS shuffles: the same images, bit for bit, in another order.
+    order = np.lexsort(images.reshape(20, -1).T)
+    expected = np.lexsort(pixels.reshape(20, -1).T)
+    np.testing.assert_array_equal(images[order], pixels[expected])
+    np.testing.assert_array_equal(labels[order], expected % 10)
+
+
+def check_pairs(pairs: Split, source: Split) -> None:
+    digit = np.full(len(source.images), -1)
+    digit[source.sources[:, 0]] = source.labels
+    left, right = digit[pairs.sources].T
+    assert (left >= 0).all() and (right >= 0).all()
+    np.testing.assert_array_equal(pairs.labels, left == right)
+    assert (pairs.sources[:, 0] != pairs.sources[:, 1]).all()
+    assert pairs.labels.sum() == len(pairs) // 10
+
+
+def test_pairs_of_the_embedded_digits():
+    digits = datasets.load("digits")
+    pairs = datasets.load("digits_pair", train_pairs=5000, test_pairs=1005)
+    check_pairs(pairs.train, digits.train)
+    check_pairs(pairs.test, digits.test)
+    assert not set(pairs.train.sources.flat) & set(pairs.test.sources.flat)
+    assert len(set(digits.train.sources.flat) | set(digits.test.sources.flat)) == 1797
+    assert pairs.train.image_shape == (28, 28, 2)
+    assert pairs.train.images.shape == (1797, 28, 28, 1)  # never materialised
+    example = pairs.test.read(np.array([3]))[0]
+    for channel, source in enumerate(pairs.test.sources[3]):
+        np.testing.assert_array_equal(
+            example[..., channel], pairs.test.images[source, ..., 0]
+        )
+    # All digits take part in both kinds, as often as they occur.
+    assert len(np.unique(pairs.train.sources)) > 1300
+
+
+def test_pairs_follow_from_the_seed_alone():
+    first, again, other = (
+        datasets.load(
+            "digits_pair", seed=seed, train_pairs=50, test_pairs=50
+        ).train.sources
+        for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_source_images_are_limited():
+    pairs = datasets.load(
+        "digits_pair", source_images=300, train_pairs=9000, test_pairs=50
+    ).train
+    assert len(np.unique(pairs.sources)) == 300
+
+
+def test_impossible_pairs():
+    split = datasets.load("digits").test
+    one = split.select(np.flatnonzero(split.labels == 3))
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="at least two digits"):
+        pair_split(one, 20, rng)
+    with pytest.raises(InputError, match="at least 10 pairs"):
+        pair_split(split, 9, rng)
+
+
+def test_batches_pad_the_last_one():
+    split = datasets.load("digits").test
+    sizes = [batch.size for batch in batches(split, 100)]
+    assert sizes == [100, 100, 100, 60]
+    last = list(batches(split, 100))[-1]
+    assert last.images.shape == (100, 28, 28, 1) and not last.images[60:].any()
+
+
+def test_slices_of_splits():
+    splits = datasets.load("digits")
+    assert len(datasets.choose_split(splits, "test")) == 360
+    assert len(datasets.choose_split(splits, "train[:1000]")) == 1000
+    tail = datasets.choose_split(splits, "train[1400:]")
+    np.testing.assert_array_equal(tail.labels, splits.train.labels[1400:])
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [("tset", "did you mean 'test'"), ("train[5:5]", "empty"), ("test[9999:]", "empty"),
+     ("test[-5:]", "not of the form"), ("test[:50%]", "not of the form")],
+)  # fmt: skip
+def test_bad_splits(which, message):
+    with pytest.raises(InputError, match=message):
+        datasets.choose_split(datasets.load("digits"), which)
+
+
+def test_unknown_dataset():
+    with pytest.raises(InputError, match="did you mean 'cifar10'"):
+        datasets.load("cifar-10")
+
+
+def test_mnist_pairs_for_real(data_dir, tmp_path):
+    cache = os.environ.get("JAXPRUNE_TEST_CACHE", str(tmp_path))
+    mnist = datasets.load("mnist", data_dir=data_dir, cache_dir=cache)
+    assert len(mnist.train) == 60_000 and len(mnist.test) == 10_000
+    pairs = datasets.load(
+        "mnist_pair", data_dir=data_dir, cache_dir=cache,
+        train_pairs=20_000, test_pairs=10_000,
+    )  # fmt: skip
+    check_pairs(pairs.train, mnist.train)
+    check_pairs(pairs.test, mnist.test)
+    assert len(np.unique(pairs.train.sources)) <= 6000
+
+
+def test_cifar10_for_real(data_dir, tmp_path):
+    cifar = datasets.load("cifar10", data_dir=data_dir, cache_dir=str(tmp_path))
+    assert len(cifar.train) == 50_000 and cifar.test.image_shape == (32, 32, 3)
+    assert np.bincount(cifar.test.labels).tolist() == [1000] * 10
+    assert cifar.test.class_names[3] == "cat"
+    mean = np.asarray(cifar.train.images).mean((0, 1, 2))
+    np.testing.assert_allclose(mean, [125.3, 122.95, 113.87], atol=0.1)

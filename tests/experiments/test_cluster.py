@@ -1,0 +1,168 @@
+"""Several devices and processes, as the scripts use them."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from run_directories import FOLDER, SMALL
+
+from experiments import cli, cluster, sweep
+from jaxprune.sweep.result import SweepResult
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax's Adam mixes types."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def start(*arguments, code="from experiments import cli, sweep; cli.run(sweep.main)"):
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+        "XDG_CACHE_HOME": str(Path("cache").resolve()),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def free_address():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{s.getsockname()[1]}"
+
+
+def test_two_processes_train_and_sweep_together(script):
+    """One result, as of one process: trained over four devices, swept over two each."""
+    flags = ("--coordinator=" + free_address(), "--num_processes=2")
+    pair = [start(*SMALL, *flags, f"--process_id={i}") for i in range(2)]
+    outputs = [process.communicate(timeout=240) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    assert "K = 0" in outputs[0][0] and "K = 0" not in outputs[1][0]
+    together = SweepResult.load(FOLDER)
+    # The same weights, swept by one process.
+    code, _, err = script(sweep, *SMALL, "--workdir=again")
+    assert code == 0, err
+    Path("again/checkpoints").rename("unused")
+    Path("runs/digits_pair/checkpoints").rename("again/checkpoints")
+    for path in Path("again").glob("sweep-*/*"):
+        path.unlink()
+    code, _, err = script(sweep, *SMALL, "--workdir=again")
+    assert code == 0, err
+    alone = SweepResult.load(Path("again") / FOLDER.name)
+    assert alone.about["weights"] == together.about["weights"]
+    np.testing.assert_array_equal(alone.predictions, together.predictions)
+    np.testing.assert_allclose(alone.scores, together.scores, rtol=1e-5)
+
+
+def test_a_coordinator_that_does_not_answer_is_named():
+    address = free_address()
+    code = (
+        "from experiments import cli, cluster, sweep; cluster._TIMEOUT = 2;"
+        "cli.run(sweep.main)"
+    )
+    started = time.monotonic()
+    process = start(
+        *SMALL, f"--coordinator={address}", "--num_processes=2", "--process_id=1",
+        code=code,
+    )  # fmt: skip
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == cli.BAD_INPUT
+    assert err.strip().splitlines()[-1].startswith("error: not all of 2 processes")
+    assert address in err
+    assert time.monotonic() - started < 60
+    assert cluster._TIMEOUT < 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--devices=9"], "--devices=9: there are 8 devices here"),
+        (["--devices=0"], "--devices=0: there are 8 devices here"),
+        (["--coordinator=here:1"], "are given together"),
+        (["--num_processes=2", "--process_id=0"], "are given together"),
+        (
+            ["--coordinator=here:1", "--num_processes=2", "--process_id=2"],
+            "--process_id=2 of 2 processes",
+        ),
+        (
+            ["--coordinator=here", "--num_processes=2", "--process_id=1"],
+            "--coordinator takes host:port",
+        ),
+    ],
+)
+def test_bad_flags(script, flags, message):
+    code, _, err = script(sweep, *SMALL, *flags)
+    assert code == cli.BAD_INPUT
+    assert message in err.splitlines()[-1]
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "several"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_what_slurm_and_tpu_pods_say(monkeypatch, environment, several):
+    for name in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cluster._is_cluster() == several
+
+
+def test_hosts_with_different_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(
+        cluster.processes, "gather",
+        lambda a: [a, np.frombuffer(b"4 x TPU v4", np.uint8)],
+    )  # fmt: skip
+    monkeypatch.setattr(cluster, "FLAGS", type("F", (), {"devices": None}))
+    with pytest.raises(cluster.InputError, match=r"8 x cpu.*4 x TPU v4"):
+        cluster._check_hosts()
+
+
+def test_the_second_run_compiles_nothing(script):
+    """What JAX keeps beside a program is when it was last used."""
+    folder = Path("cache/jaxprune/compiled")
+    kept = []
+    for i in range(2):
+        process = start(*SMALL, "--epochs=1", "--ks=0,3", f"--workdir={i}")
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        kept.append(sorted(path.name for path in folder.iterdir()))
+    assert len(kept[0]) > 3
+    assert kept[0] == kept[1]
+
+
+def test_the_compilation_cache_can_be_turned_off(script):
+    process = start(*SMALL, "--epochs=1", "--ks=0,3", "--nocompilation_cache")
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert not Path("cache/jaxprune/compiled").exists()
+
+
+def test_out_of_memory_says_what_to_lower(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli._guard(lambda: jax.numpy.zeros(2**45, np.uint8).block_until_ready())
+    assert end.value.code == cli.BAD_INPUT
+    assert "error: out of memory: lower --batch_size" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+import shutil
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_variables
+from keras_files import LAYERS, write_keras
+
+from jaxprune.errors import InputError
+from jaxprune.networks import checkpoint
+from jaxprune.networks.models import CifarVGG, PairCNN
+
+MODEL = PairCNN(widths=(2, 3, 4), dense=(5, 2))
+X = jnp.zeros((1, 8, 8, 2))
+
+
+@pytest.fixture
+def variables():
+    return random_variables(MODEL, X)
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_round_trip_keeps_two(tmp_path, variables):
+    optimizer = {"count": jnp.int32(7)}
+    for epoch in (1, 2, 3):
+        checkpoint.save(tmp_path, epoch, variables, optimizer)
+    assert checkpoint.latest(tmp_path) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    restored, state = checkpoint.restore(tmp_path, 3, variables, optimizer)
+    assert_equal(restored, variables)
+    assert state["count"] == 7
+    assert_equal(checkpoint.restore(tmp_path, 3, variables)[0], variables)
+
+
+def test_nothing_there(tmp_path):
+    assert checkpoint.latest(tmp_path / "nowhere") is None
+
+
+def test_fingerprint_sees_values_names_and_types(variables):
+    first = checkpoint.fingerprint(variables)
+    assert checkpoint.fingerprint(jax.tree.map(jnp.asarray, variables)) == first
+    changed = jax.tree.map(np.copy, variables)
+    changed["params"]["conv1"]["bias"][0] += 1e-7
+    assert checkpoint.fingerprint(changed) != first
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "foreign"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, variables, damage):
+    checkpoint.save(tmp_path, 1, variables)
+    files = [p for p in (tmp_path / "1").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    if damage == "truncate":
+        largest.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[len(content) // 2] ^= 0xFF
+        largest.write_bytes(content)
+    elif damage == "remove":
+        shutil.rmtree(tmp_path / "1" / "variables")
+    template = variables
+    if damage == "foreign":
+        template = random_variables(PairCNN(widths=(2, 3, 4), dense=(6, 2)), X)
+    with pytest.raises(InputError, match=r"1 is damaged or of another network"):
+        checkpoint.restore(tmp_path, 1, template)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path, variables, monkeypatch
+):
+    checkpoint.save(tmp_path, 1, variables)
+
+    def full(*args, **kwargs):
+        (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+        with pytest.raises(InputError, match="could not be written"):
+            checkpoint.save(tmp_path, 2, variables)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert_equal(checkpoint.restore(tmp_path, 1, variables)[0], variables)
+
+
+VGG = CifarVGG(widths=range(2, 15), dense=(6, 5, 4, 3))
+VGG_X = jnp.zeros((1, 32, 32, 3))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("optimizer", [False, True])
+def test_keras_files_of_both_versions(tmp_path, version, optimizer):
+    theirs = random_variables(VGG, VGG_X, seed=1)
+    path = tmp_path / "model.h5"
+    write_keras(path, theirs, LAYERS, version=version, optimizer=optimizer)
+    ours = checkpoint.import_keras(path, VGG.apply, random_variables(VGG, VGG_X), VGG_X)
+    assert_equal(ours, theirs)
+
+
+def import_into(model, x, path):
+    return checkpoint.import_keras(path, model.apply, random_variables(model, x), x)
+
+
+def test_the_first_layer_that_does_not_fit_is_named(tmp_path):
+    path = tmp_path / "model.h5"
+    widths = [*range(2, 15)]
+    widths[5] = 9
+    other = CifarVGG(widths=widths, dense=(6, 5, 4, 3))
+    write_keras(path, random_variables(other, VGG_X), LAYERS)
+    with pytest.raises(InputError, match=r"'conv2d_5' does not fit 'conv2d_5'.*9\)"):
+        import_into(VGG, VGG_X, path)
+
+
+def test_a_file_with_fewer_layers(tmp_path):
+    path = tmp_path / "model.h5"
+    write_keras(path, random_variables(VGG, VGG_X), LAYERS[:-1])
+    with pytest.raises(InputError, match="27 layers with weights, the network has 28"):
+        import_into(VGG, VGG_X, path)
+
+
+def test_a_layer_of_an_unknown_kind(tmp_path):
+    path = tmp_path / "model.h5"
+    write_keras(path, random_variables(VGG, VGG_X), LAYERS, extra="conv2d_3")
+    with pytest.raises(InputError, match="'conv2d_3' has a weight 'alpha'"):
+        import_into(VGG, VGG_X, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no hdf5", None, "truncated", "foreign"])
+def test_files_that_are_no_keras_files(tmp_path, content):
+    path = tmp_path / "model.h5"
+    if content == "truncated":
+        write_keras(path, random_variables(VGG, VGG_X), LAYERS)
+        path.write_bytes(path.read_bytes()[:3000])
+    elif content == "foreign":
+        with h5py.File(path, "w") as file:
+            file["x"] = np.zeros(3)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged or no \.h5 file|there is no file"):
+        import_into(VGG, VGG_X, path)

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from jaxprune.errors import InputError
+from jaxprune.report import curves as plots
+from jaxprune.report import feature_maps as plots_maps
+from jaxprune.sweep.result import SweepResult
+
+
+def result(p=12, classes=3, unbalanced=False, signed=False, shape=(2, 2)):
+    rng = np.random.default_rng(0)
+    n = 60
+    labels = np.arange(n) % classes
+    if unbalanced:
+        labels = np.where(np.arange(n) < 54, 0, 1 + np.arange(n) % (classes - 1))
+    noise = rng.uniform(size=(p, n)) < np.linspace(0, 0.9, p)[:, None]
+    predictions = np.where(noise, rng.integers(0, classes, (p, n)), labels)
+    maps = rng.uniform(-1 if signed else 0, 1, (*shape, p)).astype(np.float32)
+    scores = maps.mean((0, 1)).astype(np.float64)
+    return SweepResult(
+        ks=tuple(range(p)),
+        order=np.argsort(scores),
+        scores=scores,
+        predictions=predictions.astype(np.uint8),
+        labels=labels,
+        mean_feature_map=maps,
+        class_names=tuple("abcdefghij"[:classes]),
+        about={"model": "m", "layer": "conv", "criterion": "mean", "fill": "zero"},
+    )
+
+
+def test_save_and_load(tmp_path):
+    r = result()
+    r.save(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["summary.json", "sweep.csv", "sweep.npz"]
+    back = SweepResult.load(tmp_path)
+    assert back.ks == r.ks and back.about == r.about
+    assert back.class_names == r.class_names
+    for name in ("order", "scores", "predictions", "labels", "mean_feature_map"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(r, name))
+    with np.load(tmp_path / "sweep.npz") as arrays:
+        assert set(arrays) == {
+            "order", "scores", "predictions", "labels", "mean_feature_map"
+        }  # fmt: skip
+    lines = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert lines[0] == "k,pruned_channel,score,accuracy,balanced_accuracy"
+    assert lines[1] == "0,,,1.000000,1.000000"
+    k, channel, score, *_ = lines[3].split(",")
+    assert int(k) == 2 and int(channel) == r.order[1]
+    assert float(score) == r.scores[r.order[1]]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "sweep.npz", "sweep.csv"])
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_sweep_is_refused(tmp_path, name, damage):
+    result().save(tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"damaged|no complete sweep"):
+        SweepResult.load(tmp_path)
+
+
+def test_unbalanced_classes_get_balanced_accuracy_and_shares():
+    balanced = plots.accuracy_vs_k(result())
+    assert len(balanced.axes) == 1
+    figure = plots.accuracy_vs_k(result(unbalanced=True))
+    assert len(figure.axes) == 2
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert "accuracy" in labels and "balanced accuracy" in labels
+    shares = [line for line in figure.axes[1].lines if "predicted" in line.get_label()]
+    assert len(shares) == 3
+
+
+def test_the_curve_is_the_result_and_marks_the_chosen_k():
+    r = result()
+    lines = {line.get_label(): line for line in plots.accuracy_vs_k(r).axes[0].lines}
+    np.testing.assert_array_equal(lines["accuracy"].get_ydata(), r.accuracy)
+    chosen = r.largest_k_within(0.01)
+    (label,) = (name for name in lines if "within one point" in name)
+    assert f": {chosen} " in label
+
+
+@pytest.mark.parametrize("p", [1, 7, 60, 128, 512, 509])
+def test_a_grid_holds_every_channel(p):
+    rows, columns = plots_maps.grid_shape(p)
+    assert p <= rows * columns < p + columns
+
+
+@pytest.mark.parametrize("order", plots_maps.ORDERS)
+@pytest.mark.parametrize("normalize", plots_maps.SCALES)
+@pytest.mark.parametrize("signed", [False, True])
+def test_tiles_show_their_channels(order, normalize, signed):
+    r = result(signed=signed)
+    axes = plots_maps.feature_maps(r, order=order, normalize=normalize).axes[0]
+    image = np.asarray(axes.images[0].get_array())
+    rows, columns = plots_maps.grid_shape(12)
+    tile_h, tile_w = image.shape[0] // rows, image.shape[1] // columns
+    channel = 7 if order == "channel" else r.order[7]
+    expected = r.mean_feature_map[..., channel]
+    if normalize == "each":
+        expected = (expected - expected.min()) / np.ptp(expected)
+    row, column = divmod(7, columns)
+    tile = image[row * tile_h : (row + 1) * tile_h, column * tile_w :][:, :tile_w]
+    corners = tile[0, 0], tile[0, 20], tile[20, 0], tile[20, 20]
+    np.testing.assert_allclose(corners, expected.ravel(), rtol=1e-6)
+
+
+def test_confusion_matrices_of_a_k():
+    r = result()
+    figure = plots.confusion_matrices(r, 9)
+    share = figure.axes[1].images[0].get_array()
+    counts = r.confusion[9]
+    np.testing.assert_allclose(share, 100 * counts / counts.sum(1, keepdims=True))
+    with pytest.raises(InputError, match="no K = 12"):
+        plots.confusion_matrices(r, 12)
+
+
+def test_a_failed_save_leaves_the_old_picture(tmp_path):
+    path = tmp_path / "picture.png"
+    plots.save(plots.sorted_scores(result()), path)
+    old = path.read_bytes()
+
+    class Broken(Figure):
+        def savefig(self, path, dpi):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        plots.save(Broken(), path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]

@@ -1,0 +1,239 @@
+"""Every way of evaluating gives what the plain one gives, on any number of devices."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from conftest import random_split
+from flax import linen as nn
+from toys import network, planted, run_sweep
+
+from jaxprune.errors import InputError
+from jaxprune.mesh import make_mesh
+from jaxprune.processes import share
+from jaxprune.sweep import layer as sweep
+from jaxprune.sweep.evaluation import carry_forward, changed_pairs
+from jaxprune.sweep.running_sum import STEP, RunningSum
+from jaxprune.sweep.trunk import tap_layer
+
+# Which way each layer of Chain is evaluated.
+WAYS = {"last": "RunningSum", "inner": "ChangedPairs"}
+
+
+class Chain(nn.Module):
+    """A convolution read by another, and one read by a dense layer."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        conv, dense = (
+            partial(nn.Conv, dtype=self.dtype),
+            partial(nn.Dense, dtype=self.dtype),
+        )
+        x = nn.relu(conv(9, (3, 3), name="inner")(x))
+        x = nn.BatchNorm(use_running_average=True, dtype=self.dtype, name="norm")(x)
+        x = nn.relu(conv(9, (3, 3), name="last")(x))
+        x = nn.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
+        return dense(4, name="out")(nn.relu(dense(10, name="reader")(x)))
+
+
+def chain(dtype=jnp.float32):
+    return *network(Chain(dtype), (8, 8, 3)), random_split()
+
+
+@pytest.mark.parametrize("layer", WAYS)
+@pytest.mark.parametrize("fill", ["zero", "bias", "mean", "drop"])
+def test_every_way_equals_the_dense_one_and_written_weights(layer, fill):
+    apply, variables, split = chain()
+    fast = run_sweep(apply, variables, split, layer, fill=fill, mask_chunk=3)
+    dense = run_sweep(apply, variables, split, layer, fill=fill, dense=True)
+    assert dense.about["evaluation"] == "EveryPair"
+    if fill != "drop":
+        assert fast.about["evaluation"] == WAYS[layer]
+        mean = fast.mean_feature_map.mean((0, 1))
+        logits = [
+            apply(
+                reference.prune(variables, layer, fast.order[:k], fill, mean),
+                split.images,
+            )
+            for k in fast.ks
+        ]
+        reference.check_predictions(fast.predictions, np.stack(logits))
+        reference.check_predictions(dense.predictions, np.stack(logits))
+    # Float32 sums in another order: equal but for ties closer than their rounding.
+    assert (fast.predictions != dense.predictions).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("layer", "dense"),
+    [("last", False), ("inner", False), ("last", True)],
+)
+def test_devices_change_nothing(layer, dense):
+    apply, variables, split = chain()
+    one, two, eight = (
+        run_sweep(
+            apply, variables, split, layer, dense=dense,
+            mesh=make_mesh(jax.local_devices()[:devices]),
+        )
+        for devices in (1, 2, 8)
+    )  # fmt: skip
+    for some in (two, eight):
+        np.testing.assert_array_equal(some.predictions, one.predictions)
+        np.testing.assert_allclose(some.scores, one.scores, rtol=1e-5)
+
+
+def test_meshes_are_as_square_as_the_devices_allow():
+    shapes = [dict(make_mesh(jax.local_devices()[:n]).shape) for n in (1, 2, 6, 8)]
+    assert shapes == [
+        {"data": 1, "mask": 1},
+        {"data": 2, "mask": 1},
+        {"data": 3, "mask": 2},
+        {"data": 4, "mask": 2},
+    ]
+
+
+def test_changed_pairs_by_hand():
+    differs = np.array([[0, 0, 1, 0], [1, 0, 0, 1]], bool)  # images by rank
+    changed = changed_pairs(differs, np.array([0, 1, 2, 3]))
+    assert changed.T.astype(int).tolist() == [[1, 0, 0, 1], [1, 1, 0, 0]]
+    # From 0 to 3 pruned channels at once, and no mask without any.
+    some = changed_pairs(differs, np.array([1, 3]))
+    assert some.T.astype(int).tolist() == [[1, 1], [1, 0]]
+
+
+def test_predictions_are_carried_forward():
+    changed = np.array([[1, 1], [0, 1], [1, 0], [0, 0]], bool)
+    carried = carry_forward(changed, np.array([5, 6, 7, 8]))
+    assert carried.tolist() == [[5, 6], [5, 7], [8, 7], [8, 7]]
+
+
+class ConvReader(nn.Module):
+    """The planted channels, read by a convolution."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (1, 1), name="only")(x))
+        return nn.Conv(2, (1, 1), use_bias=False, name="out")(x).mean((1, 2))
+
+
+@pytest.mark.parametrize("way", ["RunningSum", "ChangedPairs"])
+def test_the_number_of_changed_pairs_is_exact(way):
+    """Channel 0 is dead on every image, 3 on 15 of 40; 1 never holds its fill, 0."""
+    apply, variables, split = planted()
+    images = split.images.copy()
+    images[:15, ..., 1] = 0
+    split = type(split)(images, split.sources, split.labels, split.class_names)
+    if way == "ChangedPairs":
+        out = variables["params"]["out"]["kernel"][None, None]
+        variables["params"]["out"] = {"kernel": out}
+
+        def apply(variables, x, **kwargs):
+            return ConvReader().apply(variables, x.astype(jnp.float32) / 255, **kwargs)
+
+    scores = np.array([0, 1, 3, 2], np.float32)  # order 0, 1, 3, 2
+    result = run_sweep(apply, variables, split, "only", scores=scores)
+    assert result.about["evaluation"] == way
+    assert result.about["pairs"] == 4 * 40
+    # K = 0: all; K = 1: none, 0 is dead; K = 2: all; K = 3: those that show channel 3.
+    assert result.about["pairs_evaluated"] == 40 + 0 + 40 + 25
+    dense = run_sweep(apply, variables, split, "only", scores=scores, dense=True)
+    np.testing.assert_array_equal(result.predictions, dense.predictions)
+
+
+def test_where_nothing_repeats_every_pair_is_evaluated_by_the_plain_way():
+    apply, variables, split = chain()
+    result = run_sweep(apply, variables, split, "inner", tap="conv")
+    assert result.about["pairs_evaluated"] == result.about["pairs"]
+
+
+def test_more_channels_than_one_step_and_features_that_are_no_channel():
+    """A dense layer that reads a flattened map beside constants."""
+
+    class Wide(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(3, (3, 3), name="first")(x))
+            x = nn.relu(nn.Conv(70, (3, 3), name="tapped")(x))
+            x = nn.max_pool(x, (4, 4), (4, 4)).reshape(x.shape[0], -1)
+            other = jnp.broadcast_to(jnp.array([1.0, -1.0]), (len(x), 2))
+            x = jnp.concatenate([other, x], axis=-1)
+            return nn.Dense(4, name="out")(nn.relu(nn.Dense(16, name="reader")(x)))
+
+    apply, variables = network(Wide(), (8, 8, 3))
+    split = random_split(n=31)
+    fast = run_sweep(apply, variables, split, fill="mean")
+    dense = run_sweep(apply, variables, split, fill="mean", dense=True)
+    assert fast.about["evaluation"] == "RunningSum"
+    np.testing.assert_array_equal(fast.predictions, dense.predictions)
+    assert len({tuple(row) for row in fast.predictions.tolist()}) > 3
+
+
+def test_all_scores_equal_and_all_channels_dead():
+    apply, variables, split = planted()
+    variables["params"]["only"]["bias"][:] = -9
+    result = run_sweep(apply, variables, split, scores=np.zeros(4, np.float32))
+    assert result.order.tolist() == [0, 1, 2, 3]
+    assert result.about["pairs_evaluated"] == 40
+    assert (result.predictions == result.predictions[0]).all()
+
+
+@jax.numpy_dtype_promotion("standard")  # flax's BatchNorm mixes types
+@pytest.mark.parametrize("layer", WAYS)
+def test_bfloat16_equals_the_dense_way_in_bfloat16(layer):
+    apply, variables, split = chain(jnp.bfloat16)
+    fast = run_sweep(apply, variables, split, layer)
+    assert fast.about["evaluation"] == "ChangedPairs"
+    dense = run_sweep(apply, variables, split, layer, dense=True)
+    logits = np.stack(
+        [
+            apply(
+                reference.prune(variables, layer, fast.order[:k], "zero"), split.images
+            )
+            for k in fast.ks
+        ]
+    ).astype(np.float32)
+    top = np.sort(logits, axis=-1)
+    # XLA rounds sums to bfloat16's 8 bits where it likes: near ties may go either way.
+    clear = top[..., -1] - top[..., -2] > 2**-6 * np.abs(logits).max()
+    assert clear.mean() > 0.7
+    np.testing.assert_array_equal(fast.predictions[clear], dense.predictions[clear])
+
+
+def test_processes_share_a_split(monkeypatch):
+    split = random_split(n=11)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    shares = []
+    for i in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda i=i: i)
+        shares.append(share(split))
+    assert [len(s) for s in shares] == [4, 4, 3]
+    np.testing.assert_array_equal(
+        np.concatenate([s.labels for s in shares]), split.labels
+    )
+    monkeypatch.setattr(jax, "process_count", lambda: 12)
+    with pytest.raises(InputError, match="12 processes for a split of 11"):
+        share(split)
+
+
+def test_few_units_that_read_many_features_make_no_large_batches():
+    """Four units that read 64 features of each channel; 23 images and 6 masks."""
+
+    class Flat(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(6, (3, 3), name="conv")(x))
+            return nn.Dense(4, name="out")(x.reshape(len(x), -1))
+
+    apply, variables = network(Flat(), (8, 8, 3))
+    tapped = tap_layer(apply, variables, random_split(), tap="relu")
+    way, images = sweep._evaluation(
+        tapped, variables, np.arange(6), tuple(range(6)), np.zeros(6), None, False
+    )
+    assert isinstance(way, RunningSum)
+    assert way._pairs <= STEP * images
+    assert way._pairs * STEP * 64 <= 2**22

@@ -1,0 +1,264 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from conftest import random_split
+from flax import linen as nn
+from toys import network, planted
+
+from jaxprune.data.splits import image_split
+from jaxprune.errors import InputError
+from jaxprune.networks.models import CifarVGG, PairCNN
+from jaxprune.ranking import order as ranking
+from jaxprune.sweep import evaluation as evaluate
+from jaxprune.sweep import layer as sweep
+from jaxprune.sweep.trunk import tap_layer
+
+EXPERIMENTS = {
+    "cifar_vgg": (
+        CifarVGG(widths=(3, 4, 4, 5, 5, 4, 6, 6, 7, 6, 6, 8, 9), dense=(12, 10, 8, 4)),
+        (32, 32, 3), reference.cifar_vgg, "conv2d_12", "relu", ranking.mean,
+    ),
+    "pair": (
+        PairCNN(widths=(3, 5, 9), dense=(10, 4)),
+        (14, 14, 2), reference.pair_cnn, "conv3", "conv", ranking.abs_mean,
+    ),
+}  # fmt: skip
+
+
+def run_sweep(apply, variables, split, criterion, *, fill="zero", ks=None,
+              mask_chunk=None, **options):  # fmt: skip
+    tapped = tap_layer(apply, variables, split, **options)
+    scores = criterion(tapped.mean_feature_map)
+    return sweep.sweep_layer(
+        tapped, variables, scores, fill=fill, ks=ks, mask_chunk=mask_chunk
+    )
+
+
+@pytest.mark.parametrize("fill", ["zero", "bias", "mean"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(("batch_size", "mask_chunk"), [(23, None), (7, 4)])
+def test_predictions_equal_those_of_written_weights(
+    experiment, fill, batch_size, mask_chunk
+):
+    model, shape, forward, layer, tap, criterion = EXPERIMENTS[experiment]
+    apply, variables = network(model, shape)
+    split = random_split(shape=shape)
+    result = run_sweep(
+        apply, variables, split, criterion, fill=fill, tap=tap,
+        batch_size=batch_size, mask_chunk=mask_chunk,
+    )  # fmt: skip
+    assert result.about["layer"] == layer
+    assert result.ks == tuple(range(9))
+    mean = result.mean_feature_map.mean((0, 1))
+    logits = np.stack(
+        [
+            forward(
+                reference.prune(variables, layer, result.order[:k], fill, mean),
+                split.images,
+            )
+            for k in result.ks
+        ]
+    )
+    reference.check_predictions(result.predictions, logits)
+    assert len({tuple(row) for row in result.predictions.tolist()}) > 1
+    correct = (logits.argmax(-1) == split.labels).mean(1)
+    np.testing.assert_allclose(result.accuracy, correct, atol=1.01 / len(split))
+
+
+def test_ranking_again_after_every_prune_changes_nothing_behind_relu():
+    """Experiment A: a pruned channel scores 0, and no score depends on another."""
+    model, shape, _, layer, tap, _ = EXPERIMENTS["cifar_vgg"]
+    apply, variables = network(model, shape)
+    split = random_split(shape=shape)
+    order = run_sweep(apply, variables, split, ranking.mean, tap=tap).order
+    pruned: list[int] = []
+    for _ in range(len(order)):
+        current = reference.prune(variables, layer, pruned, "zero")
+        tapped = tap_layer(apply, current, split, layer=layer, tap=tap)
+        scores = ranking.mean(tapped.mean_feature_map)
+        assert (scores[pruned] == 0).all()
+        scores[pruned] = -1
+        again = ranking.rank_channels(scores)
+        pruned.append(int(again[len(pruned)]))
+    assert pruned == order.tolist()
+
+
+def test_ranking_again_after_a_prune_can_differ_where_activations_are_signed():
+    """Before ReLU the lowest mean is negative, and 0 once its channel is zeroed."""
+    model, shape, _, layer, _, _ = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    split = random_split(shape=shape)
+    first = run_sweep(apply, variables, split, ranking.mean, ks=[0])
+    assert first.scores[first.order[0]] < 0
+    pruned = reference.prune(variables, layer, first.order[:1], "zero")
+    second = run_sweep(apply, pruned, split, ranking.mean, ks=[0])
+    assert second.order[0] == first.order[1]
+
+
+def test_planted_channels_cost_what_they_must():
+    apply, variables, split = planted()
+    result = run_sweep(apply, variables, split, ranking.mean, tap="relu")
+    assert result.order[:2].tolist() == [0, 1]
+    assert result.accuracy[0] == result.accuracy[1] == result.accuracy[2] == 1
+    # With one of the two deciding channels gone, one class is predicted throughout.
+    assert result.balanced_accuracy[3] == 0.5
+    assert result.largest_k_within(0.01) == 2
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_no_more_traces_for_more_images_or_masks(dense):
+    """Every function is traced once, whatever N, K, the last batch and chunk are."""
+    apply, variables, split = planted()
+    counts = []
+    for n, ks in [(40, range(4)), (40, [1]), (13, range(4))]:
+        traces = []
+
+        def counted(variables, x, traces=traces, **kwargs):
+            traces.append(x.shape)
+            return apply(variables, x, **kwargs)
+
+        some = split.select(np.arange(n))
+        tapped = tap_layer(counted, variables, some, batch_size=6)
+        scores = ranking.mean(tapped.mean_feature_map)
+        sweep.sweep_layer(
+            tapped, variables, scores, mask_chunk=3, ks=list(ks), dense=dense
+        )
+        counts.append(len(traces))
+    assert len(set(counts)) == 1
+
+
+def test_ranking_on_another_split():
+    model, shape, _, _, tap, criterion = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    split, other = random_split(shape=shape), random_split(n=11, shape=shape, seed=9)
+    result = run_sweep(
+        apply, variables, split, criterion, tap=tap, rank_split=other, batch_size=8
+    )
+    alone = run_sweep(apply, variables, other, criterion, tap=tap)
+    np.testing.assert_allclose(result.scores, alone.scores, rtol=1e-5)
+    own = run_sweep(apply, variables, split, criterion, tap=tap)
+    np.testing.assert_array_equal(result.predictions[0], own.predictions[0])
+    assert result.predictions.shape == (9, 23)
+
+
+def test_chosen_ks_are_rows_of_the_whole_sweep():
+    model, shape, _, _, tap, criterion = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    split = random_split(shape=shape)
+    whole = run_sweep(apply, variables, split, criterion, tap=tap)
+    some = run_sweep(apply, variables, split, criterion, tap=tap, ks=[1, 4, 8])
+    np.testing.assert_array_equal(some.predictions, whole.predictions[[1, 4, 8]])
+
+
+def test_evaluate_masks_on_a_plain_function():
+    rng = np.random.default_rng(3)
+    fm = rng.normal(size=(6, 2, 2, 5)).astype(np.float32)
+    weights = rng.normal(size=(20, 3)).astype(np.float32)
+    masks = rng.integers(0, 2, (11, 5)).astype(bool)
+    fill = rng.normal(size=5).astype(np.float32)
+
+    def head(x):
+        return x.reshape(len(x), -1) @ weights
+
+    got = evaluate.evaluate_masks(head, fm, masks, fill=fill, mask_chunk=4)
+    for row, mask in zip(got, masks, strict=True):
+        masked = fm.copy()
+        masked[..., ~mask] = fill[~mask]
+        np.testing.assert_array_equal(row, head(masked).argmax(-1))
+
+
+def test_a_tap_that_changes_the_network_is_refused():
+    model, shape, *_ = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    with pytest.raises(InputError, match="tap 'relu' is not what follows"):
+        tap_layer(apply, variables, random_split(shape=shape), tap="relu")
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model, shape, *_ = EXPERIMENTS["pair"]
+    apply, variables = network(model, shape)
+    variables["params"]["dense2"]["bias"][0] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        tap_layer(apply, variables, random_split(shape=shape))
+
+
+@jax.numpy_dtype_promotion("standard")  # flax's BatchNorm mixes types
+def test_bfloat16_equals_the_masked_network_in_bfloat16():
+    model = PairCNN(widths=(3, 5, 9), dense=(10, 4), dtype=jnp.bfloat16)
+    apply, variables = network(model, (14, 14, 2))
+    split = random_split(shape=(14, 14, 2))
+    result = run_sweep(apply, variables, split, ranking.abs_mean, fill="bias")
+    pruned = reference.prune(variables, "conv3", result.order[:4], "bias")
+    logits = np.asarray(jax.jit(apply)(pruned, split.images), np.float32)
+    top = np.sort(logits, axis=-1)
+    clear = top[:, -1] - top[:, -2] > 0.02 * np.abs(logits).max()  # bfloat16: 8 bits
+    assert clear.mean() > 0.5
+    np.testing.assert_array_equal(
+        result.predictions[4][clear], logits.argmax(-1)[clear]
+    )
+
+
+class Odd(nn.Module):
+    """A network that cannot be swept as it is, in one of several ways."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("template", nn.initializers.ones, (1, 8, 8, 3))
+        x = kernel if self.kind == "no batch" else x
+        x = nn.relu(nn.Conv(6, (3, 3), name="conv")(x))
+        if self.kind == "batch":
+            x = x - x.mean(0)
+        x = nn.Dense(4, name="out")(x.mean((1, 2)) ** 2)
+        return {"pair": (x, x), "classes": x[:, :3]}.get(self.kind, x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no batch", "returns 1 feature maps for 16 images"),
+        ("batch", "depend on the other images"),
+        ("pair", r"must return logits \[N, 4\]"),
+        ("classes", r"must return logits \[N, 4\]"),
+    ],
+)
+def test_networks_that_do_not_treat_images_one_by_one(kind, message):
+    model = Odd(kind)
+    variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+
+    def apply(variables, images, **kwargs):
+        return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
+
+    with pytest.raises(InputError, match=message):
+        tap_layer(apply, variables, random_split())
+
+
+def test_unusable_arguments():
+    apply, variables, split = planted()
+    with pytest.raises(InputError, match="batch_size"):
+        tap_layer(apply, variables, split, batch_size=0)
+    tapped = tap_layer(apply, variables, split)
+    scores = np.arange(4.0)
+    for options, message in (
+        ({"mask_chunk": 0}, "mask_chunk must be"),
+        ({"ks": [4]}, "must lie in 0 .. 3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sweep.sweep_layer(tapped, variables, scores, **options)
+    with pytest.raises(InputError, match="scores must be 4 numbers"):
+        sweep.sweep_layer(tapped, variables, np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((0, 4, 4, 1)), [], "N at least 1"),
+        (np.zeros((2, 4, 4, 1)), [0, 2], "must lie in 0 .. 1"),
+    ],
+)
+def test_unusable_images(images, labels, message):
+    with pytest.raises(InputError, match=message):
+        image_split(images, np.array(labels, int), ("a", "b"))
