@@ -12,9 +12,7 @@ from conftest import random_split
 from flax import linen as nn
 from toys import network, planted, run_sweep
 
-from jaxprune.errors import InputError
 from jaxprune.mesh import make_mesh
-from jaxprune.processes import share
 from jaxprune.sweep import layer as sweep
 from jaxprune.sweep.evaluation import carry_forward, changed_pairs
 from jaxprune.sweep.running_sum import STEP, RunningSum
@@ -202,22 +200,6 @@ def test_bfloat16_equals_the_dense_way_in_bfloat16(layer):
     clear = top[..., -1] - top[..., -2] > 2**-6 * np.abs(logits).max()
     assert clear.mean() > 0.7
     np.testing.assert_array_equal(fast.predictions[clear], dense.predictions[clear])
-
-
-def test_processes_share_a_split(monkeypatch):
-    split = random_split(n=11)
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
-    shares = []
-    for i in range(3):
-        monkeypatch.setattr(jax, "process_index", lambda i=i: i)
-        shares.append(share(split))
-    assert [len(s) for s in shares] == [4, 4, 3]
-    np.testing.assert_array_equal(
-        np.concatenate([s.labels for s in shares]), split.labels
-    )
-    monkeypatch.setattr(jax, "process_count", lambda: 12)
-    with pytest.raises(InputError, match="12 processes for a split of 11"):
-        share(split)
 
 
 def test_few_units_that_read_many_features_make_no_large_batches():
