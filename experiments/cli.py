@@ -11,19 +11,14 @@ from absl import logging as absl_logging
 
 from jaxprune.errors import InputError
 
-flags.DEFINE_string("workdir", None, "Run directory. Default: runs/<model>.")
-
+FLAGS = flags.FLAGS
 BAD_INPUT = 2
-_OUT_OF_MEMORY = (
-    "out of memory: lower --batch_size or --mask_chunk, or --train_batch_size in "
-    "training"
-)
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
 class Interrupted(Exception):
-    """Ctrl-C, with a message that says what was kept and how to go on."""
+    """Ctrl-C, with a message that says what was kept and how to continue."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -36,8 +31,13 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    # Without this, --help would show only the flags that the script itself defines.
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        if module.startswith("experiments."):
+            for flag in defined:
+                FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = FLAGS(list(argv))
     except flags.Error as error:
         _fail(str(error), BAD_INPUT)
     if len(rest) > 1:
@@ -61,12 +61,21 @@ def _guard(main: Callable[[], None]) -> None:
         _fail(f"{error.strerror or error}{name}", BAD_INPUT)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            _fail(_OUT_OF_MEMORY, BAD_INPUT)
+            _fail(_out_of_memory(), BAD_INPUT)
         raise
     except Interrupted as error:
         _fail(str(error), INTERRUPTED)
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written", INTERRUPTED)
+
+
+def _out_of_memory() -> str:
+    """What to lower, of what the script has."""
+    names = [name for name in ("batch_size", "mask_chunk") if name in FLAGS]
+    advice = " or ".join(
+        [*(f"--{name}" for name in names), "--train_batch_size in training"]
+    )
+    return f"out of memory: lower {advice}"
 
 
 def _fail(message: str, code: int) -> None:

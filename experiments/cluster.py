@@ -12,17 +12,12 @@ from absl import flags
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from experiments.flags import value
 from jaxprune import mesh, processes
 from jaxprune.data.tfds import cache_folder
 from jaxprune.errors import InputError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("devices", None, "Devices to use of each process. Default: all.")
-flags.DEFINE_string("coordinator", None, "host:port of process 0, for several hosts.")
-flags.DEFINE_integer("num_processes", None, "Processes that run together.", 1)
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", 0)
-flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
-
 # Seconds that processes wait for one another to start.
 _TIMEOUT = 50
 
@@ -39,27 +34,32 @@ def start() -> None:
     _use_compilation_cache()
     if jax.distributed.is_initialized():
         return
-    given = (FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    if any(value is not None for value in given):
-        if None in given:
+    address, count, index = map(value, ("coordinator", "num_processes", "process_id"))
+    if (address, count, index) != (None, None, None):
+        if None in (address, count, index):
             raise InputError(
                 "--coordinator, --num_processes and --process_id are given together"
             )
-        if FLAGS.process_id >= FLAGS.num_processes:
+        if index >= count:
             raise InputError(
-                f"--process_id={FLAGS.process_id} of {FLAGS.num_processes} processes: "
-                "they are counted from 0"
+                f"--process_id={index} of {count} processes: they are counted from 0"
             )
-        host, _, port = FLAGS.coordinator.rpartition(":")
+        host, _, port = address.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise InputError(f"--coordinator takes host:port, got {FLAGS.coordinator}")
-        _join(*given)
+            raise InputError(f"--coordinator takes host:port, got {address}")
+        _join(address, count, index)
     elif _is_cluster():
         _join(None, None, None)
     if jax.process_count() > 1:
         _check_hosts()
         if not processes.is_first():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as it runs
+
+
+def require_one_process(script: str) -> None:
+    """Raises InputError if several processes run the script together."""
+    if jax.process_count() > 1:
+        raise InputError(f"{script} runs in one process")
 
 
 def local_mesh() -> Mesh:

@@ -1,111 +1,117 @@
-"""What a run directory was made with: flags, recipe and config.json."""
+"""What decides a network's weights, kept as config.json in its run directory."""
 
 import dataclasses
 import json
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from experiments.recipes import RECIPES, Recipe
 from jaxprune.data.datasets import DATASETS
 from jaxprune.errors import InputError, check_choice
 from jaxprune.files import sha256, write_text
 
-FLAGS = flags.FLAGS
 DTYPES = ("float32", "bfloat16")
 
-flags.DEFINE_string("model", None, f"Experiment: {', '.join(RECIPES)}.")
-flags.DEFINE_string("data_dir", None, "Prepared TFDS datasets. Default: TFDS's own.")
-flags.DEFINE_string("cache_dir", None, "Decoded arrays. Default: ~/.cache/jaxprune.")
 
-# The rest describes a network and its training, and is kept in config.json. None
-# stands for what is there or, in a new run directory, for the recipe's value.
-flags.DEFINE_string("dataset", None, f"Dataset: {', '.join(DATASETS)}.")
-flags.DEFINE_integer("seed", None, "Seed of everything drawn. Default: 0.")
-flags.DEFINE_string("dtype", None, f"Computation type: {', '.join(DTYPES)}.")
-flags.DEFINE_list("widths", None, "Channels of the convolutions, comma-separated.")
-flags.DEFINE_list("dense", None, "Units of the dense layers but the last.")
-flags.DEFINE_integer("epochs", None, "Training epochs.", lower_bound=0)
-flags.DEFINE_integer("train_batch_size", None, "Images in a training step.", 1)
-flags.DEFINE_float("learning_rate", None, "Adam's highest learning rate.", 0.0)
-flags.DEFINE_float("warmup_epochs", None, "Epochs of linear warm-up.", 0.0)
-flags.DEFINE_string("train_split", None, "Images to train on. Default: train.")
-flags.DEFINE_integer("source_images", None, "Training images that pairs draw on.", 1)
-flags.DEFINE_integer("train_pairs", None, "Training pairs.", lower_bound=1)
-flags.DEFINE_integer("test_pairs", None, "Test pairs.", lower_bound=1)
-flags.DEFINE_list("pixel_mean", None, "Subtracted from pixels, per channel or one.")
-flags.DEFINE_list("pixel_std", None, "Divides pixels then, per channel or one.")
-flags.DEFINE_string("init_from", None, "Keras .h5 file with weights to begin with.")
+def _field(
+    description: str,
+    *,
+    at_least: float | None = None,
+    default: Any = dataclasses.MISSING,
+) -> Any:
+    """A field, with its flag's help text and lowest value."""
+    about = {"help": description, "at_least": at_least}
+    return dataclasses.field(default=default, metadata=about)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides a network's weights; kept as config.json."""
+    """Everything that decides a network's weights; each field is also a flag.
 
-    model: str
-    dataset: str
-    seed: int
-    dtype: str
-    widths: tuple[int, ...]
-    dense: tuple[int, ...]
-    epochs: int
-    train_batch_size: int
-    learning_rate: float
-    warmup_epochs: float
-    train_split: str
-    source_images: int
-    train_pairs: int
-    test_pairs: int
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
-    init_from: str
+    A recipe (`experiments.recipes`) gives the values that no flag does.
+    """
 
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe of the model."""
-        return RECIPES[self.model]
+    model: str = _field("Experiment.")
+    dataset: str = _field(f"Dataset: {', '.join(DATASETS)}.")
+    seed: int = _field("Seed of everything drawn. Default: 0.", default=0)
+    dtype: str = _field(f"Computation type: {', '.join(DTYPES)}.", default="float32")
+    widths: tuple[int, ...] = _field("Channels of the convolutions, comma-separated.")
+    dense: tuple[int, ...] = _field("Units of the dense layers but the last.")
+    epochs: int = _field("Training epochs.", at_least=0)
+    train_batch_size: int = _field("Images in a training step.", at_least=1)
+    learning_rate: float = _field("Adam's highest learning rate.", at_least=0.0)
+    warmup_epochs: float = _field(
+        "Epochs of linear warm-up.", at_least=0.0, default=1.0
+    )
+    train_split: str = _field("Images to train on. Default: train.", default="train")
+    source_images: int = _field(
+        "Training images that pairs are made of.", at_least=1, default=6000
+    )
+    train_pairs: int = _field("Training pairs.", at_least=1, default=0)
+    test_pairs: int = _field("Test pairs.", at_least=1, default=0)
+    pixel_mean: tuple[float, ...] = _field(
+        "Subtracted from pixels, per channel or one."
+    )
+    pixel_std: tuple[float, ...] = _field("Divides pixels then, per channel or one.")
+    init_from: str = _field("Keras .h5 file with weights to begin with.", default="")
 
 
-def resolve(*, train_imported: bool) -> tuple[Config, Path]:
-    """The configuration that the flags and the run directory agree on.
-
-    In a new run directory, flags override the recipe. In one with a config.json,
-    flags that are given must equal what it holds. Nothing is written.
-
-    Args:
-      train_imported: whether weights from --init_from are trained on by default.
+def parse(field: dataclasses.Field, value: Any) -> Any:
+    """A flag's value as the field holds it.
 
     Raises:
-      InputError: unknown model, values out of range, or a run directory of another
-        configuration; the differences are listed.
+      InputError: no numbers where there must be some, or a file that is missing.
     """
-    given = _given()
-    if FLAGS.model is not None:
-        check_choice("model", FLAGS.model, RECIPES)
-    elif FLAGS.workdir is None:
-        raise InputError(f"say which network with --model: {', '.join(RECIPES)}")
-    workdir = Path(FLAGS.workdir or f"runs/{FLAGS.model}")
-    path = workdir / "config.json"
-    if path.exists():
-        config = read(path)
-        differences = [
-            f"{name} is {_short(getattr(config, name))}, not {_short(value)}"
-            for name, value in given.items()
-            if getattr(config, name) != value
-        ]
-        if differences:
+    if field.name == "init_from":
+        if not Path(value).is_file():
+            raise InputError(f"--init_from: there is no file {value}")
+        return f"sha256:{sha256(Path(value))}"
+    if typing.get_origin(field.type) is not tuple:
+        return value
+    number = typing.get_args(field.type)[0]
+    try:
+        return tuple(number(text) for text in value)
+    except ValueError as error:
+        raise InputError(
+            f"--{field.name} takes comma-separated numbers, got {value}"
+        ) from error
+
+
+def check(config: Config, recipe: Config) -> None:
+    """Checks a new configuration; the recipe's has the right number of layers.
+
+    Raises:
+      InputError: a value that is unknown or out of range.
+    """
+    check_choice("dataset", config.dataset, DATASETS)
+    check_choice("dtype", config.dtype, DTYPES)
+    for name in ("widths", "dense"):
+        values = getattr(config, name)
+        expected = len(getattr(recipe, name))
+        if len(values) != expected or min(values) < 1:
             raise InputError(
-                f"{workdir} holds another configuration: {'; '.join(differences)}. "
-                "Give another --workdir, or leave these flags out"
+                f"--{name} of {config.model} takes {expected} positive numbers, "
+                f"got {list(values)}"
             )
-        return config, workdir
-    if FLAGS.model is None:
-        raise InputError(f"{workdir} holds no run: say which with --model")
-    if "init_from" in given and not train_imported:
-        given.setdefault("epochs", 0)
-    return _new(given), workdir
+    if min(config.pixel_std) <= 0:
+        raise InputError(f"--pixel_std must be positive, got {list(config.pixel_std)}")
+    if config.learning_rate <= 0:
+        raise InputError(f"--learning_rate must be positive: {config.learning_rate}")
+
+
+def check_same(config: Config, given: dict[str, Any], workdir: Path) -> None:
+    """Raises InputError, with the differences, if values are not those of `config`."""
+    differences = [
+        f"{name} is {_short(getattr(config, name))}, not {_short(value)}"
+        for name, value in given.items()
+        if getattr(config, name) != value
+    ]
+    if differences:
+        raise InputError(
+            f"{workdir} holds another configuration: {'; '.join(differences)}. "
+            "Give another --workdir, or leave these flags out"
+        )
 
 
 def write(config: Config, workdir: Path) -> None:
@@ -121,70 +127,15 @@ def read(path: Path) -> Config:
       InputError: it is damaged.
     """
     try:
-        values = json.loads(path.read_text())
-        return Config(**{k: _frozen(v) for k, v in values.items()})
+        values: dict[str, Any] = json.loads(path.read_text())
+        missing = [f.name for f in dataclasses.fields(Config) if f.name not in values]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        for name, value in values.items():
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return Config(**values)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error})") from error
-
-
-def _given() -> dict[str, Any]:
-    """Configuration values whose flags were given."""
-    parse = {"widths": int, "dense": int, "pixel_mean": float, "pixel_std": float}
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(Config):
-        value: Any = FLAGS[field.name].value
-        if value is None:
-            continue
-        if field.name in parse:
-            try:
-                value = tuple(parse[field.name](v) for v in value)
-            except ValueError as error:
-                raise InputError(
-                    f"--{field.name} takes comma-separated numbers, got {value}"
-                ) from error
-        if field.name == "init_from":
-            if not Path(value).is_file():
-                raise InputError(f"--init_from: there is no file {value}")
-            value = f"sha256:{sha256(Path(value))}"
-        given[field.name] = value
-    return given
-
-
-def _new(given: dict[str, Any]) -> Config:
-    recipe = RECIPES[given["model"]]
-    defaults: dict[str, Any] = {
-        "seed": 0,
-        "dtype": "float32",
-        "widths": tuple(recipe.network.widths),
-        "dense": tuple(recipe.network.dense[:-1]),
-        "train_split": "train",
-        "init_from": "",
-    }
-    from_recipe = {
-        field.name: getattr(recipe, field.name)
-        for field in dataclasses.fields(Config)
-        if hasattr(recipe, field.name)
-    }
-    config = Config(**{**from_recipe, **defaults, **given})
-    check_choice("dataset", config.dataset, DATASETS)
-    check_choice("dtype", config.dtype, DTYPES)
-    for name in ("widths", "dense"):
-        values = getattr(config, name)
-        expected = len(defaults[name])
-        if len(values) != expected or min(values) < 1:
-            raise InputError(
-                f"--{name} of {config.model} takes {expected} positive numbers, "
-                f"got {list(values)}"
-            )
-    if min(config.pixel_std) <= 0:
-        raise InputError(f"--pixel_std must be positive, got {list(config.pixel_std)}")
-    if config.learning_rate <= 0:
-        raise InputError(f"--learning_rate must be positive: {config.learning_rate}")
-    return config
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,6 @@
 """A run directory's data and network, ready for use."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +12,15 @@ from absl import flags
 from flax import linen as nn
 from jax import Array
 
-from experiments import cluster
-from experiments import config as config_lib
+from experiments import cluster, config
 from experiments.config import Config
+from experiments.flags import value
+from experiments.recipes import RECIPES, Recipe
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
-from jaxprune.errors import InputError
+from jaxprune.errors import InputError, check_choice
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer(
-    "batch_size", None, "Images evaluated at once. Default: 128 on CPU, or 1024.", 1
-)
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,17 @@ class Job:
     model: nn.Module
 
     @property
+    def recipe(self) -> Recipe:
+        """The recipe of the model."""
+        return RECIPES[self.config.model]
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.workdir / "checkpoints"
 
     @property
-    def example(self) -> Array:
+    def image(self) -> Array:
         """One black image, for tracing."""
         return jnp.zeros((1, *self.splits.test.image_shape), jnp.uint8)
 
@@ -61,50 +65,95 @@ class Job:
     def init(self) -> Any:
         """Freshly drawn variables."""
         key = jax.random.key(self.config.seed)
-        return jax.jit(self.model.init)(key, self.scale(self.example))
+        return jax.jit(self.model.init)(key, self.scale(self.image))
 
     def batch_size(self, split: Split) -> int:
         """Images to evaluate at once."""
-        if FLAGS.batch_size is None:
+        given = value("batch_size")
+        if given is None:
             default = 128 if jax.default_backend() == "cpu" else 1024
             return min(default, len(split))
-        if FLAGS.batch_size > len(split):
+        if given > len(split):
             raise InputError(
-                f"--batch_size={FLAGS.batch_size} is more than the split's "
-                f"{len(split)} images"
+                f"--batch_size={given} is more than the split's {len(split)} images"
             )
-        return FLAGS.batch_size
+        return given
 
 
 def load(*, train_imported: bool) -> Job:
-    """Resolves the configuration and loads its data; see `config.resolve`."""
+    """Resolves the configuration, see `resolve`, and loads its data."""
     cluster.start()
-    config, workdir = config_lib.resolve(train_imported=train_imported)
+    conf, workdir = resolve(train_imported=train_imported)
     splits = datasets.load(
-        config.dataset,
+        conf.dataset,
         data_dir=FLAGS.data_dir,
         cache_dir=FLAGS.cache_dir,
-        seed=config.seed,
-        source_images=config.source_images,
-        train_pairs=config.train_pairs,
-        test_pairs=config.test_pairs,
+        seed=conf.seed,
+        source_images=conf.source_images,
+        train_pairs=conf.train_pairs,
+        test_pairs=conf.test_pairs,
     )
-    height, width, channels = splits.test.image_shape
-    recipe = config.recipe
+    recipe = RECIPES[conf.model]
+    _check_images(conf, recipe, splits.test.image_shape)
+    model = recipe.network(
+        widths=conf.widths,
+        dense=(*conf.dense, len(splits.test.class_names)),
+        dtype=jnp.dtype(conf.dtype),
+    )
+    return Job(conf, workdir, splits, model)
+
+
+def resolve(*, train_imported: bool) -> tuple[Config, Path]:
+    """The configuration that the flags and the run directory agree on, and that folder.
+
+    In a new run directory, flags override the recipe. In one with a config.json,
+    flags that are given must equal what it holds. Nothing is written.
+
+    Args:
+      train_imported: whether weights from --init_from are trained on by default.
+
+    Raises:
+      InputError: unknown model, values out of range, or a run directory of another
+        configuration; the differences are listed.
+    """
+    given = {
+        field.name: config.parse(field, FLAGS[field.name].value)
+        for field in dataclasses.fields(Config)
+        if FLAGS[field.name].value is not None
+    }
+    if FLAGS.model is not None:
+        check_choice("model", FLAGS.model, RECIPES)
+    elif FLAGS.workdir is None:
+        raise InputError(f"say which network with --model: {', '.join(RECIPES)}")
+    workdir = Path(FLAGS.workdir or f"runs/{FLAGS.model}")
+    path = workdir / "config.json"
+    if path.exists():
+        conf = config.read(path)
+        config.check_same(conf, given, workdir)
+        return conf, workdir
+    if FLAGS.model is None:
+        raise InputError(f"{workdir} holds no run: say which with --model")
+    if "init_from" in given and not train_imported:
+        given.setdefault("epochs", 0)
+    defaults = RECIPES[FLAGS.model].config
+    conf = dataclasses.replace(defaults, **given)
+    config.check(conf, defaults)
+    return conf, workdir
+
+
+def _check_images(
+    conf: Config, recipe: Recipe, image_shape: tuple[int, int, int]
+) -> None:
+    """Raises InputError if the network or its pixel scaling does not fit the images."""
+    height, width, channels = image_shape
     if min(height, width) < recipe.smallest_image:
         raise InputError(
-            f"{config.model} needs images of at least {recipe.smallest_image} pixels a "
-            f"side, {config.dataset} has {height} x {width}"
+            f"{conf.model} needs images of at least {recipe.smallest_image} pixels a "
+            f"side, {conf.dataset} has {height} x {width}"
         )
     for name in ("pixel_mean", "pixel_std"):
-        if len(getattr(config, name)) not in (1, channels):
+        if len(getattr(conf, name)) not in (1, channels):
             raise InputError(
-                f"--{name} takes 1 or {channels} numbers for {config.dataset}, got "
-                f"{list(getattr(config, name))}"
+                f"--{name} takes 1 or {channels} numbers for {conf.dataset}, got "
+                f"{list(getattr(conf, name))}"
             )
-    model = recipe.network(
-        widths=config.widths,
-        dense=(*config.dense, len(splits.test.class_names)),
-        dtype=jnp.dtype(config.dtype),
-    )
-    return Job(config, workdir, splits, model)

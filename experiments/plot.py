@@ -8,16 +8,17 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from experiments.choices import stem
+from experiments.flags import define_workdir
 from jaxprune.errors import InputError, check_choice
-from jaxprune.report import curves as plots
-from jaxprune.report import feature_maps as plots_maps
+from jaxprune.report import curves
+from jaxprune.report.feature_maps import ORDERS, SCALES
 from jaxprune.sweep.result import SweepResult
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("order", "channel", f"Tiles by: {', '.join(plots_maps.ORDERS)}.")
-flags.DEFINE_string(
-    "normalize", "shared", f"Scale of the tiles: {', '.join(plots_maps.SCALES)}."
-)
+define_workdir()
+flags.DEFINE_string("order", "channel", f"Tiles by: {', '.join(ORDERS)}.")
+flags.DEFINE_string("normalize", "shared", f"Scale of the tiles: {', '.join(SCALES)}.")
 flags.DEFINE_integer(
     "confusion_k",
     None,
@@ -29,8 +30,8 @@ def main() -> None:
     """Draws every picture."""
     if FLAGS.workdir is None:
         raise InputError("say which run with --workdir")
-    check_choice("order", FLAGS.order, plots_maps.ORDERS)
-    check_choice("normalize", FLAGS.normalize, plots_maps.SCALES)
+    check_choice("order", FLAGS.order, ORDERS)
+    check_choice("normalize", FLAGS.normalize, SCALES)
     workdir = Path(FLAGS.workdir)
     folders = sorted(path.parent for path in workdir.glob("sweep-*/summary.json"))
     if not folders:
@@ -40,7 +41,7 @@ def main() -> None:
     if k is not None and not all(k in result.ks for result in results):
         raise InputError(f"--confusion_k={k} is not in every sweep of {workdir}")
     for folder, result in zip(folders, results, strict=True):
-        for path in plots.draw_sweep(
+        for path in curves.draw_sweep(
             result,
             folder,
             order=FLAGS.order,
@@ -50,12 +51,14 @@ def main() -> None:
             print(path)
     groups: dict[str, list[SweepResult]] = {}
     for result in results:
-        key = f"{result.about['layer'].replace('/', '.')}-{result.about['criterion']}"
+        key = stem(result.about["layer"], result.about["criterion"])
         groups.setdefault(key, []).append(result)
     for key, group in groups.items():
         if len(group) > 1:
-            print(plots.save(plots.compare_fills(group), workdir / f"fills-{key}.png"))
-    for path in plots.draw_training(workdir):
+            print(
+                curves.save(curves.compare_fills(group), workdir / f"fills-{key}.png")
+            )
+    for path in curves.draw_training(workdir):
         print(path)
 
 

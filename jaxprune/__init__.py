@@ -1,39 +1,64 @@
 """Which channels of a CNN can go, what each costs, and the smaller network."""
 
-from jaxprune.channels.taps import TAPS, capture, last_conv, replace
+from importlib.metadata import version as _version
+
+from jaxprune import report
+from jaxprune.channels.calibration import linear_fill
+from jaxprune.channels.fills import FILLS, Fill
+from jaxprune.channels.flow import ChannelFlow, channel_flow
+from jaxprune.channels.taps import TAPS, capture, last_conv, list_layers, run_from
 from jaxprune.compaction.compact import compact, compact_layers
-from jaxprune.compaction.network import Compact, load_compact
+from jaxprune.compaction.cost import Cost, cost
+from jaxprune.compaction.network import Compact, PrunedLayer, load_compact
+from jaxprune.compaction.proof import Proof
 from jaxprune.data.splits import Split, image_split
 from jaxprune.errors import InputError
 from jaxprune.mesh import make_mesh
-from jaxprune.ranking.order import CRITERIA, abs_mean, mean, prefix_masks, rank_channels
+from jaxprune.networks.keras_import import import_keras
+from jaxprune.networks.predict import predict
+from jaxprune.networks.recalibrate import recalibrate
+from jaxprune.ranking import criteria
+from jaxprune.ranking.order import prefix_masks, pruning_order
 from jaxprune.sweep.evaluation import evaluate_masks
-from jaxprune.sweep.layer import FILLS, sweep_layer
+from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.trunk import TappedLayer, tap_layer
 
+__version__ = _version("jaxprune")
+
 __all__ = [
-    "CRITERIA",
     "FILLS",
     "TAPS",
+    "ChannelFlow",
     "Compact",
+    "Cost",
+    "Fill",
     "InputError",
+    "Proof",
+    "PrunedLayer",
     "Split",
     "SweepResult",
     "TappedLayer",
-    "abs_mean",
     "capture",
+    "channel_flow",
     "compact",
     "compact_layers",
+    "cost",
+    "criteria",
     "evaluate_masks",
     "image_split",
+    "import_keras",
     "last_conv",
+    "linear_fill",
+    "list_layers",
     "load_compact",
     "make_mesh",
-    "mean",
+    "predict",
     "prefix_masks",
-    "rank_channels",
-    "replace",
+    "pruning_order",
+    "recalibrate",
+    "report",
+    "run_from",
     "sweep_layer",
     "tap_layer",
 ]

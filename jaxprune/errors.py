@@ -27,3 +27,8 @@ choices: zero, bias, mean
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f" did you mean '{near[0]}'?" if near else ""
     raise InputError(f"unknown {kind} '{name}';{hint} choices: {', '.join(choices)}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

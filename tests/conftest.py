@@ -1,11 +1,27 @@
-"""Before anything imports jax: eight CPU devices, no silent promotion of types."""
+"""Before anything imports jax: eight CPU devices, no silent promotion of types.
 
+Compiled programs are kept for as long as the tests run, for all their processes.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["MPLBACKEND"] = "agg"
+os.environ.pop("JAX_DEFAULT_PRNG_IMPL", None)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
+    _run = tempfile.mkdtemp(prefix="jaxprune-tests-")
+    atexit.register(shutil.rmtree, _run, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_run}/compiled"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    os.environ["XDG_CACHE_HOME"] = f"{_run}/cache"
+    os.environ["MPLCONFIGDIR"] = f"{_run}/matplotlib"  # lists fonts once
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{_run}/hypothesis"
 
 from pathlib import Path
 
@@ -17,6 +33,11 @@ from hypothesis import HealthCheck, settings
 
 from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
 from jaxprune.data.splits import Split
+
+# What scripts draw random numbers with, here and in processes of their own. No test
+# looks at the numbers, and XLA compiles a small network's initialisation with Threefry
+# for 7 s.
+SCRIPTS_PRNG = os.environ["JAX_DEFAULT_PRNG_IMPL"] = "rbg"
 
 # Compilation makes single examples slow; a run in CI is repeatable.
 settings.register_profile(
@@ -37,6 +58,15 @@ def data_dir() -> str:
     return str(Path(folder).resolve())
 
 
+@pytest.fixture(scope="session")
+def decoded(tmp_path_factory) -> str:
+    """One folder of decoded datasets for all workers."""
+    # A worker's folder lies in the run's.
+    folder = tmp_path_factory.getbasetemp()
+    inside = "PYTEST_XDIST_WORKER" in os.environ
+    return str((folder.parent if inside else folder) / "decoded")
+
+
 @pytest.fixture
 def script(capsys, tmp_path, monkeypatch):
     """Runs a script's main in this process: (module, *arguments) -> code, out, err."""
@@ -45,9 +75,9 @@ def script(capsys, tmp_path, monkeypatch):
 
     def run(module, *arguments):
         code = 0
-        with flagsaver.flagsaver():
+        with flagsaver.flagsaver(), jax.default_prng_impl(SCRIPTS_PRNG):
             try:
-                # JAX keeps the first cache folder of a process for good.
+                # JAX keeps the first cache folder of a process for good: the tests'.
                 no_cache = "--nocompilation_cache"
                 cli._parse([module.__name__, no_cache, *map(str, arguments)])
                 cli._guard(module.main)

@@ -17,7 +17,7 @@ IMPORTS = {
     "mesh": set(),
     "processes": {"errors"},
     "data": {"errors", "files"},
-    "channels": {"errors"},
+    "channels": {"errors", "mesh", "processes"},
     "networks": {"channels", "data", "errors", "mesh"},
     "ranking": {"errors"},
     "sweep": {"channels", "data", "errors", "files", "mesh", "processes", "ranking"},

@@ -35,14 +35,15 @@ def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     names = {
         "model": model, "variables": variables, "images": images,
         "labels": split.labels, "class_names": split.class_names,
+        "calibration_images": images[::2],
     }  # fmt: skip
     exec(sweep, names)
-    assert names["layer"] == "Conv_0"
+    assert names["tapped"].name == "Conv_0"
     result = names["result"]
     assert result.predictions.shape == (8, 23)
     assert capsys.readouterr().out
     exec(compact, names)
-    assert len(names["small"].kept["Conv_0"]) == 8 - names["k"]
+    assert len(names["small"].layers["Conv_0"].kept) == 8 - names["k"]
     row = result.ks.index(names["k"])
     expected = result.predictions[row, :16]
     np.testing.assert_array_equal(names["logits"].argmax(-1), expected)

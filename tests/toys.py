@@ -1,26 +1,37 @@
 """Small networks with data, whose right result is known or easily worked out."""
 
+import copy
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from conftest import random_split, random_variables
 from flax import linen as nn
 
 from jaxprune.channels import taps
-from jaxprune.ranking import order as ranking
-from jaxprune.sweep import layer as sweep
+from jaxprune.ranking import criteria
+from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
 
 
 def network(model, shape):
     """(apply on uint8 images, variables)"""
 
+    apply, variables = _network(model, shape)
+    return apply, copy.deepcopy(variables)
+
+
+@functools.lru_cache
+def _network(model, shape):
     def apply(variables, images, **kwargs):
         return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
 
     variables = random_variables(model, jnp.zeros((1, *shape)))
     # Every class as likely as the others, so that predictions depend on the image.
     last = taps.list_layers(apply, variables, jnp.zeros((1, *shape)))[-1].name
-    logits = apply(variables, jnp.asarray(random_split(shape=shape).images))
+    images = jnp.asarray(random_split(shape=shape).images)
+    logits = jax.jit(apply)(variables, images)
     variables["params"][last]["bias"] -= np.asarray(logits.mean(0), np.float32)
     return apply, variables
 
@@ -61,5 +72,5 @@ def run_sweep(apply, variables, split, layer=None, tap="relu", **options):
         apply, variables, split, layer=layer, tap=tap, batch_size=8,
         mesh=options.pop("mesh", None),
     )  # fmt: skip
-    scores = options.pop("scores", ranking.mean(tapped.mean_feature_map))
-    return sweep.sweep_layer(tapped, variables, scores, **options)
+    scores = options.pop("scores", criteria.mean(tapped.mean_feature_map))
+    return sweep_layer(tapped, scores, **options)

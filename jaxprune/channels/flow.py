@@ -10,33 +10,32 @@ error: the channel cannot leave alone.
 Axes: P channels of the layer, F input features of a later layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.errors import FlaxError
 from jax.extend.core import Literal
 from jaxtyping import Array, Int
 
-from jaxprune.channels import tags as tagging
 from jaxprune.channels import taps
-from jaxprune.channels.tags import LIVE, Tags, constant
+from jaxprune.channels.tags import (
+    LIVE,
+    Joined,
+    Tags,
+    combine,
+    constant,
+    inner_jaxpr,
+    step,
+)
+from jaxprune.channels.taps import Layer
 from jaxprune.errors import InputError
 
 # The layers whose parameters can be cut. Subclasses may compute anything.
-CONSUMERS: tuple[type[nn.Module], ...] = (nn.Conv, nn.Dense)
+READERS: tuple[type[nn.Module], ...] = (nn.Conv, nn.Dense)
 NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm,)
-
-
-class Call(NamedTuple):
-    """One call of a layer: its path, module, and what it returns (shapes only)."""
-
-    name: str
-    module: nn.Module
-    output: Any
 
 
 @dataclass(frozen=True)
@@ -46,54 +45,15 @@ class ChannelFlow:
     Attributes:
       layer: its name.
       channels: their number, P.
-      consumers: for each convolution or dense layer that reads them, the channel that
+      readers: for each convolution or dense layer that reads them, the channel that
         every input feature holds, LIVE where it holds none.
       norms: the same for each BatchNorm between.
     """
 
     layer: str
     channels: int
-    consumers: Mapping[str, Int[np.ndarray, " _"]]
+    readers: Mapping[str, Int[np.ndarray, " _"]]
     norms: Mapping[str, Int[np.ndarray, " _"]]
-
-
-def is_layer(context: nn.module.InterceptorContext) -> bool:
-    """Whether this is a call of a layer: a module without children that has arrays."""
-    if context.method_name != "__call__":
-        return False
-    found = [v for c in context.module.variables.values() for v in c.values()]
-    return bool(found) and not any(isinstance(v, Mapping) for v in found) and any(
-        np.ndim(v) > 0 for v in found
-    )  # fmt: skip
-
-
-def list_calls(apply: taps.Apply, variables: Any, x: Array) -> tuple[Call, ...]:
-    """Every call of a layer, in the order of execution.
-
-    Raises:
-      InputError: the network does not run on `x` with these variables.
-    """
-    calls: list[Call] = []
-
-    def record(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        output = next_fun(*args, **kwargs)
-        if is_layer(context):
-            shapes = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), output
-            )
-            calls.append(Call("/".join(context.module.path), context.module, shapes))
-        return output
-
-    try:
-        with nn.intercept_methods(record):
-            jax.eval_shape(lambda *arguments: apply(*arguments), variables, x)
-    except (FlaxError, TypeError, ValueError, KeyError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"the network does not run on the example {tuple(x.shape)} with these "
-            f"variables: {line}"
-        ) from error
-    return tuple(calls)
 
 
 def run_cut(
@@ -106,15 +66,13 @@ def run_cut(
     """
     inputs: list[Any] = []
 
-    def substitute(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        if not is_layer(context):
-            return next_fun(*args, **kwargs)
-        leaves = jax.tree.leaves((args, kwargs))
-        inputs.append([leaf for leaf in leaves if hasattr(leaf, "shape")])
+    def substitute(call: taps.Call) -> Any:
+        if not call.is_layer:
+            return call.run()
+        inputs.append(call.arrays)
         return outputs[len(inputs) - 1]
 
-    with nn.intercept_methods(substitute):
-        output = apply(variables, x)
+    output = taps.intercept(apply, substitute)(variables, x)
     return inputs, output
 
 
@@ -124,7 +82,7 @@ def channel_flow(
     """Follows every channel of `layer` to the layers that read it.
 
     Args:
-      apply: the network, see `jaxprune.taps`.
+      apply: the network, see `jaxprune.channels.taps`.
       variables: its variables.
       x: an input; only its first example's shape is used.
       layer: name of a convolution.
@@ -134,21 +92,21 @@ def channel_flow(
         operation and the layer are named.
     """
     x = x[:1]
-    calls = list_calls(apply, variables, x)
+    layers = taps.list_layers(apply, variables, x)
     taps.find_conv(apply, variables, x, layer)
-    return _Follower(calls, layer).follow(apply, variables, x)
+    return _Follower(layers, layer).follow(apply, variables, x)
 
 
 class _Follower:
     """Sends tags through one trace; a layer's are worked out when first read."""
 
-    def __init__(self, calls: tuple[Call, ...], layer: str):
+    def __init__(self, calls: tuple[Layer, ...], layer: str):
         self.calls, self.layer = calls, layer
         conv = next(call for call in calls if call.name == layer)
-        if type(conv.module) not in CONSUMERS or conv.module.feature_group_count != 1:
+        if type(conv.module) not in READERS or conv.module.feature_group_count != 1:
             raise self._refusal(f"{_describe(conv)} ties its outputs to its inputs")
         self.channels = int(conv.output.shape[-1])
-        self.consumers: dict[str, np.ndarray] = {}
+        self.readers: dict[str, np.ndarray] = {}
         self.norms: dict[str, np.ndarray] = {}
 
     def follow(self, apply: taps.Apply, variables: Any, x: Array) -> ChannelFlow:
@@ -178,7 +136,7 @@ class _Follower:
         for var in results:
             if (self._read(var).tags >= 0).any():
                 raise self._refusal("they reach the network's output")
-        return ChannelFlow(self.layer, self.channels, self.consumers, self.norms)
+        return ChannelFlow(self.layer, self.channels, self.readers, self.norms)
 
     def _refusal(self, why: str) -> InputError:
         return InputError(f"the channels of '{self.layer}' cannot be removed: {why}")
@@ -197,29 +155,29 @@ class _Follower:
             return
         call = self.calls[i]
         inputs = [self._read(var) for var in self.given[i]]
-        behind = frozenset({call.name})
+        origin = frozenset({call.name})
         if call.name == self.layer:
             (var,) = returned
             tags = np.broadcast_to(np.arange(self.channels), var.aval.shape)
-            self.env[var] = Tags(tags, behind)
+            self.env[var] = Tags(tags, origin)
             return
         for var in returned:
-            self.env[var] = Tags(np.full(var.aval.shape, LIVE), behind)
+            self.env[var] = Tags(np.full(var.aval.shape, LIVE), origin)
         if not any((tags.tags >= 0).any() for tags in inputs):
             return
         source = self._source(call, inputs)
         if type(call.module) in NORMS:
             self.norms[call.name] = source
             (var,) = returned
-            self.env[var] = Tags(np.broadcast_to(source, var.aval.shape), behind)
+            self.env[var] = Tags(np.broadcast_to(source, var.aval.shape), origin)
         else:
-            self.consumers[call.name] = source
+            self.readers[call.name] = source
 
-    def _source(self, call: Call, inputs: list[Tags]) -> np.ndarray:
+    def _source(self, call: Layer, inputs: list[Tags]) -> np.ndarray:
         """The channel that each input feature of a layer holds."""
         module = call.module
         reads = f"they are read by {_describe(call)}"
-        if type(module) not in (*CONSUMERS, *NORMS) or len(inputs) != 1:
+        if type(module) not in (*READERS, *NORMS) or len(inputs) != 1:
             raise self._refusal(f"{reads}, whose parameters cannot be cut")
         if getattr(module, "feature_group_count", 1) != 1:
             raise self._refusal(f"{reads}, whose inputs are tied to its outputs")
@@ -231,7 +189,7 @@ class _Follower:
         if sum(other.name == call.name for other in self.calls) > 1:
             raise self._refusal(f"{reads}, which is called more than once")
         features = inputs[0].tags.shape[-1]
-        low, high = tagging.combine(inputs[0].tags.reshape(-1, features))
+        low, high = combine(inputs[0].tags.reshape(-1, features))
         if (low != high).any():
             raise self._refusal(f"{reads}, to which a feature is not one channel")
         return np.where(high >= 0, high, LIVE)
@@ -244,13 +202,13 @@ class _Follower:
 
         for eqn in jaxpr.eqns:
             inputs = [read(var) for var in eqn.invars]
-            inner = tagging.inner_jaxpr(eqn)
+            inner = inner_jaxpr(eqn)
             if inner is not None and len(inner.invars) == len(inputs):
                 outputs = self._call(inner, inputs)
             else:
                 try:
-                    outputs = tagging.step(eqn, inputs)
-                except tagging.Joined as error:
+                    outputs = step(eqn, inputs)
+                except Joined as error:
                     raise self._refusal(str(error)) from error
             env.update(zip(eqn.outvars, outputs, strict=True))
 
@@ -265,7 +223,7 @@ class _Follower:
         ]
 
 
-def _describe(call: Call) -> str:
+def _describe(call: Layer) -> str:
     groups = getattr(call.module, "feature_group_count", 1)
     kind = "grouped " if groups != 1 else ""
     return f"the {kind}{type(call.module).__name__} '{call.name}'"

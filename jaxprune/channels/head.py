@@ -1,12 +1,12 @@
-"""The part of a network behind a layer, without what goes around the layer.
+"""The end of a network from a layer on, without what goes around the layer.
 
 A residual sum or a concatenation lets an image reach the network's end other than
 through the layer. What it brings there is the same under every mask, so it is worked
 out once for a batch of images, and only the rest for every mask: the network's traced
-operations are divided into those that depend on the feature map or the mask, and those
-that depend on the images alone.
+operations are divided into those that depend on what is given for the layer (its
+feature map and a mask, say), and those that depend on the images alone.
 
-Axes: B images, P channels.
+Axes: B images.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,94 +20,98 @@ from jax import ShapeDtypeStruct
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, Int
 
-# (variables, images, feature map, kept) -> logits [B, classes]. `kept` is True where a
-# channel is kept: [P] for a whole batch, or [B, P] with a row for each image.
-Logits = Callable[[Any, Any, Any, Any], Array]
+# (weights, images, *given) -> logits [B, classes].
+Logits = Callable[..., Array]
 
 
 @dataclass(frozen=True)
 class Head:
-    """Logits from a layer's feature map and from what goes around the layer.
+    """Logits from what is given for a layer, and from what goes around the layer.
 
     Attributes:
-      whole: the network, given the feature map too.
+      whole: the network: (weights, images, *given) -> logits. Weights are any tree of
+        arrays.
       image: shape and type of one image.
-      feature_map: shape and type of one image's feature map.
+      given: number of images -> shapes and types of what is given for the layer; the
+        first of them has the images on its first axis.
       apart: whether what goes around is worked out apart; otherwise it is the images.
     """
 
     whole: Logits
     image: ShapeDtypeStruct
-    feature_map: ShapeDtypeStruct
+    given: Callable[[int], tuple[ShapeDtypeStruct, ...]]
     apart: bool = True
 
-    def around(self, variables: Any, images: Array) -> tuple[Array, ...]:
-        """What the network's end reads besides the feature map: arrays [B, ...]."""
-        parts = self._divide(variables, images, *self._layer(len(images)))
-        return tuple(jaxpr_as_fun(parts.before)(*jax.tree.leaves(variables), images))
+    def around(self, weights: Any, images: Array) -> tuple[Array, ...]:
+        """What the network's end reads besides what is given: arrays [B, ...]."""
+        parts = self._divide(weights, images, self.given(len(images)))
+        return tuple(jaxpr_as_fun(parts.before)(*jax.tree.leaves(weights), images))
 
-    def logits(
-        self, variables: Any, around: Sequence[Array], feature_map: Array, kept: Array
-    ) -> Array:
-        """Logits [B, classes]; see `Logits`."""
-        images = _batch(self.image, len(feature_map))
-        parts = self._divide(variables, images, feature_map, kept)
-        arguments = (*jax.tree.leaves(variables), *around, feature_map, kept)
-        (logits,) = jaxpr_as_fun(parts.behind)(*arguments)
+    def logits(self, weights: Any, around: Sequence[Array], *given: Array) -> Array:
+        """Logits [B, classes]."""
+        images = batch_of(self.image, len(given[0]))
+        parts = self._divide(weights, images, given)
+        arguments = (*jax.tree.leaves(weights), *around, *given)
+        (logits,) = jaxpr_as_fun(parts.after)(*arguments)
         return logits
 
-    def shapes_around(self, variables: Any, batch: int) -> list[tuple[int, ...]]:
-        """Shapes of the arrays that go around the layer, for so many images."""
-        parts = self._divide(variables, _batch(self.image, batch), *self._layer(batch))
+    def shapes_around(self, weights: Any, batch: int) -> list[tuple[int, ...]]:
+        """Shapes of the arrays that go around the layer for `batch` images."""
+        images = batch_of(self.image, batch)
+        parts = self._divide(weights, images, self.given(batch))
         return [var.aval.shape for var in parts.before.jaxpr.outvars]
 
-    def _layer(self, batch: int) -> tuple[ShapeDtypeStruct, ShapeDtypeStruct]:
-        kept = ShapeDtypeStruct(self.feature_map.shape[-1:], bool)
-        return _batch(self.feature_map, batch), kept
-
-    def _divide(self, variables: Any, images: Any, fm: Any, kept: Any) -> "_Parts":
-        closed = jax.make_jaxpr(self.whole)(variables, images, fm, kept)
-        return _divide(closed, self.apart)
+    def _divide(self, weights: Any, images: Any, given: Sequence[Any]) -> "_Parts":
+        closed = jax.make_jaxpr(self.whole)(weights, images, *given)
+        return _divide(closed, len(given), self.apart)
 
 
 def make_head(
-    whole: Logits, variables: Any, images: Array, feature_map: ShapeDtypeStruct
+    whole: Logits,
+    weights: Any,
+    images: Array,
+    given: Callable[[int], tuple[ShapeDtypeStruct, ...]],
 ) -> Head:
     """The head of a network; see `Head`.
 
     Args:
-      whole: the network, given the feature map too.
-      variables: its variables.
+      whole: (weights, images, *given) -> logits.
+      weights: a tree of arrays.
       images: some, [N, ...], to try whether what goes around can be taken apart.
-      feature_map: shape and type of one image's feature map.
+      given: number of images -> shapes and types of what is given for the layer.
     """
     image = ShapeDtypeStruct(images.shape[1:], images.dtype)
-    head = Head(whole, image, feature_map)
-    if _is_by_image(head, variables, images):
+    head = Head(whole, image, given)
+    if _is_by_image(head, weights, images):
         return head
     return replace(head, apart=False)
 
 
-def _is_by_image(head: Head, variables: Any, images: Array) -> bool:
+def batch_of(one: ShapeDtypeStruct, size: int) -> ShapeDtypeStruct:
+    """`size` of them, on a first axis."""
+    return ShapeDtypeStruct((size, *one.shape), one.dtype)
+
+
+def _is_by_image(head: Head, weights: Any, images: Array) -> bool:
     """Whether an image's part of every array that goes around is the image's alone.
 
     It is not where an array has its images on another axis, or where it holds an
     image's place in its batch.
     """
-    two, three = (head.shapes_around(variables, n) for n in (2, 3))
+    two, three = (head.shapes_around(weights, n) for n in (2, 3))
     if not two:
         return True
     first = all(shape[:1] == (2,) for shape in two)
     if not first or three != [(3, *shape[1:]) for shape in two]:
         return False
     images = images[np.arange(max(4, len(images))) % len(images)]
-    index = mixed(len(images))
+    index = shuffled_with_repeats(len(images))
     run = jax.jit(head.around)
-    before, after = run(variables, images), run(variables, images[index])
+    before, after = run(weights, images), run(weights, images[index])
     return all(is_close(a[index], b) for a, b in zip(before, after, strict=True))
 
 
-def mixed(size: int) -> Int[np.ndarray, " B"]:
+def shuffled_with_repeats(size: int) -> Int[np.ndarray, " B"]:
     """Indices of a batch in another order, most of them twice."""
     return np.arange(size)[::-1] // 2
 
@@ -122,18 +126,19 @@ def is_close(a: Array, b: Array) -> bool:
 
 
 class _Parts(NamedTuple):
-    """Variables, images -> what goes around; variables, that, layer, mask -> logits."""
+    """Weights, images -> what goes around; weights, that, what is given -> logits."""
 
     before: ClosedJaxpr
-    behind: ClosedJaxpr
+    after: ClosedJaxpr
 
 
-def _divide(closed: ClosedJaxpr, apart: bool) -> _Parts:
-    """Divides (variables, images, feature map, mask) -> logits."""
+def _divide(closed: ClosedJaxpr, given: int, apart: bool) -> _Parts:
+    """Divides (weights, images, what is given) -> logits."""
     jaxpr = closed.jaxpr
-    *weights, image, layer, mask = jaxpr.invars
+    *weights, image = jaxpr.invars[:-given]
+    layer = jaxpr.invars[-given:]
     eqns = _needed(jaxpr)
-    of_layer, of_image = {layer, mask}, {image}
+    of_layer, of_image = set(layer), {image}
     for eqn in eqns:
         read = set(_variables(eqn.invars))
         if read & of_layer or not apart:
@@ -141,8 +146,8 @@ def _divide(closed: ClosedJaxpr, apart: bool) -> _Parts:
         elif read & of_image:
             of_image.update(eqn.outvars)
     before = [eqn for eqn in eqns if not of_layer.intersection(eqn.outvars)]
-    behind = [eqn for eqn in eqns if not of_image.intersection(eqn.outvars)]
-    read = set(_variables(v for eqn in behind for v in eqn.invars))
+    after = [eqn for eqn in eqns if not of_image.intersection(eqn.outvars)]
+    read = set(_variables(v for eqn in after for v in eqn.invars))
     read.update(_variables(jaxpr.outvars))
     made = (image, *(var for eqn in before for var in eqn.outvars))
     crossing = [var for var in made if var in of_image and var in read]
@@ -153,7 +158,7 @@ def _divide(closed: ClosedJaxpr, apart: bool) -> _Parts:
 
     return _Parts(
         part([*weights, image], crossing, before),
-        part([*weights, *crossing, layer, mask], jaxpr.outvars, behind),
+        part([*weights, *crossing, *layer], jaxpr.outvars, after),
     )
 
 
@@ -170,7 +175,3 @@ def _needed(jaxpr: Jaxpr) -> list:
 
 def _variables(atoms: Any) -> list:
     return [atom for atom in atoms if not isinstance(atom, Literal)]
-
-
-def _batch(one: ShapeDtypeStruct, size: int) -> ShapeDtypeStruct:
-    return ShapeDtypeStruct((size, *one.shape), one.dtype)

@@ -1,24 +1,20 @@
 """The network with channels masked: what a compact network must be equal to.
 
-Axes: P channels of a layer, F input features of a later layer.
+Axes: B images, P channels of a layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxprune.channels import taps
+from jaxprune.channels.fills import AtReader, Fill, kept_features, resolve_fill
 from jaxprune.channels.flow import ChannelFlow
-from jaxprune.errors import InputError, check_choice
-
-# Names of what a pruned channel becomes that follow from the weights alone.
-NAMED = ("zero", "bias", "drop")
-Fill = str | Float[np.ndarray, " P"]
+from jaxprune.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -28,34 +24,31 @@ class Pruning:
     Attributes:
       flow: where its channels go.
       keep: True where a channel is kept.
-      values: what a pruned channel's output becomes, at every position; None drops it:
-        whatever reads it reads 0 instead.
-      name: the fill's name.
+      fill: what a pruned channel becomes.
     """
 
     flow: ChannelFlow
     keep: Bool[np.ndarray, " P"]
-    values: Float[np.ndarray, " P"] | None
-    name: str
+    fill: Fill
 
-    def kept_features(self, source: np.ndarray) -> np.ndarray:
+    def kept_features(self, owner: np.ndarray) -> np.ndarray:
         """True where an input feature [F] of a later layer remains."""
-        return kept_features(self.keep, source)
+        return kept_features(self.keep, owner)
 
 
-def kept_features(keep: Any, source: np.ndarray) -> Any:
-    """Channels' mask [..., P] -> mask [..., F] of features that hold `source`."""
-    return (source < 0) | keep[..., np.maximum(source, 0)]
-
-
-def make_pruning(variables: Any, flow: ChannelFlow, keep: Any, fill: Fill) -> Pruning:
-    """Checks a mask and a fill.
+def make_pruning(
+    variables: Any,
+    flow: ChannelFlow,
+    keep: Any,
+    fill: str | np.ndarray | Fill,
+) -> Pruning:
+    """Checks a mask and resolves a fill.
 
     Args:
       variables: the network's variables.
       flow: where the layer's channels go.
       keep: mask over its channels.
-      fill: "zero", "bias", "drop", or the value of every channel, such as its mean.
+      fill: see `resolve_fill`.
 
     Raises:
       InputError: a mask or values of another length, no channel kept, unknown fill.
@@ -68,67 +61,98 @@ def make_pruning(variables: Any, flow: ChannelFlow, keep: Any, fill: Fill) -> Pr
         )
     if not keep.any():
         raise InputError(f"keep leaves no channel of '{flow.layer}': keep at least one")
-    if isinstance(fill, str):
-        if fill == "mean":
-            raise InputError(
-                "fill 'mean' depends on images: give the channels' means, an array of "
-                f"{flow.channels} numbers"
-            )
-        check_choice("fill", fill, NAMED)
-        zeros = np.zeros(flow.channels, np.float32)
-        bias = taps.at_path(variables["params"], flow.layer).get("bias", zeros)
-        choices = {"zero": zeros, "bias": np.asarray(bias, np.float32), "drop": None}
-        return Pruning(flow, keep, choices[fill], fill)
-    values = np.asarray(fill, np.float32)
-    if values.shape != keep.shape or not np.isfinite(values).all():
+    params = taps.at_path(variables["params"], flow.layer)
+    bias = np.asarray(params.get("bias", np.zeros(flow.channels)), np.float32)
+    resolved = resolve_fill(fill, layer=flow.layer, bias=bias)
+    if unknown := set(resolved.moments) - set(flow.readers):
         raise InputError(
-            f"fill must be {flow.channels} finite numbers, got shape {values.shape}"
+            f"fill '{resolved.name}' was fitted on what '{min(unknown)}' reads, which "
+            f"does not read '{flow.layer}'"
         )
-    return Pruning(flow, keep, values, "values")
+    return Pruning(flow, keep, resolved)
 
 
 def mask_channels(apply: taps.Apply, prunings: Sequence[Pruning]) -> taps.Apply:
     """The network with the prunings' channels masked and nothing removed."""
-    filled = {p.flow.layer: p for p in prunings if p.values is not None}
-    for pruning in prunings:
-        if pruning.values is None:
-            apply = drop_channels(apply, pruning.flow, pruning.keep)
+    filled = {p.flow.layer: p for p in prunings if p.fill.values is not None}
+    for p in prunings:
+        at_readers = p.fill.at_readers(p.flow, p.keep)
+        apply = mask_readers(apply, at_readers, p.keep)
 
-    def mask(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        output = next_fun(*args, **kwargs)
-        name = "/".join(context.module.path)
-        if context.method_name == "__call__" and name in filled:
-            output = _where(filled[name].keep, output, filled[name].values)
-        return output
+    def mask(call: taps.Call) -> Any:
+        output = call.run()
+        if call.name not in filled:
+            return output
+        pruning = filled[call.name]
+        return fill_channels(output, pruning.keep, pruning.fill.values)
 
-    return _intercepted(apply, mask)
+    return taps.intercept(apply, mask)
 
 
-def drop_channels(
+def mask_readers(
     apply: taps.Apply,
-    flow: ChannelFlow,
+    at_readers: Mapping[str, AtReader],
     keep: Bool[np.ndarray, " P"] | Bool[Array, " P"],
 ) -> taps.Apply:
-    """The network in which what reads a channel that is not kept reads 0 instead."""
+    """The network in which readers are given something else for pruned channels."""
 
-    def mask(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        name = "/".join(context.module.path)
-        if context.method_name == "__call__" and name in flow.consumers:
-            features = kept_features(keep, flow.consumers[name])
-            given = args[0] if args else kwargs["inputs"]
-            return next_fun(_where(features, given, 0.0))
-        return next_fun(*args, **kwargs)
+    def mask(call: taps.Call) -> Any:
+        if call.name not in at_readers:
+            return call.run()
+        return call.run_on(at_readers[call.name](call.input, keep))
 
-    return _intercepted(apply, mask)
+    return taps.intercept(apply, mask)
 
 
-def _intercepted(apply: taps.Apply, interceptor: Callable) -> taps.Apply:
-    def intercepted(variables: Any, x: Array, **kwargs: Any) -> Any:
-        with nn.intercept_methods(interceptor):
-            return apply(variables, x, **kwargs)
+def fill_channels(
+    feature_map: Float[Array, "B *axes P"],
+    keep: Any,
+    values: Any,
+) -> Float[Array, "B *axes P"]:
+    """The feature map with every channel that is not kept holding its value.
 
-    return intercepted
+    Args:
+      feature_map: of a batch of images.
+      keep: mask [P], or [B, P] with a row for each image.
+      values: what a pruned channel becomes, [P] or one number.
+    """
+    keep = along_channels(jnp.asarray(keep), feature_map.ndim)
+    return jnp.where(keep, feature_map, jnp.asarray(values, feature_map.dtype))
 
 
-def _where(keep: Any, x: Array, value: Any) -> Array:
-    return jnp.where(jnp.asarray(keep), x, jnp.asarray(value, x.dtype))
+def along_channels(keep: Shaped[Array, "*B P"], ndim: int) -> Array:
+    """[P] or [B, P] as [..., P] with `ndim` axes, to meet a feature map."""
+    ones = (1,) * (ndim - keep.ndim)
+    return keep.reshape(*keep.shape[:-1], *ones, keep.shape[-1])
+
+
+def masked_network(
+    apply: taps.Apply,
+    layer: str,
+    values: Any,
+    at_readers: Mapping[str, AtReader],
+    variables: Any,
+    x: Array,
+    feature_map: Float[Array, "B *axes P"],
+    keep: Any,
+) -> Any:
+    """The network's output from a layer's feature map, under a mask.
+
+    All but the first two arguments may be traced, so that one program serves every
+    mask of a layer.
+
+    Args:
+      apply: the network.
+      layer: where the feature map is put back.
+      values: what a pruned channel becomes there; None where readers are masked.
+      at_readers: what becomes of the readers' inputs then, see `Fill.at_readers`.
+      variables: the network's variables.
+      x: its inputs.
+      feature_map: the layer's output for them, activation included or not.
+      keep: [P] or, with values, [B, P].
+    """
+    if values is not None:
+        feature_map = fill_channels(feature_map, keep, values)
+    else:
+        apply = mask_readers(apply, at_readers, keep)
+    return taps.run_from(apply, variables, x, layer, feature_map)

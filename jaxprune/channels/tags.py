@@ -1,7 +1,7 @@
 """What every element of an array depends on, through one operation of a traced program.
 
 An element's tag is the channel it depends on, LIVE or CONSTANT; see
-`jaxprune.dependence`. Only operations listed here are understood.
+`jaxprune.channels.flow`. Only operations listed here are understood.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Tags(NamedTuple):
     """Tags of an array's elements, and the layers that they come from."""
 
     tags: np.ndarray
-    behind: frozenset[str]
+    sources: frozenset[str]
 
 
 def constant(shape: Sequence[int]) -> Tags:
@@ -38,12 +38,12 @@ def step(eqn: Any, inputs: Sequence[Tags]) -> list[Tags]:
     Raises:
       Joined: it joins a channel with anything but constants, or is not understood.
     """
-    behind = frozenset().union(*(i.behind for i in inputs))
+    sources = frozenset().union(*(i.sources for i in inputs))
     arrays = [i.tags for i in inputs]
     if not any((tags >= 0).any() for tags in arrays):
         live = any((tags == LIVE).any() for tags in arrays)
         tag = LIVE if live else CONSTANT
-        return [Tags(np.full(v.aval.shape, tag), behind) for v in eqn.outvars]
+        return [Tags(np.full(v.aval.shape, tag), sources) for v in eqn.outvars]
     name = eqn.primitive.name
     if name in _ELEMENTWISE:
         shape = eqn.outvars[0].aval.shape
@@ -53,7 +53,7 @@ def step(eqn: Any, inputs: Sequence[Tags]) -> list[Tags]:
             *(np.asarray(tags, np.int32) for tags in arrays), **eqn.params
         )
         results = moved if eqn.primitive.multiple_results else [moved]
-        return [Tags(np.asarray(tags), behind) for tags in results]
+        return [Tags(np.asarray(tags), sources) for tags in results]
     elif name in _REDUCTIONS:
         parts = np.moveaxis(
             arrays[0], eqn.params["axes"], range(len(eqn.params["axes"]))
@@ -62,13 +62,13 @@ def step(eqn: Any, inputs: Sequence[Tags]) -> list[Tags]:
     elif name in _WINDOWS:
         low, high = _combine_windows(arrays[0], eqn.params)
     else:
-        raise Joined(f"the operation '{name}' {_between(behind)} is not understood")
+        raise Joined(f"the operation '{name}' {_after(sources)} is not understood")
     if (low != high).any():
         raise Joined(
-            f"the operation '{name}' {_between(behind)} joins them with other "
+            f"the operation '{name}' {_after(sources)} joins them with other "
             f"values{_HINTS.get(name, '')}"
         )
-    return [Tags(high, behind)]
+    return [Tags(high, sources)]
 
 
 def combine(parts: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +105,8 @@ def inner_jaxpr(eqn: Any) -> Any:
     return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
 
 
-def _between(behind: frozenset[str]) -> str:
-    return "behind " + " and ".join(f"'{name}'" for name in sorted(behind))
+def _after(sources: frozenset[str]) -> str:
+    return "after " + " and ".join(f"'{name}'" for name in sorted(sources))
 
 
 _CALLS = {

@@ -1,20 +1,24 @@
-"""Reading a layer's output, and running a network from a given one.
+"""Reading what a layer is given and returns, and running a network from there.
 
 Works on any linen model, unchanged. `apply(variables, x, **kwargs)` is the model's
 own `apply`, or a function of that form around it, such as
-`functools.partial(model.apply, train=False)`; it passes its kwargs on.
+`functools.partial(model.apply, train=False)`; it passes its kwargs on. What `x` is,
+raw pixels or scaled inputs, is up to that function.
 A layer is named by its path, `"conv2d_12"` or `"block_1/conv"`.
 """
 
-from collections.abc import Callable, Collection
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.errors import FlaxError
 from jaxtyping import Array, Float
 
-from jaxprune.errors import InputError, check_choice
+from jaxprune.errors import InputError, check_choice, first_line
 
 Apply = Callable[..., Any]
 Activation = Callable[[Array], Array]
@@ -24,39 +28,122 @@ def _identity(x: Array) -> Array:
     return x
 
 
-# Where a feature map is taken: at the convolution's own output, or behind the ReLU
-# that follows it. relu(relu(x)) = relu(x), so a map taken behind the ReLU can be put
+# Where a feature map is taken: at the convolution's own output, or after the ReLU
+# that follows it. relu(relu(x)) = relu(x), so a map taken after the ReLU can be put
 # back at the convolution's output, and no model needs a module for its ReLU.
 TAPS: dict[str, Activation] = {"conv": _identity, "relu": nn.relu}
 
 
-class Layer(NamedTuple):
-    """One call of a module with parameters: its path, class and output shape."""
+@dataclass(frozen=True)
+class Call:
+    """One call of a module, as `intercept` shows it.
+
+    Attributes:
+      name: the module's path, such as "block_1/conv"; "" for the model itself.
+      module: the module, bound to its variables.
+      args: the positional arguments.
+      kwargs: the keyword arguments.
+    """
 
     name: str
     module: nn.Module
-    shape: tuple[int, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    _run: Callable[..., Any]
+
+    @property
+    def _keyword(self) -> str | None:
+        """The input's name, where it is given by keyword."""
+        if self.args:
+            return None
+        parameters = [*inspect.signature(type(self.module).__call__).parameters]
+        return parameters[1] if len(parameters) > 1 else None
+
+    @property
+    def input(self) -> Any:
+        """The first argument, given by position or by keyword."""
+        return self.args[0] if self.args else self.kwargs.get(self._keyword or "")
+
+    @property
+    def arrays(self) -> list[Any]:
+        """All arrays among the arguments."""
+        leaves = jax.tree.leaves((self.args, self.kwargs))
+        return [leaf for leaf in leaves if hasattr(leaf, "shape")]
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether the module is a layer: without children, and with arrays."""
+        found = [v for c in self.module.variables.values() for v in c.values()]
+        return not any(isinstance(v, Mapping) for v in found) and any(
+            np.ndim(v) > 0 for v in found
+        )
+
+    def run(self) -> Any:
+        """What the call returns."""
+        return self._run(*self.args, **self.kwargs)
+
+    def run_on(self, x: Any) -> Any:
+        """What the call returns when its input is `x` instead."""
+        if self._keyword is None:
+            return self._run(x, *self.args[1:], **self.kwargs)
+        return self._run(**{**self.kwargs, self._keyword: x})
+
+
+def intercept(apply: Apply, answer: Callable[[Call], Any]) -> Apply:
+    """The network in which `answer` decides what the call of each module returns.
+
+    `lambda call: call.run()` changes nothing.
+    """
+
+    def interceptor(run: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.method_name != "__call__":
+            return run(*args, **kwargs)
+        name = "/".join(context.module.path)
+        return answer(Call(name, context.module, args, kwargs, run))
+
+    def intercepted(variables: Any, x: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(interceptor):
+            return apply(variables, x, **kwargs)
+
+    return intercepted
+
+
+class Layer(NamedTuple):
+    """One call of a layer: its path, its module, and what it returns (shapes only)."""
+
+    name: str
+    module: nn.Module
+    output: Any
 
 
 def list_layers(
     apply: Apply, variables: Any, x: Array | np.ndarray
 ) -> tuple[Layer, ...]:
-    """Every call of a convolution, dense layer or norm, in the order of execution."""
+    """Every call of a layer (a module with arrays of its own), in order of execution.
+
+    Raises:
+      InputError: the network does not run on `x` with these variables.
+    """
     layers: list[Layer] = []
 
-    def record(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        output = next_fun(*args, **kwargs)
-        module = context.module
-        if context.method_name == "__call__" and "params" in module.variables:
-            children = module.variables["params"].values()
-            leaf = not any(isinstance(child, dict) for child in children)
-            if leaf and hasattr(output, "shape"):
-                layers.append(Layer("/".join(module.path), module, output.shape))
+    def record(call: Call) -> Any:
+        output = call.run()
+        if call.is_layer:
+            shapes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), output
+            )
+            layers.append(Layer(call.name, call.module, shapes))
         return output
 
-    # A new function each time: JAX would not trace one that it knows already.
-    with nn.intercept_methods(record):
-        jax.eval_shape(lambda *arguments: apply(*arguments), variables, x)
+    recorded = intercept(apply, record)
+    try:
+        # A new function each time: JAX would not trace one that it knows already.
+        jax.eval_shape(lambda *arguments: recorded(*arguments), variables, x)
+    except (FlaxError, TypeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the network does not run on the example {tuple(np.shape(x))} with these "
+            f"variables: {first_line(error)}"
+        ) from error
     return tuple(layers)
 
 
@@ -134,53 +221,49 @@ def capture_inputs(
     """
     given: dict[str, Array] = {}
 
-    def note(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        name = "/".join(context.module.path)
-        if name in names and context.method_name == "__call__":
-            if name in given:
-                raise InputError(f"layer '{name}' is called more than once")
-            given[name] = args[0] if args else kwargs["inputs"]
-        return next_fun(*args, **kwargs)
+    def note(call: Call) -> Any:
+        if call.name in names:
+            if call.name in given:
+                raise InputError(f"layer '{call.name}' is called more than once")
+            given[call.name] = call.input
+        return call.run()
 
-    with nn.intercept_methods(note):
-        apply(variables, x)
+    intercept(apply, note)(variables, x)
     if missing := sorted(set(names) - set(given)):
         raise InputError(f"layer '{missing[0]}' is not called")
     return given
 
 
-def replace(
+def run_from(
     apply: Apply,
     variables: Any,
     x: Array | np.ndarray,
     layer: str,
-    feature_map: Float[Array, "N *axes P"],
+    output: Float[Array, "N *axes P"],
 ) -> Any:
-    """The network's output when `layer` returns `feature_map`.
+    """The network's output when `layer` returns `output`.
 
     Under jit, all that only leads to the layer is dead code and is not computed.
 
     Raises:
       InputError: the layer is not called, or more than once.
     """
-    path = tuple(layer.split("/"))
     calls = 0
 
-    def substitute(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+    def substitute(call: Call) -> Any:
         nonlocal calls
-        if context.module.path == path and context.method_name == "__call__":
-            calls += 1
-            return feature_map
-        return next_fun(*args, **kwargs)
+        if call.name != layer:
+            return call.run()
+        calls += 1
+        return output
 
-    with nn.intercept_methods(substitute):
-        output = apply(variables, x)
+    result = intercept(apply, substitute)(variables, x)
     if calls != 1:
         raise InputError(
             f"layer '{layer}' was called {calls} times, expected 1 (a jitted apply is "
             "not traced again: give the function itself)"
         )
-    return output
+    return result
 
 
 def at_path(tree: Any, name: str) -> Any:

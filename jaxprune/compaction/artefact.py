@@ -83,7 +83,7 @@ def check_target(folder: Path) -> None:
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder`; what was there goes only once that has succeeded."""
+    """Renames `new` to `folder`; what was there is removed after that."""
     if not folder.exists():
         new.rename(folder)
         return

@@ -3,13 +3,14 @@
     small = compact(model, variables, "conv2d_12", keep, fill="zero", example=x)
     logits = small(x)
 
-See `jaxprune.cut` for what is cut and what is folded in.
+See `jaxprune.compaction.cut` for what is cut and what is folded in.
 
 Axes: N images, P channels of a layer.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,14 +20,16 @@ from flax import linen as nn
 from flax.core import unfreeze
 from jaxtyping import Array
 
-from jaxprune.channels import flow as dependence
-from jaxprune.channels import masking
-from jaxprune.channels.masking import Fill, Pruning
-from jaxprune.compaction import proof as proof_lib
+from jaxprune.channels import masking, taps
+from jaxprune.channels.fills import Fill
+from jaxprune.channels.flow import channel_flow
+from jaxprune.channels.masking import Pruning
 from jaxprune.compaction.cut import cut_variables
-from jaxprune.compaction.network import BY_WIDTHS, Compact
-from jaxprune.compaction.proof import Proof
-from jaxprune.errors import InputError
+from jaxprune.compaction.network import BY_WIDTHS, Compact, PrunedLayer
+from jaxprune.compaction.proof import Proof, compare, rounding_bound
+from jaxprune.errors import InputError, first_line
+
+AnyFill = str | np.ndarray | Fill
 
 
 def compact(
@@ -35,7 +38,7 @@ def compact(
     layer: str,
     keep: Any,
     *,
-    fill: Fill = "zero",
+    fill: AnyFill = "zero",
     example: Any,
     call: Mapping[str, Any] | None = None,
 ) -> Compact:
@@ -47,8 +50,8 @@ def compact(
       layer: name of a convolution.
       keep: mask [P], True where a channel is kept.
       fill: what a pruned channel is in the masked network: "zero", "bias" (kernel
-        zeroed, bias kept), its value in an array [P], or "drop" (whatever reads it
-        reads 0), which is plain slicing.
+        zeroed, bias kept), its value in an array [P], "drop" (whatever reads it reads
+        0), which is plain slicing, or what `linear_fill` returns.
       example: inputs [N, ...], for tracing and for the comparison; a few images.
       call: keyword arguments of the model's call.
     """
@@ -60,7 +63,7 @@ def compact(
 def compact_layers(
     model: nn.Module | Compact,
     variables: Any,
-    layers: Mapping[str, tuple[Any, Fill]],
+    layers: Mapping[str, tuple[Any, AnyFill]],
     *,
     example: Any,
     call: Mapping[str, Any] | None = None,
@@ -101,12 +104,12 @@ def compact_layers(
 
 
 def _compact(
-    whole: Compact, layers: Mapping[str, tuple[Any, Fill]], example: Array
+    whole: Compact, layers: Mapping[str, tuple[Any, AnyFill]], example: Array
 ) -> Compact:
     apply, variables = whole.apply, whole.variables
     prunings = [
         masking.make_pruning(
-            variables, dependence.channel_flow(apply, variables, example, name), *how
+            variables, channel_flow(apply, variables, example, name), *how
         )
         for name, how in layers.items()
     ]
@@ -115,31 +118,32 @@ def _compact(
         whole,
         model=_narrow(whole, smaller, example),
         variables=smaller,
-        kept={**whole.kept, **{p.flow.layer: _kept(whole, p) for p in prunings}},
-        channels={
-            **{p.flow.layer: p.flow.channels for p in prunings},
-            **whole.channels,
-        },
-        fills={**whole.fills, **{p.flow.layer: p.name for p in prunings}},
+        layers={**whole.layers, **{p.flow.layer: _pruned(whole, p) for p in prunings}},
     )
     _check_runs(small, example, whole)
-    return replace(small, report=prove(whole, prunings, small, example))
+    return replace(small, proof=prove(whole, prunings, small, example))
 
 
 def prove(
     whole: Compact, prunings: Sequence[Pruning], small: Compact, x: Array
 ) -> Proof:
-    """Compares the compact network with the masked one; see `jaxprune.proof`."""
+    """Compares the compact network with the masked one; see `compaction.proof`."""
+    magnitudes = {
+        name: partial(regression.magnitude, keep=pruning.keep)
+        for pruning in prunings
+        for name, regression in pruning.fill.regressions(pruning.keep).items()
+    }
     # A matrix unit that rounds its factors would need a wider bound.
     with jax.default_matmul_precision("highest"):
-        before, bound = proof_lib.rounding_bound(
+        before, bound = rounding_bound(
             whole.apply,
             whole.variables,
             x,
             lambda apply: masking.mask_channels(apply, prunings),
+            magnitudes,
         )
         after = jax.jit(lambda v, x: small.apply(v, x))(small.variables, x)
-    return proof_lib.compare(before, np.asarray(after, np.float32), bound)
+    return compare(before, np.asarray(after, np.float32), bound)
 
 
 def _as_compact(
@@ -152,13 +156,20 @@ def _as_compact(
             )
         return replace(model, variables=variables)
     shape = example.shape[1:]
-    return Compact(model, variables, dict(call or {}), {}, {}, {}, shape, None)
+    return Compact(model, variables, dict(call or {}), {}, shape, None)
 
 
-def _kept(whole: Compact, pruning: Pruning) -> tuple[int, ...]:
-    layer = pruning.flow.layer
-    first = whole.kept.get(layer, range(pruning.flow.channels))
-    return tuple(c for c, keep in zip(first, pruning.keep, strict=True) if keep)
+def _pruned(whole: Compact, pruning: Pruning) -> PrunedLayer:
+    """The record of a pruning, also where the layer has been pruned before."""
+    before = whole.layers.get(pruning.flow.layer)
+    channels = pruning.flow.channels
+    first = before.kept if before else range(channels)
+    return PrunedLayer(
+        channels=before.channels if before else channels,
+        kept=tuple(c for c, keep in zip(first, pruning.keep, strict=True) if keep),
+        fill=pruning.fill.name,
+        fill_facts=pruning.fill.facts,
+    )
 
 
 def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
@@ -166,8 +177,8 @@ def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
     model = whole.model
     if type(model).__name__ not in BY_WIDTHS:
         return model
-    calls = dependence.list_calls(whole.apply, whole.variables, example[:1])
-    convs = [call.name for call in calls if isinstance(call.module, nn.Conv)]
+    layers = taps.list_layers(whole.apply, whole.variables, example[:1])
+    convs = [layer.name for layer in layers if isinstance(layer.module, nn.Conv)]
     widths = [variables["params"][name]["kernel"].shape[-1] for name in convs]
     return model.clone(widths=tuple(widths))
 
@@ -179,10 +190,9 @@ def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
             lambda v, x: small.apply(v, x), small.variables, example
         )
     except Exception as error:  # whatever the model's own code raises
-        line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"the model's code does not run with fewer channels, as one that writes "
-            f"their number into a reshape or a parameter: {line}"
+            f"their number into a reshape or a parameter: {first_line(error)}"
         ) from error
     expected = jax.eval_shape(lambda v, x: whole.apply(v, x), whole.variables, example)
     if getattr(output, "ndim", 0) != 2 or output.shape != expected.shape:

@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 from safetensors import numpy as safetensors
 
-from jaxprune.channels import flow as dependence
 from jaxprune.channels import taps
 from jaxprune.channels.taps import at_path
 
@@ -66,10 +65,11 @@ def multiply_adds(apply: taps.Apply, variables: Any, x: Array) -> int:
     Products with the zeros of a padded border are counted, as is usual.
     """
     total = 0
-    for call in dependence.list_calls(apply, variables, x):
-        if isinstance(call.module, nn.Conv | nn.Dense):
-            kernel = at_path(variables["params"], call.name)["kernel"]
-            total += int(np.prod(call.output.shape[:-1])) * int(np.prod(kernel.shape))
+    for layer in taps.list_layers(apply, variables, x):
+        if isinstance(layer.module, nn.Conv | nn.Dense):
+            kernel = at_path(variables["params"], layer.name)["kernel"]
+            positions = int(np.prod(layer.output.shape[:-1]))
+            total += positions * int(np.prod(kernel.shape))
     return total
 
 

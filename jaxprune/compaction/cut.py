@@ -1,11 +1,13 @@
 """The variables that are left when channels go, and what those still sent on.
 
-Removing a channel cuts the convolution's outputs, every BatchNorm behind it and the
-rows that it feeds in the layers that read it. It still sent something there: a
-constant, since its masked value is one, and all that follows up to the next layer is
-computed from constants. The constant is added to a dense layer's bias. A convolution
-pads with zeros, so that at the border it reads the constant less often: there it is a
-map, in the collection "offsets", kept as its few different rows and an index to them.
+Removing a channel cuts the convolution's outputs, every BatchNorm after it and the
+rows that it feeds in the layers that read it. It still sent something there. With a
+fill at the layer's output that is a constant, since all that follows up to the next
+layer is computed from constants; with the linear fill it is a constant and a share of
+each kept channel, whose rows take up that share (W_k + A W_p). The constant is added to
+a dense layer's bias. A convolution pads with zeros, so that at the border it reads the
+constant less often: there it is a map, in the collection "offsets", kept as its few
+different rows and an index to them.
 """
 
 from collections.abc import Sequence
@@ -18,10 +20,9 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from jaxprune.channels import flow as dependence
 from jaxprune.channels import masking, taps
 from jaxprune.channels.masking import Pruning
-from jaxprune.compaction import proof
+from jaxprune.compaction.proof import linear
 from jaxprune.errors import InputError
 
 
@@ -40,21 +41,27 @@ def cut_variables(
       InputError: a layer would read nothing that is left.
     """
     flat = flatten_dict(variables, sep="/")
-    consumers = {name for p in prunings for name in p.flow.consumers}
-    calls = {c.name: c for c in dependence.list_calls(apply, variables, x)}
+    readers = {name for p in prunings for name in p.flow.readers}
+    layers = {layer.name: layer for layer in taps.list_layers(apply, variables, x)}
     masked = masking.mask_channels(apply, prunings)
-    given = jax.jit(lambda v, x: taps.capture_inputs(masked, v, x, consumers))(
+    given = jax.jit(lambda v, x: taps.capture_inputs(masked, v, x, readers))(
         variables, x
     )
-    for name in sorted(consumers):
-        _fold(flat, calls[name], prunings, np.asarray(given[name]))
+    for name in sorted(readers):
+        constants = _constants(name, prunings, np.asarray(given[name]))
+        _fold_constants(flat, layers[name], constants)
+        for pruning in prunings:
+            if name in pruning.fill.moments:
+                regression = pruning.fill.regressions(pruning.keep)[name]
+                kernel = f"params/{name}/kernel"
+                flat[kernel] = regression.fold(flat[kernel])
     outputs = {p.flow.layer: p.keep for p in prunings}
     for name in {name for p in prunings for name in p.flow.norms}:
         outputs[name] = _kept_of(prunings, name, "norms")
     for path, value in flat.items():
         layer = "/".join(path.split("/")[1:-1])
-        if layer in consumers and path.endswith("/kernel"):
-            keep = _kept_of(prunings, layer, "consumers")
+        if layer in readers and path.endswith("/kernel"):
+            keep = _kept_of(prunings, layer, "readers")
             if not keep.any():
                 raise InputError(f"'{layer}' reads pruned channels only: keep one more")
             value = value[..., keep, :]
@@ -74,35 +81,47 @@ def _kept_of(prunings: Sequence[Pruning], name: str, role: str) -> np.ndarray:
     return np.logical_and.reduce(masks)
 
 
-def _fold(
-    flat: dict[str, Any],
-    call: dependence.Call,
-    prunings: Sequence[Pruning],
-    given: np.ndarray,
-) -> None:
-    """Adds to `flat` what the pruned features send through a layer."""
-    folded = np.zeros(given.shape[-1], bool)
-    dropped = np.zeros(given.shape[-1], bool)
+def _constants(name: str, prunings: Sequence[Pruning], given: np.ndarray) -> np.ndarray:
+    """What pruned features send a layer whatever the image is, as its input; else 0.
+
+    Args:
+      name: the layer.
+      prunings: what is removed.
+      given: what the layer is given in the masked network for one image.
+    """
+    constants = np.zeros(given.shape, np.float32)
     for pruning in prunings:
-        if call.name in pruning.flow.consumers:
-            gone = ~pruning.kept_features(pruning.flow.consumers[call.name])
-            (dropped if pruning.values is None else folded)[gone] = True
-    constants = np.where(folded & ~dropped, given, 0).astype(np.float32)
+        owner = pruning.flow.readers.get(name)
+        if owner is None:
+            continue
+        gone = ~pruning.kept_features(owner)
+        if pruning.fill.values is not None:
+            constants[..., gone] = given[..., gone]
+        elif pruning.fill.moments:
+            regression = pruning.fill.regressions(pruning.keep)[name]
+            constants[..., regression.features] = regression.constants
+    return constants
+
+
+def _fold_constants(
+    flat: dict[str, Any], layer: taps.Layer, constants: np.ndarray
+) -> None:
+    """Adds to `flat` what constant features send through a layer."""
     if not constants.any():
         return
-    kernel = flat[f"params/{call.name}/kernel"]
-    uniform = (constants == constants.reshape(-1, given.shape[-1])[0]).all()
-    bias = f"params/{call.name}/bias"
-    if isinstance(call.module, nn.Dense):
+    kernel = flat[f"params/{layer.name}/kernel"]
+    uniform = (constants == constants.reshape(-1, constants.shape[-1])[0]).all()
+    bias = f"params/{layer.name}/bias"
+    if isinstance(layer.module, nn.Dense):
         sent = constants.astype(np.float64) @ kernel.astype(np.float64)
         if uniform and bias in flat:
             row = sent.reshape(-1, kernel.shape[-1])[0]
             flat[bias] = (flat[bias] + row).astype(flat[bias].dtype)
             return
     else:
-        sent = np.asarray(proof.linear(call.module, kernel, jnp.asarray(constants)))
+        sent = np.asarray(linear(layer.module, kernel, jnp.asarray(constants)))
     sent = sent[0].astype(np.float32)
-    path = f"offsets/{call.name}"
+    path = f"offsets/{layer.name}"
     if f"{path}/rows" in flat:
         sent = sent + flat[f"{path}/rows"][flat[f"{path}/index"]]
     positions = sent.shape[:-1]

@@ -15,7 +15,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Num
 
-from jaxprune.channels import flow as dependence
+from jaxprune.channels import taps
+from jaxprune.channels.flow import READERS
 from jaxprune.compaction import artefact
 from jaxprune.compaction.proof import Proof
 from jaxprune.errors import InputError
@@ -31,6 +32,23 @@ _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
+class PrunedLayer:
+    """What was removed of one layer.
+
+    Attributes:
+      channels: how many it had at first.
+      kept: those that remain, by their first index.
+      fill: name of what a pruned channel had become.
+      fill_facts: JSON-able facts of how that fill was made.
+    """
+
+    channels: int
+    kept: tuple[int, ...]
+    fill: str
+    fill_facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Compact:
     """A network with channels removed, ready to be called.
 
@@ -38,30 +56,25 @@ class Compact:
       model: CifarVGG or PairCNN with smaller `widths`; any other model as it was.
       variables: the smaller variables.
       call: keyword arguments of the model's call, such as `{"train": False}`.
-      kept: for each pruned layer, its remaining channels by their first index.
-      channels: for each pruned layer, how many it had at first.
-      fills: for each pruned layer, what a pruned channel had become.
+      layers: what was removed, by layer.
       input_shape: of one example.
-      report: the comparison with the masked network on the example; None once the
+      proof: the comparison with the masked network on the example; None once the
         variables have been changed.
     """
 
     model: nn.Module
     variables: Any
     call: Mapping[str, Any]
-    kept: Mapping[str, tuple[int, ...]]
-    channels: Mapping[str, int]
-    fills: Mapping[str, str]
+    layers: Mapping[str, PrunedLayer]
     input_shape: tuple[int, ...]
-    report: Proof | None
+    proof: Proof | None
 
     def apply(self, variables: Any, x: Array, **kwargs: Any) -> Any:
-        """The network, see `jaxprune.taps`; `kwargs` go to the model's apply."""
+        """The network, see `jaxprune.channels.taps`; `kwargs` go to the model."""
         kwargs = {**self.call, **kwargs}
         if type(self.model).__name__ in BY_WIDTHS:
             return self.model.apply(variables, x, **kwargs)
-        with nn.intercept_methods(_resize):
-            return self.model.apply(variables, x, **kwargs)
+        return taps.intercept(self.model.apply, _resize)(variables, x, **kwargs)
 
     def __call__(
         self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]
@@ -88,7 +101,7 @@ class Compact:
         about: Mapping[str, Any] | None = None,
         stablehlo: bool = False,
     ) -> None:
-        """Writes the network to a folder; see `jaxprune.artefact`.
+        """Writes the network to a folder; see `jaxprune.compaction.artefact`.
 
         Args:
           path: the folder.
@@ -109,14 +122,7 @@ class Compact:
         spec = {
             "model": _describe(self.model),
             "call": dict(self.call),
-            "layers": {
-                name: {
-                    "channels": self.channels[name],
-                    "kept": list(self.kept[name]),
-                    "fill": self.fills[name],
-                }
-                for name in self.kept
-            },
+            "layers": {name: _facts(layer) for name, layer in self.layers.items()},
             "input_shape": list(self.input_shape),
             "preprocessing": {
                 "input": "uint8 pixels",
@@ -125,7 +131,7 @@ class Compact:
             },
             "class_names": list(class_names),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "proof": self.report.to_json() if self.report else None,
+            "proof": self.proof.to_json() if self.proof else None,
             "about": dict(about or {}),
         }
         data = None
@@ -159,22 +165,28 @@ def load_compact(path: Path | str, model: nn.Module | None = None) -> Compact:
             f"{path} holds a network of the class {about['class']}, not "
             f"{type(model).__name__}"
         )
-    layers = spec["layers"]
     small = Compact(
         model=model,
         variables=variables,
         call=spec["call"],
-        kept={name: tuple(layer["kept"]) for name, layer in layers.items()},
-        channels={name: layer["channels"] for name, layer in layers.items()},
-        fills={name: layer["fill"] for name, layer in layers.items()},
+        layers={
+            name: PrunedLayer(**{k: _frozen(v) for k, v in layer.items()})
+            for name, layer in spec["layers"].items()
+        },
         input_shape=tuple(spec["input_shape"]),
-        report=Proof(**spec["proof"]) if spec["proof"] else None,
+        proof=Proof(**spec["proof"]) if spec["proof"] else None,
     )
     # Traces the network, which checks the shape of every parameter.
-    dependence.list_calls(
+    taps.list_layers(
         small.apply, variables, jnp.zeros((1, *small.input_shape), jnp.float32)
     )
     return small
+
+
+def _facts(layer: PrunedLayer) -> dict[str, Any]:
+    """Of a pruned layer, as JSON; no facts of a fill that has none."""
+    facts = {k: v for k, v in dataclasses.asdict(layer).items() if v != {}}
+    return {**facts, "kept": list(layer.kept)}
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:
@@ -195,16 +207,16 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _resize(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+def _resize(call: taps.Call) -> Any:
     """Runs a convolution or dense layer with as many features as its kernel has.
 
     The module is the one that linen has made for this call. A clone would be another
     module to whoever intercepts too, so it is set for the length of the call.
     """
-    module = context.module
-    if type(module) not in dependence.CONSUMERS or context.method_name != "__call__":
-        return next_fun(*args, **kwargs)
-    changes = {}
+    module = call.module
+    if type(module) not in READERS:
+        return call.run()
+    changes: dict[str, Any] = {}
     if module.has_variable("params", "kernel"):
         changes["features"] = module.get_variable("params", "kernel").shape[-1]
     if module.has_variable("offsets", "rows"):
@@ -213,13 +225,13 @@ def _resize(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
             if isinstance(module, nn.Conv)
             else ("dot_general", lax.dot_general)
         )
-        offset = (module.get_variable("offsets", name) for name in ("rows", "index"))
+        offset: Any = (module.get_variable("offsets", n) for n in ("rows", "index"))
         changes[field] = with_offset(getattr(module, field) or default, *offset)
     before = {name: getattr(module, name) for name in changes}
     try:
         for name, value in changes.items():
             object.__setattr__(module, name, value)
-        return next_fun(*args, **kwargs)
+        return call.run()
     finally:
         for name, value in before.items():
             object.__setattr__(module, name, value)

@@ -18,7 +18,7 @@ The chance that a single sum exceeds LAMBDA times its estimate is at most
 Axes: N images, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,12 +28,14 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxprune.channels import flow as dependence
 from jaxprune.channels import taps
+from jaxprune.channels.flow import NORMS, READERS
 from jaxprune.channels.taps import at_path
 from jaxprune.errors import InputError
 
 LAMBDA = 8.0
+
+Magnitude = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -114,21 +116,24 @@ def rounding_bound(
     variables: Any,
     x: Array,
     wrap: Callable[[taps.Apply], taps.Apply] = lambda apply: apply,
+    magnitudes: Mapping[str, Magnitude] | None = None,
 ) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, "N C"]]:
     """The network's logits, and how far rounding alone can move them.
 
     Args:
-      apply: the network, see `jaxprune.taps`.
+      apply: the network, see `jaxprune.channels.taps`.
       variables: its variables.
-      x: images; each costs as many backward passes as there are classes.
+      x: inputs; each costs as many backward passes as there are classes.
       wrap: masks the network, `masking.mask_channels`.
+      magnitudes: for a layer whose input is worked out by sums of its own: the size of
+        what these sums add, from the input.
     """
-    calls = [
-        call
-        for call in dependence.list_calls(apply, variables, x)
-        if _is_rounded(call.module)
+    layers = [
+        layer
+        for layer in taps.list_layers(apply, variables, x)
+        if _is_rounded(layer.module)
     ]
-    zeros = [jnp.zeros(call.output.shape, call.output.dtype) for call in calls]
+    zeros = [jnp.zeros(a.output.shape, a.output.dtype) for a in layers]
 
     @jax.jit
     def gradients(variables: Any, x: Array, direction: Array) -> tuple:
@@ -146,8 +151,8 @@ def rounding_bound(
     for direction in np.eye(classes.shape[-1], dtype=classes.dtype):
         logits, jacobian, given = gradients(variables, x, direction)
         errors = errors or [
-            _error(call, variables, value)
-            for call, value in zip(calls, given, strict=True)
+            _error(layer, variables, value, (magnitudes or {}).get(layer.name))
+            for layer, value in zip(layers, given, strict=True)
         ]
         square = np.zeros(len(x))
         for derivative, error in zip(jacobian, errors, strict=True):
@@ -161,7 +166,7 @@ def rounding_bound(
 
 
 def _is_rounded(module: nn.Module) -> bool:
-    return type(module) in (*dependence.CONSUMERS, *dependence.NORMS)
+    return type(module) in (*READERS, *NORMS)
 
 
 def _with_errors(
@@ -172,38 +177,39 @@ def _with_errors(
     What the layers are given is appended to `given`.
     """
 
-    def add(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        output = next_fun(*args, **kwargs)
-        if dependence.is_layer(context) and _is_rounded(context.module):
+    def add(call: taps.Call) -> Any:
+        output = call.run()
+        if call.is_layer and _is_rounded(call.module):
             output = output + errors[len(given)]
-            given.append(args[0])
+            given.append(call.input)
         return output
 
-    def network(variables: Any, x: Array) -> Any:
-        with nn.intercept_methods(add):
-            return apply(variables, x)
-
-    return network
+    return taps.intercept(apply, add)
 
 
-def _error(call: dependence.Call, variables: Any, x: Array) -> np.ndarray:
+def _error(
+    layer: taps.Layer, variables: Any, x: Array, magnitude: Magnitude | None
+) -> np.ndarray:
     """Rounding error of each element of a layer's output: sqrt(n) u sum |w| |x|."""
-    unit = float(jnp.finfo(call.output.dtype).eps) / 2
-    params = at_path(variables["params"], call.name)
-    x = jnp.abs(jnp.asarray(x, jnp.float32))
-    if isinstance(call.module, nn.BatchNorm):
-        statistics = at_path(variables["batch_stats"], call.name)
+    unit = float(jnp.finfo(layer.output.dtype).eps) / 2
+    params = at_path(variables["params"], layer.name)
+    x = jnp.asarray(x, jnp.float32)
+    x = jnp.abs(x) if magnitude is None else magnitude(x)
+    if isinstance(layer.module, nn.BatchNorm):
+        statistics = at_path(variables["batch_stats"], layer.name)
         factor = np.abs(params.get("scale", 1.0)) / np.sqrt(
-            np.asarray(statistics["var"]) + call.module.epsilon
+            np.asarray(statistics["var"]) + layer.module.epsilon
         )
         shift = np.abs(params.get("bias", 0.0))
         size = (x + np.abs(statistics["mean"])) * np.float32(factor) + shift
         return unit * 2 * np.asarray(size, np.float64)
     kernel = np.abs(params["kernel"])
-    fan_in = kernel.size // kernel.shape[-1]
-    size = np.asarray(linear(call.module, kernel, x), np.float64)
+    products = kernel.size // kernel.shape[-1]
+    if magnitude is not None:  # each predicted feature is such a sum itself
+        products += kernel.shape[-2]
+    size = np.asarray(linear(layer.module, kernel, x), np.float64)
     size = size + np.abs(params.get("bias", 0.0))
-    return unit * fan_in**0.5 * size
+    return unit * products**0.5 * size
 
 
 def linear(module: nn.Module, kernel: Any, x: Array) -> Array:

@@ -100,18 +100,29 @@ def choose_split(splits: Splits, which: str) -> Split:
     Raises:
       InputError: unknown name, not such a slice, or an empty one.
     """
+    name, index = _parse(splits, which)
+    split: Split = getattr(splits, name)
+    if not len(index):
+        raise InputError(f"split '{which}' is empty: '{name}' has {len(split)}")
+    return split.select(index)
+
+
+def overlap(splits: Splits, one: str, other: str) -> int:
+    """How many examples two splits, as `choose_split` takes them, have in common."""
+    (name, index), (other_name, other_index) = (
+        _parse(splits, which) for which in (one, other)
+    )
+    return len(np.intersect1d(index, other_index)) if name == other_name else 0
+
+
+def _parse(splits: Splits, which: str) -> tuple[str, np.ndarray]:
+    """The split's name, and the indices of its examples."""
     match = _SLICE.fullmatch(which)
     if not match:
         raise InputError(f"split '{which}' is not of the form test or train[1000:2000]")
     check_choice("split", match["name"], Splits._fields)
-    split: Split = getattr(splits, match["name"])
+    count = len(getattr(splits, match["name"]))
     start, stop = (
-        int(match[side] or default)
-        for side, default in (("start", 0), ("stop", len(split)))
+        int(match[side] or default) for side, default in (("start", 0), ("stop", count))
     )
-    chosen = split.select(np.arange(len(split))[start:stop])
-    if not len(chosen):
-        raise InputError(
-            f"split '{which}' is empty: '{match['name']}' has {len(split)}"
-        )
-    return chosen
+    return match["name"], np.arange(count)[start:stop]

@@ -20,15 +20,15 @@ from jaxtyping import Float
 
 from jaxprune.networks import winograd
 
-# Winograd's algorithm pays from so many channels in and out on, where there are so
-# many tiles of 2 x 2 that transforming the kernel costs little beside them.
+# Winograd's algorithm pays from this number of channels in and out, where there are
+# enough tiles of 2 x 2 that transforming the kernel costs little beside them.
 _WINOGRAD_CHANNELS = 32
 _WINOGRAD_TILES = 256
 # Largest height x width for which one matrix product over gathered receptive fields
 # beats XLA's forward pass on CPU.
 _MAX_GATHERED_POSITIONS = 9
-# Up to so many input channels, a kernel row's shifted views are joined before they
-# are multiplied: a matrix that is too narrow wastes the matrix unit.
+# Up to this number of input channels, a kernel row's shifted views are joined before
+# they are multiplied: a matrix that is too narrow wastes the matrix unit.
 _FEW_CHANNELS = 16
 
 

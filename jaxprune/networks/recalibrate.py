@@ -1,6 +1,6 @@
 """BatchNorm statistics estimated again, without training."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -32,19 +32,16 @@ def recalibrate(apply: taps.Apply, variables: Any, inputs: Iterable[Array]) -> A
     def moments(variables: Any, x: Array) -> dict[str, tuple[Array, Array]]:
         found: dict[str, tuple[Array, Array]] = {}
 
-        def note(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-            if context.method_name == "__call__":
-                if isinstance(context.module, nn.Dropout):
-                    return args[0]
-                if isinstance(context.module, nn.BatchNorm):
-                    x = args[0].astype(jnp.float32)
-                    axes = tuple(range(x.ndim - 1))
-                    name = "/".join(context.module.path)
-                    found[name] = (x.mean(axes), jnp.square(x).mean(axes))
-            return next_fun(*args, **kwargs)
+        def note(call: taps.Call) -> Any:
+            if isinstance(call.module, nn.Dropout):
+                return call.input
+            if isinstance(call.module, nn.BatchNorm):
+                x = call.input.astype(jnp.float32)
+                axes = tuple(range(x.ndim - 1))
+                found[call.name] = (x.mean(axes), jnp.square(x).mean(axes))
+            return call.run()
 
-        with nn.intercept_methods(note):
-            apply(variables, x, mutable=["batch_stats"])
+        taps.intercept(apply, note)(variables, x, mutable=["batch_stats"])
         return found
 
     step = jax.jit(moments)

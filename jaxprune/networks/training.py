@@ -13,9 +13,9 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxprune import mesh as meshes
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
+from jaxprune.mesh import make_mesh, replicate, spread
 
 # Steps between two looks at the loss: often enough to stop early, rarely enough not
 # to hold the device up.
@@ -38,7 +38,7 @@ class StepMetrics(NamedTuple):
 
 
 class EpochResult(NamedTuple):
-    """Of one epoch: the state behind it, and means over its steps."""
+    """Of one epoch: the state after it, and means over its steps."""
 
     epoch: int
     state: TrainState
@@ -97,8 +97,8 @@ def make_train_step(
 ) -> Step:
     """A jitted step: (state, images, labels) -> (state, metrics); state is donated.
 
-    Over a mesh the batch is one all the same: the loss is the mean over all of it, and
-    so are BatchNorm's statistics.
+    A batch spread over a mesh is still one batch: the loss is the mean over all of it,
+    and so are BatchNorm's statistics.
 
     The loss is the mean cross-entropy plus `l2[layer] * sum(kernel**2)` for the
     layers named in `l2`, as Keras's regularizer adds it.
@@ -130,9 +130,8 @@ def make_train_step(
                 mutable=list(rest),
             )
             logits = logits.astype(jnp.float32)
-            loss = optax.softmax_cross_entropy_with_integer_labels(
-                logits, labels
-            ).mean()
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            loss = losses.mean()
             for layer, coefficient in l2.items():
                 loss += coefficient * jnp.sum(params[layer]["kernel"] ** 2)
             return loss, (updated, logits)
@@ -184,8 +183,8 @@ def fit(
       InputError: a loss is not finite, or the split is smaller than a batch.
     """
     per_epoch = steps_per_epoch(split, batch_size)
-    mesh = mesh or meshes.make_mesh(jax.local_devices()[:1])
-    state = meshes.replicate(state, mesh)
+    mesh = mesh or make_mesh(jax.local_devices()[:1])
+    state = replicate(state, mesh)
     for epoch in range(int(state.step) // per_epoch, epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(split))
         started = time.perf_counter()
@@ -194,7 +193,7 @@ def fit(
         for i in range(per_epoch):
             index = order[i * batch_size : (i + 1) * batch_size]
             own = np.array_split(index, jax.process_count())[jax.process_index()]
-            batch = meshes.spread((split.read(own), split.labels[own]), mesh)
+            batch = spread((split.read(own), split.labels[own]), mesh)
             state, metrics = step(state, *batch)
             waiting.append(metrics)
             if len(waiting) == _STEPS_PER_LOOK or i == per_epoch - 1:

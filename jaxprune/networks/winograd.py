@@ -27,8 +27,8 @@ _B: Matrix = (
 _G: Matrix = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 _A: Matrix = ((1.0, 1.0, 1.0, 0.0), (0.0, 1.0, -1.0, -1.0))
 
-# Transforms are four times a feature map: beyond so many bytes they are made for a part
-# of the images at a time, in so many parts at most, each of which is compiled.
+# Transforms are four times a feature map: beyond this number of bytes they are made for
+# a part of the images at a time, in at most this number of parts; each is compiled.
 _CHUNK_BYTES = 2**25
 _MOST_CHUNKS = 8
 

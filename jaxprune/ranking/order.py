@@ -1,9 +1,9 @@
-"""From feature maps to an order of pruning: scores, order, masks.
+"""From scores to masks: the order in which channels are pruned.
 
-Knows nothing of networks. Axes: N images, H x W positions, P channels, K masks.
+Knows nothing of networks. Axes: P channels, K masks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,39 +11,14 @@ from jaxtyping import Bool, Float, Int
 
 from jaxprune.errors import InputError
 
-Scores = Float[np.ndarray, " P"]
 
-
-def mean(feature_map: Float[np.ndarray, "... P"]) -> Scores:
-    """Mean activation of every channel over all axes but the last.
-
-    The criterion of the CIFAR-10 report. The mean feature map [H, W, P] gives the
-    same scores as all N feature maps.
-    """
-    return feature_map.mean(tuple(range(feature_map.ndim - 1)), dtype=np.float64)
-
-
-def abs_mean(feature_map: Float[np.ndarray, "... P"]) -> Scores:
-    """Absolute value of the mean activation: the criterion of the MNIST report.
-
-    Differs from `mean` only where activations are signed, before BatchNorm and ReLU.
-    """
-    return np.abs(mean(feature_map))
-
-
-CRITERIA: dict[str, Callable[[Float[np.ndarray, "... P"]], Scores]] = {
-    "mean": mean,
-    "abs_mean": abs_mean,
-}
-
-
-def rank_channels(scores: Scores) -> Int[np.ndarray, " P"]:
+def pruning_order(scores: Float[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:
     """Channels in ascending order of score, equal scores in order of channel index.
 
     Raises:
       InputError: a score is not finite.
 
-    >>> rank_channels(np.array([0.5, 0.0, 0.5, 0.1]))
+    >>> pruning_order(np.array([0.5, 0.0, 0.5, 0.1]))
     array([1, 3, 0, 2])
     """
     if not np.isfinite(scores).all():

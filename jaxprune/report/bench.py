@@ -1,41 +1,64 @@
 """Figure of a benchmark."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 
-def bars(rows: Sequence[tuple[str, float, bool]], title: str) -> Figure:
-    """Seconds as horizontal bars, shortest on top.
+class Bar(NamedTuple):
+    """A measurement: median, lowest and highest seconds of its runs.
+
+    Attributes:
+      label: what was measured.
+      seconds: median.
+      lowest: of all runs.
+      highest: of all runs.
+      extrapolated: whether only a part was measured.
+    """
+
+    label: str
+    seconds: float
+    lowest: float
+    highest: float
+    extrapolated: bool
+
+
+def bars(rows: Sequence[Bar], title: str) -> Figure:
+    """Median seconds as horizontal bars, shortest on top, lines from lowest to highest.
 
     Args:
-      rows: label, seconds, and whether they are extrapolated.
+      rows: the measurements.
       title: of the figure.
     """
-    rows = sorted(rows, key=lambda row: row[1])
+    rows = sorted(rows, key=lambda row: row.seconds)
     figure = Figure(figsize=(8, 1.2 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for y, (_, seconds, extrapolated) in enumerate(rows):
+    for y, row in enumerate(rows):
         axes.barh(
             y,
-            seconds,
-            color="white" if extrapolated else "tab:blue",
+            row.seconds,
+            color="white" if row.extrapolated else "tab:blue",
             edgecolor="tab:blue",
-            hatch="///" if extrapolated else None,
+            hatch="///" if row.extrapolated else None,
+            xerr=[[row.seconds - row.lowest], [row.highest - row.seconds]],
+            capsize=3,
         )
         axes.annotate(
-            _duration(seconds),
-            (seconds, y),
-            (4, 0),
+            _duration(row.seconds),
+            (row.highest, y),
+            (6, 0),
             textcoords="offset points",
             va="center",
         )
-    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    longest, shortest = rows[-1][1], rows[0][1]
+    shortest, longest = rows[0].seconds, max(row.highest for row in rows)
     axes.set_xlim(shortest / 3, longest * 6)
-    axes.set_xlabel("seconds (hatched: measured in part and extrapolated)")
+    axes.set_xlabel(
+        "median seconds, lowest to highest (hatched: measured in part, extrapolated)"
+    )
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

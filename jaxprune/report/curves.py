@@ -19,6 +19,16 @@ from jaxprune.sweep import metrics
 from jaxprune.sweep.result import SweepResult
 
 _ACCURACY, _BALANCED, _QUIET = "tab:blue", "tab:orange", "0.45"
+# Colour, width and style of each fill's curve. Where two lie upon one another (a mean
+# and a dropped channel often do the same), both must show.
+_FILLS: dict[str, tuple[str, float, str]] = {
+    "zero": ("tab:blue", 3.0, "-"),
+    "bias": ("tab:orange", 1.5, "--"),
+    "mean": ("tab:green", 3.0, "-"),
+    "drop": ("black", 1.5, "--"),
+    "linear": ("tab:red", 2.0, "-"),
+    "values": ("tab:purple", 2.0, "-"),
+}
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -99,7 +109,7 @@ def _baseline_and_chance(axes: Axes, result: SweepResult) -> None:
 
 
 def accuracy_vs_k(result: SweepResult) -> Figure:
-    """Accuracy against K; for unbalanced classes also what hides behind it.
+    """Accuracy against K; for unbalanced classes also what it hides.
 
     There, balanced accuracy is a second line, and a panel below shows the share of
     images that the network predicts as each class.
@@ -145,21 +155,35 @@ def accuracy_vs_k(result: SweepResult) -> Figure:
 
 
 def compare_fills(results: list[SweepResult]) -> Figure:
-    """Accuracy against K of sweeps that differ in what a pruned channel becomes."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for result in results:
-        axes.plot(result.ks, result.accuracy, label=f"fill {result.about['fill']}")
-    _baseline_and_chance(axes, results[0])
-    axes.set_ylabel("accuracy")
-    axes.set_ylim(0, 1.02)
+    """Accuracy against K of sweeps that differ in what a pruned channel becomes.
+
+    For unbalanced classes, balanced accuracy is a second panel.
+    """
+    unbalanced = not results[0].is_balanced
+    figure = Figure(figsize=(8, 8 if unbalanced else 4.8), layout="constrained")
+    panels = figure.subplots(2 if unbalanced else 1, 1, squeeze=False)[:, 0]
+    names = ("accuracy", "balanced_accuracy")
+    by_fill = {result.about["fill"]: result for result in results}
+    for fill, (color, width, style) in _FILLS.items():
+        if fill not in by_fill:
+            continue
+        result = by_fill[fill]
+        for axes, name in zip(panels, names, strict=False):
+            axes.plot(
+                result.ks, getattr(result, name), label=f"fill {fill}",
+                color=color, linewidth=width, linestyle=style,
+            )  # fmt: skip
+    _baseline_and_chance(panels[0], results[0])
     about = results[0].about
-    axes.set_title(
+    panels[0].set_title(
         f"{about.get('model', 'network')}, layer {about['layer']}: "
         "what a pruned channel becomes"
     )
-    axes.legend(loc="lower left", framealpha=0.95)
-    _axes_of_k(axes, results[0])
+    for axes, name in zip(panels, names, strict=False):
+        axes.set_ylabel(name.replace("_", " "))
+        axes.set_ylim(0, 1.02)
+        _axes_of_k(axes, results[0])
+    panels[0].legend(loc="lower left", framealpha=0.95)
     return figure
 
 

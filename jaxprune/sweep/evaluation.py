@@ -1,24 +1,35 @@
 """Predictions under many masks: of every (image, mask) pair, or of those that change.
 
 A mask is True where a channel is kept. What the network's end reads besides the layer's
-feature map is worked out once for each batch, see `jaxprune.around`.
+feature map is worked out once for each batch, see `jaxprune.channels.head`.
 
 Axes: B images of a batch, P channels, K masks, M pairs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
-from jaxprune import mesh as meshes
+from jaxprune.channels.fills import Fill
 from jaxprune.channels.head import Head
-from jaxprune.mesh import DATA, MASK, REPLICATED, SPREAD, Sharded
+from jaxprune.mesh import (
+    DATA,
+    MASK,
+    REPLICATED,
+    SPREAD,
+    Sharded,
+    make_mesh,
+    replicate,
+    round_up,
+)
+from jaxprune.ranking.order import prefix_masks
 
 # Elements of an array that one evaluation holds: enough to keep a matrix unit busy,
 # and 16 MiB of float32 on a CPU.
@@ -32,81 +43,113 @@ _IN_FLIGHT = 4
 _MOST_CHANGED = 0.9
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Which networks to evaluate: for each k, the first k channels of `order` pruned.
+
+    Attributes:
+      order: channels in the order of pruning.
+      ks: ascending numbers of pruned channels.
+      fill: what a pruned channel becomes.
+    """
+
+    order: Int[np.ndarray, " P"]
+    ks: tuple[int, ...]
+    fill: Fill
+
+    @cached_property
+    def rank(self) -> Int[np.ndarray, " P"]:
+        """Each channel's place in the order."""
+        return np.argsort(self.order)
+
+    @cached_property
+    def masks(self) -> Bool[np.ndarray, "K P"]:
+        """One for each k."""
+        return prefix_masks(self.order, self.ks)
+
+
+class Predicted(NamedTuple):
+    """Predictions of a batch of images, and how many pairs had to be evaluated."""
+
+    classes: Int[np.ndarray, "K B"]
+    evaluated: int
+
+
 def chunk_size(elements: int) -> int:
-    """How many things of so many elements to evaluate at once."""
+    """How many things of `elements` numbers each to evaluate at once."""
     on_cpu = jax.default_backend() == "cpu"
     return max(1, (_CPU_ELEMENTS if on_cpu else _ACCELERATOR_ELEMENTS) // elements)
 
 
-def fill_channels(
-    feature_map: Float[Array, "B *axes P"],
-    kept: Bool[Array, "*B P"],
-    fill: Float[Array, " P"],
-) -> Float[Array, "B *axes P"]:
-    """The feature map with every channel that is not kept holding its fill."""
-    kept = along_channels(kept, feature_map.ndim)
-    return jnp.where(kept, feature_map, fill.astype(feature_map.dtype))
+def mask_program(logits: Callable[..., Array], mesh: Mesh) -> Sharded:
+    """Compiles, at its first call, (weights, batch, masks) -> predicted classes [K, B].
 
+    Args:
+      logits: (weights, *batch, mask) -> logits [B, classes].
+      mesh: batches are divided over its axis `data`, masks over `mask`.
+    """
 
-def along_channels(kept: Shaped[Array, "*B P"], ndim: int) -> Array:
-    """[P] or [B, P] as [..., P] with `ndim` axes, to meet a feature map."""
-    ones = (1,) * (ndim - kept.ndim)
-    return kept.reshape(*kept.shape[:-1], *ones, kept.shape[-1])
+    def predict(weights: Any, batch: Any, masks: Array) -> Array:
+        def one(mask: Array) -> Array:
+            return jnp.argmax(logits(weights, *batch, mask), axis=-1)
 
+        return jax.vmap(one)(masks)
 
-def _predict_masks(logits: Callable[..., Array], masks: Array) -> Array:
-    """Predicted classes [K, B] under each mask."""
-    return jax.vmap(lambda mask: jnp.argmax(logits(mask), axis=-1))(masks)
-
-
-@jax.jit
-def _predict_filled(
-    head: Callable[[Array], Array], feature_map: Array, masks: Array, fill: Array
-) -> Array:
-    return _predict_masks(
-        lambda mask: head(fill_channels(feature_map, mask, fill)), masks
-    )
+    data, mask = PartitionSpec(DATA), PartitionSpec(MASK)
+    return Sharded(predict, mesh, (REPLICATED, data, mask), PartitionSpec(MASK, DATA))
 
 
 def evaluate_masks(
-    head: Callable[..., Array],
-    feature_map: Float[Array, "B *axes P"] | Float[np.ndarray, "B *axes P"],
+    logits: Callable[..., Array],
+    weights: Any,
+    batch: Sequence[Any],
     masks: Bool[np.ndarray, "K P"],
     *,
-    fill: Float[np.ndarray, " P"] | float = 0.0,
+    mesh: Mesh | None = None,
     mask_chunk: int | None = None,
+    program: Sharded | None = None,
 ) -> Int[np.ndarray, "K B"]:
-    """Predicted class of every image under every mask.
-
-    A channel that a mask leaves out holds its fill at every position:
-    `where(mask, feature_map, fill)`.
+    """Predicted class of every image under every mask, as one batched computation.
 
     Args:
-      head: feature map [B, ..., P] -> logits [B, classes]. A `jax.tree_util.Partial`
-        that binds the variables keeps them out of the compiled code.
-      feature_map: the layer's output for a batch of images.
+      logits: (weights, *batch, mask) -> logits [B, classes], with one mask [P], True
+        where a channel is kept: `jaxprune.channels.masking.masked_network`, say.
+      weights: a tree of arrays, kept out of the compiled code.
+      batch: trees of arrays with the images on their first axis, such as a feature map.
       masks: True where a channel is kept.
-      fill: what a pruned channel becomes.
+      mesh: the devices; by default all of this process.
       mask_chunk: masks evaluated at once; by default chosen from the batch.
+      program: what `mask_program` compiled of `logits` on this mesh before.
     """
-    head = head if isinstance(head, Partial) else Partial(head)
-    fills = jnp.broadcast_to(jnp.asarray(fill, jnp.float32), masks.shape[1:])
-    chunk = mask_chunk or chunk_size(int(np.prod(feature_map.shape)))
-    outputs = (
-        _predict_filled(head, feature_map, some, fills) for some in chunks(masks, chunk)
-    )
-    return np.concatenate(list(fetch(outputs)))[: len(masks)]
+    mesh = mesh or make_mesh()
+    program = program or mask_program(logits, mesh)
+    leaves = jax.tree.leaves(batch)
+    images = len(leaves[0])
+    size = round_up(images, mesh.shape[DATA])
+    batch = jax.tree.map(lambda a: _pad_rows(a, size), tuple(batch))
+    chunk = mask_chunk or chunk_size(sum(int(np.prod(a.shape)) for a in leaves))
+    chunk = round_up(min(chunk, len(masks)), mesh.shape[MASK])
+    outputs = (program(weights, batch, some) for some in chunks(masks, chunk))
+    return np.concatenate(list(fetch(outputs)))[: len(masks), :images]
 
 
-def chunks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def _pad_rows(rows: Any, size: int) -> Any:
+    """Rows of zeros up to `size`."""
+    if len(rows) == size:
+        return rows
+    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+
+def chunks(
+    rows: Shaped[np.ndarray, "N ..."], size: int
+) -> Iterator[Shaped[np.ndarray, "size ..."]]:
     """`size` rows at a time, zeros after the last."""
     for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        yield np.pad(some, [(0, size - len(some))] + [(0, 0)] * (rows.ndim - 1))
+        yield _pad_rows(rows[start : start + size], size)
 
 
 def fetch(outputs: Iterable[Array]) -> Iterator[np.ndarray]:
-    """Device arrays as NumPy's, a few evaluations behind those that are started."""
+    """Device arrays as NumPy's, while the next few evaluations are under way."""
     waiting: list[Array] = []
     for output in outputs:
         waiting.append(output)
@@ -119,48 +162,39 @@ class EveryPair:
     """Evaluates every (image, mask) pair; what does not depend on the mask, once.
 
     Attributes:
+      weights: the head's, on every device.
       around: what the network's end reads besides the feature map, see `Head.around`.
       functions: what was compiled.
-      evaluated: (image, mask) pairs evaluated so far.
     """
 
     def __init__(
-        self,
-        head: Head,
-        mesh: Mesh,
-        masks: Bool[np.ndarray, "K P"],
-        mask_chunk: int,
+        self, head: Head, weights: Any, mesh: Mesh, plan: Plan, mask_chunk: int
     ):
-        def predict(variables: Any, around: Any, fm: Array, masks: Array) -> Array:
-            return _predict_masks(
-                lambda mask: head.logits(variables, around, fm, mask), masks
-            )
-
-        data, mask = PartitionSpec(DATA), PartitionSpec(MASK)
+        self.weights = replicate(weights, mesh)
         self.around = Sharded(head.around, mesh, (REPLICATED, SPREAD), SPREAD)
-        self._predict = Sharded(
-            predict, mesh, (REPLICATED, data, data, mask), PartitionSpec(MASK, DATA)
-        )
-        self.functions = [self.around, self._predict]
-        self.evaluated = 0
-        self._masks = masks
-        self._chunk = meshes.round_up(min(mask_chunk, len(masks)), mesh.shape[MASK])
+        self._logits = head.logits
+        self._program = mask_program(head.logits, mesh)
+        self.functions = [self.around, self._program]
+        self._mesh, self._masks, self._chunk = mesh, plan.masks, mask_chunk
 
     def __call__(
-        self, variables: Any, images: np.ndarray, feature_map: np.ndarray, size: int
-    ) -> Int[np.ndarray, "K B"]:
+        self, images: np.ndarray, feature_map: np.ndarray, size: int
+    ) -> Predicted:
         """Predictions of a batch whose first `size` images are real."""
-        self.evaluated += size * len(self._masks)
-        around = self.around(variables, images)
-        outputs = (
-            self._predict(variables, around, feature_map, masks)
-            for masks in chunks(self._masks, self._chunk)
+        classes = evaluate_masks(
+            self._logits,
+            self.weights,
+            (self.around(self.weights, images), feature_map),
+            self._masks,
+            mesh=self._mesh,
+            mask_chunk=self._chunk,
+            program=self._program,
         )
-        return np.concatenate(list(fetch(outputs)))[: len(self._masks)]
+        return Predicted(classes[:, :size], size * len(self._masks))
 
 
 def changed_pairs(
-    differs: Bool[np.ndarray, "B P"], ks: Int[np.ndarray, " K"]
+    differs: Bool[np.ndarray, "B P"], ks: Sequence[int] | Int[np.ndarray, " K"]
 ) -> Bool[np.ndarray, "K B"]:
     """Where an image's prediction under a mask can differ from that of the mask before.
 
@@ -174,7 +208,7 @@ def changed_pairs(
     """
     counts = np.zeros((len(differs), differs.shape[1] + 1), np.int32)
     np.cumsum(differs, axis=1, out=counts[:, 1:])
-    return (np.diff(counts[:, ks], axis=1, prepend=-1) != 0).T
+    return (np.diff(counts[:, list(ks)], axis=1, prepend=-1) != 0).T
 
 
 def carry_forward(
@@ -190,69 +224,50 @@ def carry_forward(
 class ChangedPairs:
     """Evaluates the pairs whose prediction can differ from that of the mask before.
 
+    For fills that are constants at the layer.
+
     Attributes:
       functions: what was compiled.
-      evaluated: (image, mask) pairs evaluated so far.
     """
 
     def __init__(
-        self,
-        head: Head,
-        mesh: Mesh,
-        order: Int[np.ndarray, " P"],
-        ks: Sequence[int],
-        fill: Float[np.ndarray, " P"],
-        every: EveryPair,
-        pairs: int,
+        self, head: Head, mesh: Mesh, plan: Plan, every: EveryPair, pairs: int
     ):
-        rank = np.argsort(order)
-
         def differs(fm: Array) -> Array:
             middle = tuple(range(1, fm.ndim - 1))
-            return jnp.any(fm != jnp.asarray(fill, fm.dtype), axis=middle)
+            return jnp.any(fm != jnp.asarray(plan.fill.values, fm.dtype), axis=middle)
 
         def predict(
-            variables: Any, around: Any, fm: Array, image: Array, k: Array
+            weights: Any, around: Any, fm: Array, image: Array, k: Array
         ) -> Array:
-            kept = jnp.asarray(rank) >= k[:, None]
+            keep = jnp.asarray(plan.rank) >= k[:, None]
             around = [array[image] for array in around]
-            logits = head.logits(variables, around, fm[image], kept)
-            return jnp.argmax(logits, axis=-1)
+            return jnp.argmax(head.logits(weights, around, fm[image], keep), axis=-1)
 
         self._differs = Sharded(differs, mesh, (SPREAD,), SPREAD)
         whole = (REPLICATED,) * 3
         self._predict = Sharded(predict, mesh, (*whole, SPREAD, SPREAD), SPREAD)
         self._every = every
-        self.functions = [
-            self._differs,
-            self._predict,
-            *every.functions,
-        ]
-        self._evaluated = 0
-        self._mesh, self._order, self._ks = mesh, order, np.asarray(ks, np.int32)
-        self._pairs = meshes.round_up(pairs, mesh.size)
-
-    @property
-    def evaluated(self) -> int:
-        """Pairs evaluated so far."""
-        return self._evaluated + self._every.evaluated
+        self.functions = [self._differs, self._predict, *every.functions]
+        self._mesh, self._plan = mesh, plan
+        self._pairs = round_up(pairs, mesh.size)
 
     def __call__(
-        self, variables: Any, images: np.ndarray, feature_map: np.ndarray, size: int
-    ) -> Int[np.ndarray, "K B"]:
+        self, images: np.ndarray, feature_map: np.ndarray, size: int
+    ) -> Predicted:
         """Predictions of a batch whose first `size` images are real."""
         differs = np.asarray(self._differs(feature_map))[:size]
-        changed = changed_pairs(differs[:, self._order], self._ks)
+        changed = changed_pairs(differs[:, self._plan.order], self._plan.ks)
         if changed.mean() > _MOST_CHANGED:
-            return self._every(variables, images, feature_map, size)[:, :size]
-        self._evaluated += int(changed.sum())
+            return self._every(images, feature_map, size)
         mask, image = np.nonzero(changed)
-        pairs = np.stack([image.astype(np.int32), self._ks[mask]], axis=1)
-        batch = (self._every.around(variables, images), feature_map)
-        batch = meshes.replicate(batch, self._mesh)
+        pairs = np.stack([image, np.asarray(self._plan.ks)[mask]], axis=1)
+        weights = self._every.weights
+        batch = (self._every.around(weights, images), feature_map)
+        batch = replicate(batch, self._mesh)
         outputs = (
-            self._predict(variables, *batch, chunk[:, 0], chunk[:, 1])
-            for chunk in chunks(pairs, self._pairs)
+            self._predict(weights, *batch, some[:, 0], some[:, 1])
+            for some in chunks(pairs.astype(np.int32), self._pairs)
         )
         classes = np.concatenate(list(fetch(outputs)))[: len(pairs)]
-        return carry_forward(changed, classes)
+        return Predicted(carry_forward(changed, classes), int(changed.sum()))

@@ -9,53 +9,39 @@ Axes: N images, P channels, K masks.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jax import ShapeDtypeStruct
 from jaxtyping import Array, Float
 
-from jaxprune import mesh as meshes
 from jaxprune import processes
-from jaxprune.channels import masking, taps
+from jaxprune.channels import taps
+from jaxprune.channels.fills import AtReader, Fill, resolve_fill
 from jaxprune.channels.flow import ChannelFlow, channel_flow
-from jaxprune.channels.head import Head, make_head
-from jaxprune.errors import InputError, check_choice
-from jaxprune.ranking import order as ranking
-from jaxprune.sweep.evaluation import (
-    ChangedPairs,
-    EveryPair,
-    chunk_size,
-    fill_channels,
-)
+from jaxprune.channels.head import batch_of, make_head
+from jaxprune.channels.masking import masked_network
+from jaxprune.errors import InputError
+from jaxprune.mesh import round_up
+from jaxprune.ranking.order import check_ks, pruning_order
+from jaxprune.sweep.evaluation import ChangedPairs, EveryPair, Plan, chunk_size
 from jaxprune.sweep.result import SweepResult
-from jaxprune.sweep.running_sum import STEP, RunningSum, find_dense_reader
+from jaxprune.sweep.running_sum import STEP, Reader, RunningSum, find_reader
 from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
-
-# What a pruned channel becomes at the tapped layer: (bias [P], mean [P]) -> fill [P].
-# None drops it: no constant there does that, so the layers that read it read 0.
-FILLS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray | None]] = {
-    "zero": lambda bias, mean: np.zeros_like(mean),
-    "bias": lambda bias, mean: bias,
-    "mean": lambda bias, mean: mean,
-    "drop": lambda bias, mean: None,
-}
 
 Evaluation = EveryPair | ChangedPairs | RunningSum
 
 
 def sweep_layer(
     tapped: TappedLayer,
-    variables: Any,
     scores: Float[np.ndarray, " P"],
     *,
-    fill: str = "zero",
+    fill: str | np.ndarray | Fill = "zero",
     ks: Sequence[int] | None = None,
     mask_chunk: int | None = None,
-    dense: bool = False,
+    every_pair: bool = False,
     about: dict[str, Any] | None = None,
     on_pairs: Progress = ignore,
 ) -> SweepResult:
@@ -65,66 +51,86 @@ def sweep_layer(
     already has the prediction before it; only the others are evaluated.
 
     Args:
-      tapped: the layer's feature maps.
-      variables: the network's variables.
+      tapped: the layer's feature maps, and the network they were computed with.
       scores: score of every channel; the lowest is pruned first.
-      fill: one of FILLS, what a pruned channel becomes.
+      fill: what a pruned channel becomes: a name, its value for every channel, or what
+        `linear_fill` returns; see `jaxprune.channels.fills`.
       ks: strictly ascending numbers of pruned channels; by default 0 .. P-1. The
         first is the baseline that losses are measured from.
       mask_chunk: masks of a batch evaluated at once; by default chosen from the
         network.
-      dense: evaluates every pair all the same, by the plainest way.
+      every_pair: evaluates every pair, whether it changes or not, in the plainest way.
       about: facts to keep in the result.
       on_pairs: called with the number of (image, k) pairs done since the last call.
 
     Raises:
       InputError: unknown fill, scores that are not finite or not one for each channel,
-        unusable ks or mask_chunk, or channels that cannot be dropped because they join
-        others before the next layer.
+        unusable ks or mask_chunk, or channels that the fill cannot be put in place of
+        because they join others before the next layer.
     """
-    check_choice("fill", fill, FILLS)
-    order = _rank(tapped, scores)
-    ks = ranking.check_ks(range(len(order)) if ks is None else ks, len(order))
-    mean = tapped.mean_feature_map.reshape(-1, len(order)).mean(0).astype(np.float32)
-    values = FILLS[fill](tapped.bias, mean)
-    started = time.perf_counter()
-    variables = meshes.replicate(variables, tapped.mesh)
-    evaluate, batch_size = _evaluation(
-        tapped, variables, order, ks, values, mask_chunk, dense
+    if mask_chunk is not None and mask_chunk < 1:
+        raise InputError(f"mask_chunk must be at least 1, got {mask_chunk}")
+    resolved = resolve_fill(
+        fill, layer=tapped.name, bias=tapped.bias, mean=tapped.channel_means
     )
-    classes = tapped.split.class_names
-    dtype = np.uint8 if len(classes) <= 256 else np.uint16
-    predictions = np.empty((len(ks), len(tapped.own)), dtype)
-    for batch, feature_map in tapped.batches(batch_size):
-        images = slice(batch.start, batch.start + batch.size)
-        predicted = evaluate(variables, batch.images, feature_map, batch.size)
-        predictions[:, images] = predicted[:, : batch.size]
-        on_pairs(batch.size * len(ks))
-    how = _how(tapped, evaluate, time.perf_counter() - started)
+    ks = check_ks(range(tapped.channels) if ks is None else ks, tapped.channels)
+    plan = Plan(_order(tapped, scores), ks, resolved)
+    started = time.perf_counter()
+    evaluate, batch_size = _evaluation(tapped, plan, mask_chunk, every_pair)
+    predictions, evaluated = _predict(tapped, evaluate, batch_size, ks, on_pairs)
+    seconds = time.perf_counter() - started
+    how = _how(tapped, evaluate, predictions.size, evaluated, seconds)
     return SweepResult(
         ks=ks,
-        order=order,
+        order=plan.order,
         scores=scores,
-        predictions=np.concatenate(processes.gather(predictions.T)).T,
+        predictions=predictions,
         labels=tapped.split.labels,
         mean_feature_map=_three_axes(tapped.mean_feature_map),
-        class_names=classes,
-        about={
-            "layer": tapped.name,
-            "fill": fill,
-            "batch_size": tapped.batch_size,
-            "pairs": len(ks) * len(tapped.split),
-            **how,
-            **(about or {}),
-        },
+        class_names=tapped.split.class_names,
+        about={**_fill_facts(resolved), **how, **(about or {})},
     )
 
 
-def _how(tapped: TappedLayer, evaluate: Evaluation, seconds: float) -> dict[str, Any]:
+def _predict(
+    tapped: TappedLayer,
+    evaluate: Evaluation,
+    batch_size: int,
+    ks: tuple[int, ...],
+    on_pairs: Progress,
+) -> tuple[np.ndarray, int]:
+    """Predictions [K, N] of all processes' images, and the pairs evaluated here."""
+    dtype = np.uint8 if len(tapped.split.class_names) <= 256 else np.uint16
+    predictions = np.empty((len(ks), len(tapped.own)), dtype)
+    evaluated = 0
+    for batch, feature_map in tapped.batches(batch_size):
+        images = slice(batch.start, batch.start + batch.size)
+        predicted = evaluate(batch.images, feature_map, batch.size)
+        predictions[:, images] = predicted.classes
+        evaluated += predicted.evaluated
+        on_pairs(batch.size * len(ks))
+    return np.concatenate(processes.gather(predictions.T)).T, evaluated
+
+
+def _fill_facts(fill: Fill) -> dict[str, Any]:
+    facts: dict[str, Any] = {"fill": fill.name}
+    return facts | ({"fill_facts": dict(fill.facts)} if fill.facts else {})
+
+
+def _how(
+    tapped: TappedLayer,
+    evaluate: Evaluation,
+    pairs: int,
+    evaluated: int,
+    seconds: float,
+) -> dict[str, Any]:
     """How the pairs were evaluated, and what it took."""
     compilation = sum(f.compile_seconds for f in evaluate.functions)
     return {
-        "pairs_evaluated": int(processes.total(np.array([evaluate.evaluated]))[0]),
+        "layer": tapped.name,
+        "batch_size": tapped.batch_size,
+        "pairs": pairs,
+        "pairs_evaluated": int(processes.total(np.array([evaluated]))[0]),
         "evaluation": type(evaluate).__name__,
         "seconds": {
             "trunk": round(tapped.trunk_seconds, 3),
@@ -134,95 +140,117 @@ def _how(tapped: TappedLayer, evaluate: Evaluation, seconds: float) -> dict[str,
     }
 
 
-def _rank(tapped: TappedLayer, scores: Float[np.ndarray, " P"]) -> np.ndarray:
+def _order(tapped: TappedLayer, scores: Float[np.ndarray, " P"]) -> np.ndarray:
     """Channels in the order in which they are pruned."""
-    channels = tapped.mean_feature_map.shape[-1]
-    if np.shape(scores) != (channels,):
+    if np.shape(scores) != (tapped.channels,):
         raise InputError(
-            f"scores must be {channels} numbers, one for each channel of "
+            f"scores must be {tapped.channels} numbers, one for each channel of "
             f"'{tapped.name}', got shape {np.shape(scores)}"
         )
-    return ranking.rank_channels(scores)
+    return pruning_order(scores)
 
 
 def _evaluation(
-    tapped: TappedLayer,
-    variables: Any,
-    order: np.ndarray,
-    ks: tuple[int, ...],
-    fill: np.ndarray | None,
-    mask_chunk: int | None,
-    dense: bool,
+    tapped: TappedLayer, plan: Plan, mask_chunk: int | None, every_pair: bool
 ) -> tuple[Evaluation, int]:
     """How to evaluate the masks, and the number of images to give it at once."""
-    if mask_chunk is not None and mask_chunk < 1:
-        raise InputError(f"mask_chunk must be at least 1, got {mask_chunk}")
-    apply, layer, mesh = tapped.apply, tapped.name, tapped.mesh
+    flow = _flow(tapped, plan.fill)
+    if flow is not None and not every_pair:
+        images = tapped.images
+        reader = find_reader(tapped.apply, tapped.variables, images, flow)
+        if reader is not None:
+            return _running_sum(tapped, plan, reader, mask_chunk)
+    return _by_mask(tapped, plan, flow, mask_chunk, every_pair)
+
+
+def _flow(tapped: TappedLayer, fill: Fill) -> ChannelFlow | None:
+    """Where the channels go; None where that cannot be followed and need not be."""
+    try:
+        return channel_flow(tapped.apply, tapped.variables, tapped.images, tapped.name)
+    except InputError:
+        if fill.values is None:
+            raise
+        return None
+
+
+def _running_sum(
+    tapped: TappedLayer, plan: Plan, reader: Reader, mask_chunk: int | None
+) -> tuple[RunningSum, int]:
+    """The evaluation where one layer reads the channels."""
+    apply, name = tapped.apply, reader.layer.name
+    output = ShapeDtypeStruct(reader.layer.output.shape[1:], np.dtype(np.float32))
+
+    def whole(variables: Any, images: Array, output: Array) -> Array:
+        return taps.run_from(apply, variables, images, name, output)
+
+    head = make_head(
+        whole, tapped.variables, tapped.images, lambda n: (batch_of(output, n),)
+    )
+    around = _elements(head.shapes_around(tapped.variables, 2))
+    # A batch keeps what the reader returns and what goes around for every image, and
+    # the changes of its input; a pair has its own of the former, and STEP changes.
+    returned = math.prod(output.shape) + around
+    elements = math.prod(tapped.mean_feature_map.shape)
+    images = min(len(tapped.own), chunk_size(max(returned, elements // 4)))
+    held = STEP * len(reader.features) * math.prod(output.shape[:-1])
+    most = chunk_size(max(returned, held))
+    pairs = mask_chunk * tapped.batch_size if mask_chunk else most
+    running = RunningSum(
+        apply, tapped.variables, tapped.name, reader, head, tapped.mesh, plan,
+        min(pairs, STEP * images),
+    )  # fmt: skip
+    return running, round_up(images, tapped.mesh.size)
+
+
+def _by_mask(
+    tapped: TappedLayer,
+    plan: Plan,
+    flow: ChannelFlow | None,
+    mask_chunk: int | None,
+    every_pair: bool,
+) -> tuple[Evaluation, int]:
+    """The evaluation that runs the whole head for each pair."""
+    at_readers: dict[str, AtReader] = {}
+    if plan.fill.moments:
+        moments = plan.fill.moments.items()
+        at_readers = {name: m.nest(plan.order) for name, m in moments}
+    elif flow is not None:
+        at_readers = plan.fill.at_readers(flow, plan.masks[0])
+    whole = partial(_masked_logits, tapped.apply, tapped.name, plan.fill.values)
+    feature_map = ShapeDtypeStruct(tapped.mean_feature_map.shape, tapped.dtype)
+    keep = ShapeDtypeStruct((tapped.channels,), np.dtype(bool))
+    weights = (tapped.variables, at_readers)
+    head = make_head(
+        whole, weights, tapped.images, lambda n: (batch_of(feature_map, n), keep)
+    )
+    around = _elements(head.shapes_around(weights, 2))
+    elements = math.prod(feature_map.shape) + around
     batch_size = tapped.batch_size
-    head = _head(tapped, variables, fill)
-    around = [math.prod(shape[1:]) for shape in head.shapes_around(variables, 2)]
-    elements = math.prod(tapped.mean_feature_map.shape) + sum(around)
-    chunk = min(len(ks), mask_chunk or chunk_size(elements * batch_size))
-    reader = None
-    if not dense and not around:
-        reader = find_dense_reader(apply, variables, tapped.example, layer)
-    if reader is not None:
-        images = min(len(tapped.own), chunk_size(max(reader.units, elements // 4)))
-        most = chunk_size(max(reader.units, STEP * reader.features.shape[1]))
-        pairs = min(STEP * images, mask_chunk * batch_size if mask_chunk else most)
-        running = RunningSum(apply, layer, reader, mesh, order, ks, fill, pairs)
-        return running, meshes.round_up(images, mesh.size)
-    every = EveryPair(head, mesh, ranking.prefix_masks(order, ks), chunk)
-    if dense or fill is None:
+    chunk = min(len(plan.ks), mask_chunk or chunk_size(elements * batch_size))
+    every = EveryPair(head, weights, tapped.mesh, plan, chunk)
+    if every_pair or plan.fill.values is None:
         return every, batch_size
-    pairs = chunk * batch_size
-    return ChangedPairs(head, mesh, order, ks, fill, every, pairs), batch_size
+    return ChangedPairs(head, tapped.mesh, plan, every, chunk * batch_size), batch_size
 
 
-def _head(tapped: TappedLayer, variables: Any, fill: np.ndarray | None) -> Head:
-    """The network behind the layer, given what goes around it and the kept channels."""
-    apply, layer, image = tapped.apply, tapped.name, tapped.example
-    flow = values = None
-    if fill is None:
-        flow = channel_flow(apply, variables, image, layer)
-    else:
-        values = jnp.asarray(fill)
-    return make_head(
-        partial(masked_logits, apply, layer, flow, values),
-        variables,
-        tapped.examples,
-        jax.ShapeDtypeStruct(tapped.mean_feature_map.shape, tapped.dtype),
+def _masked_logits(
+    apply: taps.Apply,
+    layer: str,
+    values: Any,
+    weights: Any,
+    images: Array,
+    feature_map: Array,
+    keep: Array,
+) -> Array:
+    variables, at_readers = weights
+    return masked_network(
+        apply, layer, values, at_readers, variables, images, feature_map, keep
     )
 
 
-def masked_logits(
-    apply: taps.Apply,
-    layer: str,
-    flow: ChannelFlow | None,
-    fill: Array | None,
-    variables: Any,
-    images: Array,
-    feature_map: Array,
-    kept: Array,
-) -> Array:
-    """Logits [B, classes] of the network when the channels that are kept are left.
-
-    Args:
-      apply: the network.
-      layer: where the feature map is put.
-      flow: where its channels go; only to drop channels.
-      fill: [P], what a channel becomes that is not kept; None drops it.
-      variables: the network's variables.
-      images: [B, ...].
-      feature_map: [B, ..., P].
-      kept: [P] or, with a fill, [B, P].
-    """
-    if fill is not None:
-        feature_map = fill_channels(feature_map, kept, fill)
-    else:
-        assert flow is not None
-        apply = masking.drop_channels(apply, flow, kept)
-    return taps.replace(apply, variables, images, layer, feature_map)
+def _elements(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Of one image in arrays of these shapes."""
+    return sum(math.prod(shape[1:]) for shape in shapes)
 
 
 def _three_axes(feature_map: np.ndarray) -> np.ndarray:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 
 from jaxprune.errors import InputError
 from jaxprune.files import replacing, write_text
+from jaxprune.ranking.order import prefix_masks
 from jaxprune.sweep import metrics
 
 
@@ -64,6 +65,15 @@ class SweepResult:
     def balanced_accuracy(self) -> Float[np.ndarray, " K"]:
         """Mean over classes of the share predicted right at each k, in [0, 1]."""
         return metrics.balanced_accuracy(self.confusion)
+
+    @property
+    def channel_means(self) -> Float[np.ndarray, " P"]:
+        """Mean of every channel over the ranking images and positions."""
+        return self.mean_feature_map.mean((0, 1))
+
+    def keep(self, k: int) -> Bool[np.ndarray, " P"]:
+        """The mask with the first k channels of the order pruned, k in 0 .. P-1."""
+        return prefix_masks(self.order, [k])[0]
 
     @property
     def is_balanced(self) -> bool:

@@ -1,216 +1,299 @@
-"""The changed pairs of a layer that one dense layer reads, without that layer's cost.
+"""Every K of a layer that one other layer reads, without that reader's cost.
 
-What a dense layer returns is a sum over the channels that it reads. From one mask to
-the next only the pruned channel's part of it changes, so the sum is updated instead of
-worked out again: for every run of STEP channels it is summed afresh for the batch,
-which keeps rounding from adding up, and each pair adds the parts of the few channels
-that were pruned since.
+What a dense layer or a convolution returns is a sum over the channels that it reads.
+From one mask to the next only the pruned channel's part of it changes, so the sum is
+updated instead of worked out again: it is carried from one run of STEP channels to the
+next by one product, which keeps rounding from adding up, and each pair adds the parts
+of the few channels that were pruned since. With the linear fill the parts are those of
+residuals, each channel less what those pruned later predict for it, and of the rows
+that these meet (`jaxprune.channels.linear`).
 
-Axes: B images, P channels, S as many as fill whole steps, R features of the dense layer
-that hold one channel, F all its features, U its units, M pairs.
+Axes: B images, P channels, S as many as fill whole steps, R features of the reader that
+hold one channel, F all its features, U what it returns, M pairs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxprune import mesh as meshes
 from jaxprune.channels import taps
-from jaxprune.channels.flow import channel_flow, list_calls
-from jaxprune.channels.taps import at_path
-from jaxprune.errors import InputError
-from jaxprune.mesh import REPLICATED, SPREAD, Sharded
-from jaxprune.sweep.evaluation import carry_forward, changed_pairs, chunks, fetch
+from jaxprune.channels.flow import ChannelFlow
+from jaxprune.channels.head import Head, is_close
+from jaxprune.channels.linear import group_features
+from jaxprune.mesh import REPLICATED, SPREAD, Sharded, replicate, round_up
+from jaxprune.sweep.evaluation import (
+    Plan,
+    Predicted,
+    carry_forward,
+    changed_pairs,
+    chunks,
+    fetch,
+)
 
-# Channels between two fresh sums. More make the pairs' own sums dearer, fewer leave
-# more evaluations that are not full.
-STEP = 32
+# Channels between two sums that all pairs of a batch share. More make the pairs' own
+# sums dearer, fewer leave more evaluations that are not full.
+STEP = 16
 
 
 @dataclass(frozen=True)
-class DenseReader:
-    """The dense layer that alone reads a layer's channels.
+class Reader:
+    """The dense layer or convolution that alone reads a layer's channels.
 
     Attributes:
-      name: its path.
-      units: what it returns.
+      layer: of which each of its calls is one: path, module, shape of the output.
       features: which of its input features hold each channel.
-      owner: the channel that each feature holds, negative where it holds none.
+      params: its kernel and, where it has one, its bias.
     """
 
-    name: str
-    units: int
-    features: Int[np.ndarray, "P R"]
-    owner: Int[np.ndarray, " F"]
+    layer: taps.Layer
+    features: Int[np.ndarray, "R P"]
+    params: dict[str, Any]
+
+    def product(self, kernel: Array, x: Array) -> Array:
+        """What it returns without its bias, for other features and their kernel."""
+        # Parts are small beside their sum: a matrix unit that rounds its factors would
+        # lose them.
+        bare: Any = self.layer.module.clone(
+            parent=None, name=None, features=kernel.shape[-1], use_bias=False,
+            dtype=jnp.float32, precision="highest",
+        )  # fmt: skip
+        return bare.apply({"params": {"kernel": kernel}}, x)
 
 
-def find_dense_reader(
-    apply: taps.Apply, variables: Any, images: Array, layer: str
-) -> DenseReader | None:
-    """The dense layer that alone reads the channels of `layer`, if there is one.
+def find_reader(
+    apply: taps.Apply, variables: Any, images: Array, flow: ChannelFlow
+) -> Reader | None:
+    """The layer that alone reads the channels, if there is one.
 
     None also where a running sum would not be the layer's own sum to rounding: in
-    bfloat16, or with a product or parameters of its own.
+    bfloat16, or with parameters or a product of its own that is not linear.
     """
-    try:
-        flow = channel_flow(apply, variables, images, layer)
-    except InputError:
+    if len(flow.readers) != 1:
         return None
-    if len(flow.consumers) != 1:
-        return None
-    ((name, owner),) = flow.consumers.items()
-    (call,) = (c for c in list_calls(apply, variables, images[:1]) if c.name == name)
-    params = at_path(variables["params"], name)
-    counts = np.bincount(owner[owner >= 0], minlength=flow.channels)
+    ((name, owner),) = flow.readers.items()
+    layers = taps.list_layers(apply, variables, images[:1])
+    (layer,) = (layer for layer in layers if layer.name == name)
+    params = taps.at_path(variables["params"], name)
+    features = group_features(owner, flow.channels)
     plain = (
-        type(call.module) is nn.Dense
-        and call.module.dot_general is None
-        and call.module.dot_general_cls is None
-        and call.module.precision is None
-        and call.output.ndim == 2
-        and call.output.dtype == params["kernel"].dtype == jnp.float32
+        features is not None
+        and layer.module.precision is None
+        and layer.output.dtype == params["kernel"].dtype == jnp.float32
         and set(params) <= {"kernel", "bias"}
-        and counts.min() == counts.max()
+        and not any(
+            taps.at_path(tree, name) for c, tree in variables.items() if c != "params"
+        )
+        and getattr(layer.module, "mask", None) is None
+        and layer.output.ndim == params["kernel"].ndim
     )
     if not plain:
         return None
-    features = np.argsort(np.where(owner < 0, flow.channels, owner), kind="stable")
-    features = features[: counts.sum()].reshape(flow.channels, -1)
-    return DenseReader(name, call.output.shape[-1], features, owner)
+    assert features is not None
+    reader = Reader(layer, features, params)
+    if _is_standard(layer.module) or _is_linear(reader, apply, variables, images):
+        return reader
+    return None
+
+
+def _is_standard(module: nn.Module) -> bool:
+    """Whether the layer's product is JAX's own."""
+    names = ("dot_general", "dot_general_cls", "conv_general_dilated",
+             "conv_general_dilated_cls")  # fmt: skip
+    return all(getattr(module, name, None) is None for name in names)
+
+
+def _is_linear(
+    reader: Reader, apply: taps.Apply, variables: Any, images: Array
+) -> bool:
+    """Whether a product of the layer's own is linear to rounding: tried on images."""
+    kernel = jnp.asarray(reader.params["kernel"])
+
+    def both(variables: Any, images: Array) -> tuple[Array, Array]:
+        name = reader.layer.name
+        x = taps.capture_inputs(apply, variables, images, [name])[name]
+        half = jnp.where(np.arange(x.shape[-1]) % 2, x, 0)
+        parts = reader.product(kernel, half), reader.product(kernel, x - half)
+        return reader.product(kernel, x), parts[0] + parts[1]
+
+    return is_close(*jax.jit(both)(variables, images))
 
 
 @dataclass(frozen=True)
 class _Network:
-    """The network around a dense reader, its channels by rank in whole steps.
+    """The network up to a reader and from there on, its channels by rank.
 
     Attributes:
-      rank: of the channel that each feature holds; above all of them where none.
-      steps: features of each channel by rank, padded with channels that change nothing.
+      apply: the network.
+      layer: whose channels are pruned.
+      reader: of these channels.
+      plan: which to prune.
+      head: from what the reader returns.
     """
 
     apply: taps.Apply
     layer: str
-    reader: DenseReader
-    fill: Float[np.ndarray, " P"] | None
-    rank: Int[np.ndarray, " F"]
-    steps: Int[np.ndarray, "S R"]
+    reader: Reader
+    plan: Plan
+    head: Head
 
-    def read(self, variables: Any, images: Array, fm: Array) -> tuple[Array, ...]:
-        """What the dense layer is given, whole and with all channels filled [B, F].
+    def weights(self, variables: Any) -> dict[str, Any]:
+        """The variables, the reader's rows by rank [S R, U], and the linear fill's."""
+        kernel = np.asarray(self.reader.params["kernel"])
+        weights: dict[str, Any] = {"variables": variables}
+        if self.plan.fill.moments:
+            moments = self.plan.fill.moments[self.reader.layer.name]
+            nested = moments.nest(self.plan.order)
+            weights["nested"] = nested
+            rows = nested.kernel(kernel)
+            rows = rows.reshape(*kernel.shape[:-2], *self.reader.features.shape, -1)
+        else:
+            rows = kernel[..., self.reader.features, :]
+        # [taps, R, P, U] -> [taps, S, R, U]
+        rows = np.moveaxis(self._by_rank(np.moveaxis(rows, -2, -1)), -1, -3)
+        rows = rows.astype(np.float32)
+        weights["kernel"] = rows.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
+        return weights
 
-        Also what filling each channel changes there [B, S, R], and whether it does.
+    def read(
+        self, weights: Any, images: Array, feature_map: Array
+    ) -> tuple[Array, Array, Array]:
+        """What the reader returns [B ... U], and what pruning changes of its input.
+
+        The changes are those of each channel by rank [B ... S, R], 0 after the last;
+        then whether there are any [B, S].
         """
+        variables, name = weights["variables"], self.reader.layer.name
 
         def given(feature_map: Array) -> Array:
             network = partial(
-                taps.replace, self.apply, layer=self.layer, feature_map=feature_map
+                taps.run_from, self.apply, layer=self.layer, output=feature_map
             )
-            name = self.reader.name
             return taps.capture_inputs(network, variables, images, [name])[name]
 
-        whole = given(fm)
-        if self.fill is None:
-            filled = jnp.where(self.reader.owner < 0, whole, 0.0)
+        x = given(feature_map)
+        params = taps.at_path(variables["params"], name)
+        whole = self.reader.product(params["kernel"], x) + params.get("bias", 0.0)
+        values = self.plan.fill.values
+        if "nested" in weights:
+            residuals = weights["nested"].residuals(x)
+            change = -residuals.reshape(*x.shape[:-1], *self.reader.features.shape)
+        elif values is None:
+            change = -x[..., self.reader.features]
         else:
-            fill = jnp.asarray(self.fill, fm.dtype)
-            filled = given(jnp.broadcast_to(fill, fm.shape))
-        is_channel = np.arange(len(self.steps)) < len(self.reader.features)
-        change = (filled - whole)[:, self.steps]
-        change = jnp.where(is_channel[:, None], change, 0.0)
-        return whole, filled, change, jnp.any(change != 0, axis=-1)
+            filled = jnp.asarray(values, feature_map.dtype)
+            filled = given(jnp.broadcast_to(filled, feature_map.shape))
+            change = (filled - x)[..., self.reader.features]
+        change = self._by_rank(change).swapaxes(-1, -2)
+        middle = (*range(1, change.ndim - 2), change.ndim - 1)
+        return whole, change, jnp.any(change != 0, axis=middle)
 
-    def start(self, variables: Any, whole: Array, filled: Array, first: Array) -> Array:
-        """The dense layer's sum [B, U] with the `first` channels pruned."""
-        params = at_path(variables["params"], self.reader.name)
-        x = jnp.where(self.rank >= first, whole, filled)
-        return _product(x, params["kernel"]) + params.get("bias", 0.0)
+    def _by_rank(self, channels: Any) -> Any:
+        """[..., P] -> [..., S]: in the order of pruning, zeros after the last."""
+        padding = [(0, 0)] * (channels.ndim - 1)
+        pad = np.pad if isinstance(channels, np.ndarray) else jnp.pad
+        order = self.plan.order
+        return pad(channels[..., order], [*padding, (0, -len(order) % STEP)])
+
+    def advance(self, weights: Any, total: Array, change: Array, first: Array) -> Array:
+        """The reader's sum with STEP more channels pruned, from `first` on."""
+        parts, kernel = self._step(weights, change, first)
+        return total + self.reader.product(kernel, _flat(parts))
 
     def predict(
-        self, variables: Any, images: Array, total: Array, change: Array,
-        first: Array, image: Array, pruned: Array,
+        self, weights: Any, around: Any, total: Array, change: Array, first: Array,
+        image: Array, pruned: Array,
     ) -> Array:  # fmt: skip
-        """Classes [M] with so many channels pruned since the sum was fresh."""
-        name = self.reader.name
-        step = first + np.arange(STEP)
-        kernel = at_path(variables["params"], name)["kernel"]
-        kernel = kernel[jnp.asarray(self.steps)[step].reshape(-1)]
-        parts = change[image[:, None], step]
-        parts = jnp.where((np.arange(STEP) < pruned[:, None])[..., None], parts, 0)
-        total = total[image] + _product(parts.reshape(len(image), -1), kernel)
-        logits = taps.replace(self.apply, variables, images[image], name, total)
+        """Classes [M] with `pruned` channels from `first` on pruned besides."""
+        parts, kernel = self._step(weights, change, first)
+        gone = np.arange(STEP) < pruned[:, None]
+        gone = gone.reshape(len(image), *(1,) * (parts.ndim - 3), STEP, 1)
+        parts = jnp.where(gone, parts[image], 0)
+        total = total[image] + self.reader.product(kernel, _flat(parts))
+        around = [array[image] for array in around]
+        logits = self.head.logits(weights["variables"], around, total)
         return jnp.argmax(logits, axis=-1)
 
+    def _step(self, weights: Any, change: Array, first: Array) -> tuple[Array, Array]:
+        """The changes of STEP channels, and the rows of the kernel that they meet."""
+        held = change.shape[-1]
+        kernel = lax.dynamic_slice_in_dim(
+            weights["kernel"], first * held, STEP * held, -2
+        )
+        return lax.dynamic_slice_in_dim(change, first, STEP, -2), kernel
 
-# Parts are small beside their sum: a matrix unit that rounds its factors would lose
-# them.
-_product = partial(jnp.matmul, precision="highest")
+
+def _flat(parts: Float[Array, "*B S R"]) -> Float[Array, "*B SR"]:
+    return parts.reshape(*parts.shape[:-2], -1)
 
 
 class RunningSum:
-    """Evaluates the pairs that change what the dense layer reads.
+    """Evaluates the pairs that change what the reader returns.
 
     Attributes:
       functions: what was compiled.
-      evaluated: (image, mask) pairs evaluated so far.
     """
 
     def __init__(
         self,
         apply: taps.Apply,
+        variables: Any,
         layer: str,
-        reader: DenseReader,
+        reader: Reader,
+        head: Head,
         mesh: Mesh,
-        order: Int[np.ndarray, " P"],
-        ks: Sequence[int],
-        fill: Float[np.ndarray, " P"] | None,
+        plan: Plan,
         pairs: int,
     ):
-        channels = len(order)
-        rank = np.append(np.argsort(order), channels)[reader.owner]
-        steps = np.pad(reader.features[order], [(0, -channels % STEP), (0, 0)])
-        network = _Network(apply, layer, reader, fill, rank, steps)
+        network = _Network(apply, layer, reader, plan, head)
         whole, spread = (REPLICATED,), (SPREAD, SPREAD)
         self._read = Sharded(network.read, mesh, (*whole, *spread), SPREAD)
-        self._start = Sharded(network.start, mesh, (*whole, *spread, *whole), SPREAD)
+        self._around = Sharded(head.around, mesh, (*whole, SPREAD), SPREAD)
+        self._advance = Sharded(network.advance, mesh, whole * 4, REPLICATED)
         self._predict = Sharded(network.predict, mesh, (*whole * 5, *spread), SPREAD)
-        self.functions = [self._read, self._start, self._predict]
-        self.evaluated = 0
-        self._channels, self._ks = channels, np.asarray(ks, np.int32)
-        self._pairs = meshes.round_up(pairs, mesh.size)
-        self._mesh = mesh
+        self.functions = [self._read, self._around, self._advance, self._predict]
+        self._weights = replicate(network.weights(variables), mesh)
+        self._mesh, self._plan = mesh, plan
+        self._pairs = round_up(pairs, mesh.size)
 
     def __call__(
-        self, variables: Any, images: np.ndarray, feature_map: np.ndarray, size: int
-    ) -> Int[np.ndarray, "K B"]:
+        self, images: np.ndarray, feature_map: np.ndarray, size: int
+    ) -> Predicted:
         """Predictions of a batch whose first `size` images are real."""
-        whole, filled, change, differs = self._read(variables, images, feature_map)
-        differs = np.asarray(differs)[:size, : self._channels]
-        changed = changed_pairs(differs, self._ks)
-        self.evaluated += int(changed.sum())
+        weights, ks = self._weights, np.asarray(self._plan.ks)
+        total, change, differs = self._read(weights, images, feature_map)
+        differs = np.asarray(differs)[:size, : len(self._plan.order)]
+        changed = changed_pairs(differs, self._plan.ks)
         mask, image = np.nonzero(changed)
-        pairs = np.stack([image, self._ks[mask]], axis=1).astype(np.int32)
-        images, change = meshes.replicate((images, change), self._mesh)
+        pairs = np.stack([image, ks[mask]], axis=1).astype(np.int32)
+        around = self._around(weights["variables"], images)
+        around, total, change = replicate((around, total, change), self._mesh)
         classes = []
-        for first in range(0, self._channels, STEP):
+        for first in range(0, ks[-1] + 1, STEP):
+            start = np.int32(first)
             here = pairs[(pairs[:, 1] >= first) & (pairs[:, 1] < first + STEP)]
-            if len(here) == 0:
-                continue
-            here[:, 1] -= first
-            begin = np.int32(first)
-            total = self._start(variables, whole, filled, begin)
-            total = meshes.replicate(total, self._mesh)
             outputs = (
                 self._predict(
-                    variables, images, total, change, begin, some[:, 0], some[:, 1]
+                    weights,
+                    around,
+                    total,
+                    change,
+                    start,
+                    some[:, 0],
+                    some[:, 1] - first,
                 )
                 for some in chunks(here, self._pairs)
             )
-            classes.append(np.concatenate(list(fetch(outputs)))[: len(here)])
-        return carry_forward(changed, np.concatenate(classes))
+            if len(here):
+                classes.append(np.concatenate(list(fetch(outputs)))[: len(here)])
+            total = self._advance(weights, total, change, start)
+        return Predicted(
+            carry_forward(changed, np.concatenate(classes)), int(changed.sum())
+        )

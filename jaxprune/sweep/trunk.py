@@ -7,7 +7,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import IO, Any
 
@@ -17,16 +17,22 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxprune import mesh as meshes
 from jaxprune import processes
 from jaxprune.channels import taps
-from jaxprune.channels.head import is_close, mixed
+from jaxprune.channels.head import is_close, shuffled_with_repeats
 from jaxprune.data.splits import Batch, Split, batches
 from jaxprune.errors import InputError, check_choice
-from jaxprune.mesh import REPLICATED, SPREAD, Sharded
+from jaxprune.mesh import (
+    REPLICATED,
+    SPREAD,
+    Sharded,
+    make_mesh,
+    replicate,
+    round_up,
+)
 
 # Images that a tap is tried on.
-_EXAMPLES = 16
+_TRIED = 16
 
 Progress = Callable[[int], Any]
 
@@ -45,9 +51,10 @@ class TappedLayer:
       split: all images.
       own: those of this process, whose feature maps the file holds.
       batch_size: images in a batch, B.
-      bias: a channel's output behind the tap when its kernel is zeroed.
+      bias: a channel's output at the tap when its kernel is zeroed.
       mean_feature_map: mean over the ranking split.
       apply: the network.
+      variables: the network's, from which all this was computed.
       mesh: the devices.
       trunk_seconds: time to compute the feature maps.
       compile_seconds: time to compile what computes them.
@@ -61,21 +68,27 @@ class TappedLayer:
     bias: Float[np.ndarray, " P"]
     mean_feature_map: Float[np.ndarray, "*axes P"]
     apply: taps.Apply
+    variables: Any
     mesh: Mesh
     trunk_seconds: float
     compile_seconds: float
     dtype: np.dtype
     _file: IO[bytes]
 
-    @cached_property
-    def example(self) -> Array:
-        """One image."""
-        return self.examples[:1]
+    @property
+    def channels(self) -> int:
+        """Their number, P."""
+        return self.mean_feature_map.shape[-1]
+
+    @property
+    def channel_means(self) -> Float[np.ndarray, " P"]:
+        """Mean of every channel over the ranking split and positions."""
+        return self.mean_feature_map.reshape(-1, self.channels).mean(0)
 
     @cached_property
-    def examples(self) -> Array:
-        """A few images."""
-        return _examples(self.split)
+    def images(self) -> Array:
+        """A few images of the split."""
+        return _some_images(self.split)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Batch, np.ndarray]]:
         """This process's images and their feature maps, zeros after the last."""
@@ -105,8 +118,8 @@ def tap_layer(
     share of them.
 
     Args:
-      apply: `apply(variables, images, **kwargs)` -> logits, see `jaxprune.taps`. It
-        takes the split's images as they are, so it scales them.
+      apply: `apply(variables, images, **kwargs)` -> logits, which takes the split's
+        images as they are, so it scales them; see `jaxprune.channels.taps`.
       variables: the network's variables.
       split: the images to evaluate.
       layer: name of the convolution; by default the last one.
@@ -121,57 +134,64 @@ def tap_layer(
         does not treat images one by one, or more processes than images.
     """
     check_choice("tap", tap, taps.TAPS)
-    mesh = mesh or meshes.make_mesh()
-    batch_size = meshes.round_up(batch_size, mesh.size)
-    activation = taps.TAPS[tap]
+    mesh = mesh or make_mesh()
+    batch_size = round_up(batch_size, mesh.size)
     if batch_size < 1 or not len(split):
         raise InputError(
             f"batch_size ({batch_size}) and the split ({len(split)} images) must not "
             "be empty"
         )
-    example = _examples(split)
-    name = layer or taps.last_conv(apply, variables, example)
-    shape = _shape_of_one(apply, variables, example, name)
+    images = _some_images(split)
+    name = layer or taps.last_conv(apply, variables, images)
+    shape = _shape_of_one(apply, variables, images, name)
     classes = len(split.class_names)
-    check_seconds = _check_tap(apply, variables, example, name, tap, classes)
+    check_seconds = _check_tap(apply, variables, images, name, tap, classes)
+    variables = replicate(variables, mesh)
+    params = taps.at_path(variables["params"], name)
+    bias = taps.TAPS[tap](jnp.asarray(params.get("bias", jnp.zeros(shape[-1]))))
+    return _run_trunk(
+        TappedLayer(
+            name=name, split=split, own=_own(split), batch_size=batch_size,
+            bias=np.asarray(bias, np.float32),
+            mean_feature_map=np.zeros(shape), apply=apply, variables=variables,
+            mesh=mesh, trunk_seconds=0.0, compile_seconds=check_seconds,
+            dtype=np.dtype(np.float32), _file=tempfile.TemporaryFile(),
+        ),
+        taps.TAPS[tap], rank_split, on_images,
+    )  # fmt: skip
+
+
+def _run_trunk(
+    empty: TappedLayer,
+    activation: taps.Activation,
+    rank_split: Split | None,
+    on_images: Progress,
+) -> TappedLayer:
+    """The tapped layer with its feature maps."""
 
     def run(variables: Any, images: Array) -> Array:
-        return taps.capture(apply, variables, images, name, activation)
+        return taps.capture(empty.apply, variables, images, empty.name, activation)
 
-    trunk = Sharded(run, mesh, (REPLICATED, SPREAD), SPREAD)
-    variables = meshes.replicate(variables, mesh)
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the TappedLayer
+    trunk = Sharded(run, empty.mesh, (REPLICATED, SPREAD), SPREAD)
     started = time.perf_counter()
-    own = split.select(processes.own(len(split)))
-    own_ranking = (
-        own if rank_split is None else rank_split.select(processes.own(len(rank_split)))
-    )
-    total = np.zeros(shape, np.float64)
-    for source in [own] if own_ranking is own else [own, own_ranking]:
-        for batch in batches(source, batch_size):
-            feature_map = np.asarray(trunk(variables, batch.images))[: batch.size]
-            if source is own:
-                file.write(feature_map.tobytes())
+    own_ranking = empty.own if rank_split is None else _own(rank_split)
+    total = empty.mean_feature_map.copy()
+    for source in [empty.own] if rank_split is None else [empty.own, own_ranking]:
+        for batch in batches(source, empty.batch_size):
+            maps = np.asarray(trunk(empty.variables, batch.images))[: batch.size]
+            if source is empty.own:
+                empty._file.write(maps.tobytes())
             if source is own_ranking:
-                total += feature_map.sum(0, dtype=np.float64)
+                total += maps.sum(0, dtype=np.float64)
             on_images(batch.size)
-    params = taps.at_path(variables["params"], name)
-    bias = params.get("bias", jnp.zeros(shape[-1]))
-    tapped = TappedLayer(
-        name=name,
-        split=split,
-        own=own,
-        batch_size=batch_size,
-        bias=np.asarray(activation(jnp.asarray(bias)), np.float32),
-        mean_feature_map=processes.total(total) / len(rank_split or split),
-        apply=apply,
-        mesh=mesh,
+    tapped = replace(
+        empty,
+        mean_feature_map=processes.total(total) / len(rank_split or empty.split),
         trunk_seconds=time.perf_counter() - started - trunk.compile_seconds,
-        compile_seconds=trunk.compile_seconds + check_seconds,
-        dtype=feature_map.dtype,
-        _file=file,
+        compile_seconds=trunk.compile_seconds + empty.compile_seconds,
+        dtype=maps.dtype,
     )
-    weakref.finalize(tapped, file.close)
+    weakref.finalize(tapped, tapped._file.close)
     return tapped
 
 
@@ -180,8 +200,8 @@ def _own(split: Split) -> Split:
     return split.select(processes.own(len(split)))
 
 
-def _examples(split: Split) -> Array:
-    return jnp.asarray(split.read(np.arange(min(_EXAMPLES, len(split)))))
+def _some_images(split: Split) -> Array:
+    return jnp.asarray(split.read(np.arange(min(_TRIED, len(split)))))
 
 
 def _shape_of_one(
@@ -192,7 +212,7 @@ def _shape_of_one(
     Raises:
       InputError: no such convolution, or it does not return one map for each image.
     """
-    maps, *shape = taps.find_conv(apply, variables, images, name).shape
+    maps, *shape = taps.find_conv(apply, variables, images, name).output.shape
     if maps != len(images):
         raise InputError(
             f"layer '{name}' returns {maps} feature maps for {len(images)} images, not "
@@ -214,12 +234,12 @@ def _check_tap(
 
     def run(variables: Any, images: Array) -> tuple[Any, Any]:
         feature_map = taps.capture(apply, variables, images, name, taps.TAPS[tap])
-        halves = taps.replace(apply, variables, images, name, feature_map)
-        return apply(variables, images), halves
+        put_back = taps.run_from(apply, variables, images, name, feature_map)
+        return apply(variables, images), put_back
 
-    one = meshes.make_mesh(jax.local_devices()[:1])
+    one = make_mesh(jax.local_devices()[:1])
     both = Sharded(run, one, (REPLICATED, REPLICATED), REPLICATED)
-    whole, halves = both(variables, images)
+    whole, put_back = both(variables, images)
     if getattr(whole, "shape", None) != (len(images), classes):
         raise InputError(
             f"the network must return logits [N, {classes}], one for each class name, "
@@ -227,13 +247,13 @@ def _check_tap(
         )
     if not np.isfinite(whole).all():
         raise InputError("the network's logits are not finite: check its weights")
-    index = mixed(len(images))
+    index = shuffled_with_repeats(len(images))
     if not is_close(whole[index], both(variables, images[index])[0]):
         raise InputError(
             "the network's logits of an image depend on the other images of its batch, "
             "or on chance: give an apply for evaluation, as with train=False"
         )
-    if not is_close(whole, halves):
+    if not is_close(whole, put_back):
         raise InputError(
             f"tap '{tap}' is not what follows layer '{name}': the network changes when "
             f"its feature map is put back; choices: {', '.join(taps.TAPS)}"

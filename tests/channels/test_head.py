@@ -12,8 +12,8 @@ from toys import network, run_sweep
 from jaxprune.channels import taps
 from jaxprune.channels.head import make_head
 from jaxprune.mesh import make_mesh
-from jaxprune.ranking import order as ranking
-from jaxprune.sweep import layer as sweep
+from jaxprune.ranking import criteria
+from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
 
 # Shapes of what goes around the layer, for images of 8 x 8 x 3.
@@ -59,13 +59,16 @@ def test_what_goes_around_the_layer(kind):
 
     def whole(variables, images, feature_map, kept):
         masked = jnp.where(kept, feature_map, 0.0)
-        return taps.replace(apply, variables, images, "second", masked)
+        return taps.run_from(apply, variables, images, "second", masked)
 
     head = make_head(
         whole,
         variables,
         images,
-        jax.ShapeDtypeStruct((8, 8, 6), jnp.float32),
+        lambda n: (
+            jax.ShapeDtypeStruct((n, 8, 8, 6), jnp.float32),
+            jax.ShapeDtypeStruct((6,), bool),
+        ),
     )
     shapes = head.shapes_around(variables, 5)
     assert head.apart == (kind not in ("images not first", "place in the batch"))
@@ -87,7 +90,7 @@ def test_predictions_equal_those_of_written_weights(kind, fill):
     layer = "second"
     variables["params"][layer]["bias"][1] = -9  # dead on every image
     fast = run_sweep(apply, variables, split, layer, fill=fill, mask_chunk=4)
-    dense = run_sweep(apply, variables, split, layer, fill=fill, dense=True)
+    dense = run_sweep(apply, variables, split, layer, fill=fill, every_pair=True)
     mean = fast.mean_feature_map.mean((0, 1))
     logits = [
         apply(
@@ -98,12 +101,13 @@ def test_predictions_equal_those_of_written_weights(kind, fill):
     reference.check_predictions(fast.predictions, np.stack(logits))
     reference.check_predictions(dense.predictions, np.stack(logits))
     if fill == "zero":
-        assert fast.about["evaluation"] == "ChangedPairs"
+        way = "RunningSum" if kind in ("concatenation", "input") else "ChangedPairs"
+        assert fast.about["evaluation"] == way
         assert fast.about["pairs_evaluated"] < fast.about["pairs"]
 
 
 def test_dropping_channels_beside_a_concatenation():
-    """Behind ReLU and a mean, reading 0 is what a channel that is 0 gives."""
+    """After ReLU and a mean, reading 0 is what a channel that is 0 gives."""
     apply, variables = network(Block("concatenation"), (8, 8, 3))
     split = random_split()
     dropped, zeroed = (
@@ -114,12 +118,12 @@ def test_dropping_channels_beside_a_concatenation():
     assert len({tuple(row) for row in zeroed.predictions.tolist()}) > 1
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_devices_change_nothing(dense):
+@pytest.mark.parametrize("every_pair", [True, False])
+def test_devices_change_nothing(every_pair):
     apply, variables = network(Block("sum"), (8, 8, 3))
     one, eight = (
         run_sweep(
-            apply, variables, random_split(), "second", dense=dense,
+            apply, variables, random_split(), "second", every_pair=every_pair,
             mesh=make_mesh(jax.local_devices()[:devices]),
         )
         for devices in (1, 8)
@@ -127,8 +131,8 @@ def test_devices_change_nothing(dense):
     np.testing.assert_array_equal(eight.predictions, one.predictions)
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_the_way_around_is_worked_out_once_for_every_batch(dense):
+@pytest.mark.parametrize("every_pair", [True, False])
+def test_the_way_around_is_worked_out_once_for_every_batch(every_pair):
     calls = []
 
     class Counted(nn.Module):
@@ -150,6 +154,6 @@ def test_the_way_around_is_worked_out_once_for_every_batch(dense):
         mesh=make_mesh(jax.local_devices()[:1]),
     )  # fmt: skip
     calls.clear()
-    scores = ranking.mean(tapped.mean_feature_map)
-    sweep.sweep_layer(tapped, variables, scores, mask_chunk=1, dense=dense)
+    scores = criteria.mean(tapped.mean_feature_map)
+    sweep_layer(tapped, scores, mask_chunk=1, every_pair=every_pair)
     assert calls == [16, 16, 8, 8, 8]  # tried on examples, then every batch

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_variables
 from flax import linen as nn
 
 from jaxprune.channels import taps
@@ -43,14 +44,15 @@ class NoConv(nn.Module):
 
 
 def build(model, channels=3, size=6):
-    x = jax.random.normal(jax.random.key(1), (2, size, size, channels))
-    return model.apply, model.init(jax.random.key(0), x), x
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(2, size, size, channels)), jnp.float32)
+    return model.apply, random_variables(model, x), x
 
 
 @pytest.mark.parametrize(
     ("model", "size", "channels", "expected"),
     [(Nested(), 6, 3, "late/conv"), (PairCNN(widths=(2, 3, 4)), 8, 2, "conv3"),
-     (CifarVGG(widths=[2] * 13, dense=(4, 4, 4, 2)), 32, 3, "conv2d_12")],
+     (CifarVGG(widths=(2,) * 13, dense=(4, 4, 4, 2)), 32, 3, "conv2d_12")],
 )  # fmt: skip
 def test_last_conv_is_the_one_executed_last(model, size, channels, expected):
     assert taps.last_conv(*build(model, channels, size)) == expected
@@ -72,13 +74,13 @@ def test_putting_back_what_was_captured_changes_nothing(layer, tap):
     apply, variables, x = build(Nested())
     feature_map = taps.capture(apply, variables, x, layer, taps.TAPS[tap])
     np.testing.assert_array_equal(
-        taps.replace(apply, variables, x, layer, feature_map), apply(variables, x)
+        taps.run_from(apply, variables, x, layer, feature_map), apply(variables, x)
     )
 
 
 def test_replacing_runs_the_rest_of_the_network():
     apply, variables, x = build(Nested())
-    logits = taps.replace(apply, variables, x, "late/conv", jnp.zeros((2, 6, 6, 5)))
+    logits = taps.run_from(apply, variables, x, "late/conv", jnp.zeros((2, 6, 6, 5)))
     bias = variables["params"]["out"]["bias"]
     np.testing.assert_allclose(logits, jnp.broadcast_to(bias, (2, 3)), atol=1e-6)
 
@@ -86,7 +88,7 @@ def test_replacing_runs_the_rest_of_the_network():
 def test_the_trunk_is_dead_code_in_the_head():
     apply, variables, x = build(Nested())
     fm = jnp.ones((2, 6, 6, 5))
-    head = jax.jit(lambda v, x, fm: taps.replace(apply, v, x, "late/conv", fm))
+    head = jax.jit(lambda v, x, fm: taps.run_from(apply, v, x, "late/conv", fm))
     assert "convolution" not in head.lower(variables, x, fm).compile().as_text()
     whole = jax.jit(lambda v, x: apply(v, x)).lower(variables, x).compile()
     assert "conv" in whole.as_text()
@@ -113,4 +115,4 @@ def test_a_jitted_apply_is_refused_where_it_would_ignore_the_replacement():
     jitted = jax.jit(apply)
     jitted(variables, x)
     with pytest.raises(InputError, match="not traced again"):
-        taps.replace(jitted, variables, x, "late/conv", jnp.zeros((2, 6, 6, 5)))
+        taps.run_from(jitted, variables, x, "late/conv", jnp.zeros((2, 6, 6, 5)))

@@ -39,8 +39,9 @@ def test_loads_as_it_was(pair, saved):
     loaded = jaxprune.load_compact(saved)
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, small.variables)
     assert loaded.model.widths == (3, 3, 7)
-    assert loaded.kept == {"conv2": (1, 2, 4)} and loaded.channels == {"conv2": 5}
-    assert loaded.report == small.report
+    assert loaded.layers["conv2"].kept == (1, 2, 4)
+    assert loaded.layers["conv2"].channels == 5
+    assert loaded.proof == small.proof
     x = jnp.asarray(images, jnp.float32) / 255
     np.testing.assert_array_equal(loaded(x), small(x))
     assert sorted(p.name for p in saved.iterdir()) == [artefact.SPEC, artefact.WEIGHTS]

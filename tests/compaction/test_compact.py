@@ -12,17 +12,19 @@ from conftest import random_split, random_variables
 from flax import linen as nn
 
 import jaxprune
-from jaxprune.channels import flow as dependence
 from jaxprune.channels import masking
+from jaxprune.channels.flow import channel_flow
 from jaxprune.compaction import proof
 from jaxprune.errors import InputError
 from jaxprune.networks.models import CifarVGG, PairCNN
-from jaxprune.ranking import order as ranking
-from jaxprune.sweep import layer as sweep
+from jaxprune.ranking import criteria
+from jaxprune.ranking.order import prefix_masks
+from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
 
 PAIR = PairCNN(widths=(3, 5, 7), dense=(10, 4))
 VGG = CifarVGG(widths=(3, 4, 4, 5, 5, 4, 6, 6, 7, 6, 6, 8, 9), dense=(12, 10, 8, 4))
+slow = pytest.mark.slow
 FILLS = ("zero", "bias", "mean", "drop")
 # Sums of at most a few hundred float32 products, in networks whose logits are near 1.
 ROUNDING = 2e-5
@@ -55,8 +57,44 @@ def cut_pair(variables, i, keep):
     return v
 
 
-@pytest.mark.parametrize("i", [1, 2, 3])
-@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize(
+    "fills",
+    [("zero", "bias", "mean"), ("bias", "mean", "zero"), ("mean", "zero", "bias"),
+     ("drop",) * 3],
+    ids=" ".join,
+)  # fmt: skip
+def test_pair_with_all_layers_cut_equals_written_weights(fills):
+    """Every fill at every layer, each beside others."""
+    variables, images, x = network(PAIR, (14, 14, 2))
+    layers, pruned = {}, variables
+    for i, fill in enumerate(fills, 1):
+        layer, keep = f"conv{i}", mask((3, 5, 7)[i - 1], 0, 2)
+        mean = np.linspace(-1, 1, len(keep)).astype(np.float32)
+        layers[layer] = (keep, mean if fill == "mean" else fill)
+        if fill == "drop":
+            pruned = cut_pair(pruned, i, keep)
+        else:
+            gone = np.flatnonzero(~keep)
+            pruned = reference.prune(pruned, layer, gone, fill, mean)
+    small = jaxprune.compact_layers(PAIR, variables, layers, example=x)
+    expected = reference.pair_cnn(pruned, images)
+    np.testing.assert_allclose(small(x), expected, atol=ROUNDING, rtol=0)
+    assert small.model.widths == (1, 3, 5)
+    assert {name: layer.kept for name, layer in small.layers.items()} == {
+        name: tuple(np.flatnonzero(keep)) for name, (keep, _) in layers.items()
+    }
+
+
+# One layer at a time, as most are cut: in the ordinary run the one in the middle.
+@pytest.mark.parametrize(
+    ("i", "fill"),
+    [
+        pytest.param(
+            i, fill, marks=[] if i == 2 and fill in ("mean", "drop") else [slow]
+        )
+        for i in (1, 2, 3) for fill in FILLS
+    ],
+)  # fmt: skip
 def test_pair_equals_written_weights(i, fill):
     variables, images, x = network(PAIR, (14, 14, 2))
     layer, keep = f"conv{i}", mask((3, 5, 7)[i - 1], 0, 2)
@@ -75,14 +113,33 @@ def test_pair_equals_written_weights(i, fill):
     assert small.variables["params"][layer]["kernel"].shape[-1] == keep.sum()
     # The class itself runs the variables, with nothing of jaxprune around it.
     np.testing.assert_allclose(
-        small.model.apply(small.variables, x), small(x), atol=ROUNDING
+        jax.jit(small.model.apply)(small.variables, x), small(x), atol=ROUNDING
     )
-    assert small.kept[layer] == tuple(np.flatnonzero(keep))
+    assert small.layers[layer].kept == tuple(np.flatnonzero(keep))
 
 
-@pytest.mark.parametrize(
-    ("layer", "p"), [("conv2d", 3), ("conv2d_1", 4), ("conv2d_8", 7), ("conv2d_12", 9)]
-)
+VGG_PRUNED = {"conv2d": 3, "conv2d_1": 4, "conv2d_8": 7, "conv2d_12": 9}
+
+
+def test_vgg_with_four_layers_cut_equals_written_weights():
+    variables, images, x = network(VGG, (32, 32, 3), n=4)
+    masks = {name: mask(p, 1, p - 1) for name, p in VGG_PRUNED.items()}
+    small = jaxprune.compact_layers(
+        VGG, variables, {name: (keep, "zero") for name, keep in masks.items()},
+        example=x,
+    )  # fmt: skip
+    pruned = variables
+    for name, keep in masks.items():
+        pruned = reference.prune(pruned, name, np.flatnonzero(~keep), "zero")
+    expected = reference.cifar_vgg(pruned, images)
+    np.testing.assert_allclose(small(x), expected, atol=ROUNDING, rtol=0)
+    for name, p in VGG_PRUNED.items():
+        assert small.model.widths[VGG_CONVS.index(name)] == p - 2
+    assert sum(small.model.widths) == sum(VGG.widths) - 8
+
+
+@slow
+@pytest.mark.parametrize(("layer", "p"), VGG_PRUNED.items())
 def test_vgg_equals_written_weights(layer, p):
     variables, images, x = network(VGG, (32, 32, 3), n=4)
     keep = mask(p, 1, p - 1)
@@ -107,7 +164,7 @@ def test_slicing_without_folding_is_caught(i):
         reference.prune(variables, layer, [0, 2], "zero"), images
     )
     sliced = reference.pair_cnn(cut_pair(variables, i, keep), images)
-    bound = small.report.bound
+    bound = small.proof.bound
     assert np.abs(sliced - whole).max() > 100 * bound
     with pytest.raises(InputError, match="times what rounding explains"):
         proof.compare(whole, sliced, np.full(whole.shape, bound))
@@ -131,27 +188,34 @@ def test_twice_equals_once():
     once = jaxprune.compact(PAIR, variables, "conv2", mask(5, 0, 2, 3), example=x)
     half = jaxprune.compact(PAIR, variables, "conv2", mask(5, 2), example=x)
     twice = jaxprune.compact(half, half.variables, "conv2", mask(4, 0, 2), example=x)
-    assert twice.kept == once.kept == {"conv2": (1, 4)}
-    assert twice.channels == {"conv2": 5}
+    assert twice.layers == once.layers
+    assert twice.layers["conv2"].kept == (1, 4)
+    assert twice.layers["conv2"].channels == 5
     np.testing.assert_allclose(twice(x), once(x), atol=ROUNDING, rtol=0)
 
 
-@pytest.mark.parametrize("fill", ["zero", "bias", "drop"])
-def test_layer_after_layer_equals_all_at_once(fill):
+@pytest.mark.parametrize(
+    ("fill", "step"),
+    [
+        ("zero", 1), ("bias", -1),
+        *(pytest.param(*p, marks=slow) for p in [("zero", -1), ("bias", 1)]),
+        *(pytest.param("drop", step, marks=slow) for step in (1, -1)),
+    ],
+)  # fmt: skip
+def test_layer_after_layer_equals_all_at_once(fill, step):
     variables, _, x = network(PAIR, (14, 14, 2))
     masks = {"conv1": mask(3, 1), "conv2": mask(5, 0, 4), "conv3": mask(7, 3, 4, 5)}
     whole = jaxprune.compact_layers(
         PAIR, variables, {k: (m, fill) for k, m in masks.items()}, example=x
     )
-    for names in (list(masks), list(masks)[::-1]):
-        small = PAIR
-        for name in names:
-            current = variables if small is PAIR else small.variables
-            small = jaxprune.compact(
-                small, current, name, masks[name], fill=fill, example=x
-            )
-        assert small.model.widths == whole.model.widths == (2, 3, 4)
-        np.testing.assert_allclose(small(x), whole(x), atol=ROUNDING, rtol=0)
+    small = PAIR
+    for name in list(masks)[::step]:
+        current = variables if small is PAIR else small.variables
+        small = jaxprune.compact(
+            small, current, name, masks[name], fill=fill, example=x
+        )
+    assert small.model.widths == whole.model.widths == (2, 3, 4)
+    np.testing.assert_allclose(small(x), whole(x), atol=ROUNDING, rtol=0)
 
 
 class FlaxMnist(nn.Module):
@@ -170,6 +234,21 @@ class FlaxMnist(nn.Module):
         x = nn.relu(x)
         x = nn.Dense(features=10)(x)
         return x
+
+
+class ReluFirst(nn.Module):
+    """The order of cifar_vgg's layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        for name, features in (("first", 7), ("second", 5)):
+            x = nn.relu(nn.Conv(features, (3, 3), name=name)(x))
+            x = nn.BatchNorm(use_running_average=True, name=f"norm_{name}")(x)
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(4, name="out")(x.reshape(x.shape[0], -1))
+
+
+CONCATENATED = ("stem", "narrow0", "grow0", "transition", "grow2")
 
 
 class DenseBlocks(nn.Module):
@@ -200,45 +279,58 @@ def test_flax_mnist_unchanged(layer):
     keep = mask(p, 0, 3, 5)
     small = jaxprune.compact(model, variables, layer, keep, fill="bias", example=x)
     pruned = reference.prune(variables, layer, [0, 3, 5], "bias")
-    np.testing.assert_allclose(small(x), model.apply(pruned, x), atol=ROUNDING, rtol=0)
+    expected = jax.jit(model.apply)(pruned, x)
+    np.testing.assert_allclose(small(x), expected, atol=ROUNDING, rtol=0)
     assert small.variables["params"][layer]["kernel"].shape[-1] == p - 3
-    assert small.report.bound_used < 1
+    assert small.proof.bound_used < 1
 
 
 @jax.numpy_dtype_promotion("standard")  # nn.avg_pool divides by an integer
-@pytest.mark.parametrize("layer", ["stem", "narrow0", "grow0", "transition", "grow2"])
-def test_concatenating_network(layer):
+@pytest.mark.parametrize(
+    "layers",
+    [
+        CONCATENATED,
+        *(pytest.param((name,), marks=slow, id=name) for name in CONCATENATED),
+    ],
+)
+def test_concatenating_network(layers):
     model = DenseBlocks()
     images = random_split(n=5).images
     x = jnp.asarray(images, jnp.float32) / 255
     bound = functools.partial(model.init, train=False)
     variables = random_variables(type("M", (), {"init": staticmethod(bound)}), x)
-    p = variables["params"][layer]["kernel"].shape[-1]
-    keep, values = mask(p, 1, 2), np.linspace(-1, 2, p).astype(np.float32)
-    small = jaxprune.compact(
-        model, variables, layer, keep, fill=values, example=x, call={"train": False}
+    widths = {name: variables["params"][name]["kernel"].shape[-1] for name in layers}
+    masks = {
+        name: (mask(p, 1, 2), np.linspace(-1, 2, p).astype(np.float32))
+        for name, p in widths.items()
+    }
+    small = jaxprune.compact_layers(
+        model, variables, masks, example=x, call={"train": False}
     )
-    pruning = masking.make_pruning(variables, _flow(model, variables, x, layer), keep,
-                                   values)  # fmt: skip
-    apply = masking.mask_channels(
-        functools.partial(model.apply, train=False), [pruning]
-    )
-    np.testing.assert_allclose(small(x), apply(variables, x), atol=ROUNDING, rtol=0)
+    prunings = [
+        masking.make_pruning(variables, _flow(model, variables, x, name), *how)
+        for name, how in masks.items()
+    ]
+    apply = masking.mask_channels(functools.partial(model.apply, train=False), prunings)
+    expected = jax.jit(lambda v, x: apply(v, x))(variables, x)
+    np.testing.assert_allclose(small(x), expected, atol=ROUNDING, rtol=0)
     before, after = (
         sum(leaf.size for leaf in jax.tree.leaves(v["params"]))
         for v in (variables, small.variables)
     )
     assert after < before
     # And once more, starting from the smaller network.
-    again = jaxprune.compact(
-        small, small.variables, layer, mask(p - 2, 0), fill="drop", example=x
-    )
-    assert again.kept[layer] == tuple(c for c in range(3, p))
+    again = jaxprune.compact_layers(
+        small, small.variables,
+        {name: (mask(p - 2, 0), "drop") for name, p in widths.items()}, example=x,
+    )  # fmt: skip
+    kept = {name: layer.kept for name, layer in again.layers.items()}
+    assert kept == {name: tuple(range(3, p)) for name, p in widths.items()}
 
 
 def _flow(model, variables, x, layer):
     apply = functools.partial(model.apply, train=False)
-    return dependence.channel_flow(apply, variables, x, layer)
+    return channel_flow(apply, variables, x, layer)
 
 
 class Blocks(nn.Module):
@@ -282,14 +374,14 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("residual", "'add' behind 'first' and 'second'"),
+        ("residual", "'add' after 'first' and 'second'"),
         ("depthwise", "grouped Conv 'depthwise'"),
         ("layer norm", "LayerNorm 'norm'"),
         ("group norm", "GroupNorm 'norm'"),
-        ("softmax", "'reduce_max' behind 'first'"),
-        ("sort", "'sort' behind 'first' is not understood"),
-        ("gate", "'mul' behind 'first' and 'gate'"),
-        ("maxout", "'max' behind 'first'"),
+        ("softmax", "'reduce_max' after 'first'"),
+        ("sort", "'sort' after 'first' is not understood"),
+        ("gate", "'mul' after 'first' and 'gate'"),
+        ("maxout", "'max' after 'first'"),
         ("half", "does not run with fewer channels|rounding"),
         ("written size", "does not run with fewer channels"),
         ("parameter", "does not run with fewer channels"),
@@ -359,7 +451,7 @@ def test_padding_by_hand():
     small = jaxprune.compact(
         model, variables, "first", mask(4, 1, 2), fill=values, example=x
     )
-    assert small.report.bound_used < 1
+    assert small.proof.bound_used < 1
 
 
 @pytest.mark.parametrize(
@@ -395,10 +487,14 @@ def test_inputs_of_another_shape_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "layer", "tap"),
-    [(PAIR, (14, 14, 2), "conv3", "conv"), (VGG, (32, 32, 3), "conv2d_9", "relu")],
-)
-def test_sweep_with_fill_drop_is_the_curve_of_sliced_networks(model, shape, layer, tap):
+    ("model", "shape", "layer", "tap", "ks"),
+    [(PAIR, (14, 14, 2), "conv3", "conv", [2, 4]),
+     (ReluFirst(), (8, 8, 3), "first", "relu", [2, 4]),
+     pytest.param(VGG, (32, 32, 3), "conv2d_9", "relu", [0, 2, 4], marks=slow)],
+)  # fmt: skip
+def test_sweep_with_fill_drop_is_the_curve_of_sliced_networks(
+    model, shape, layer, tap, ks
+):
     split = random_split(shape=shape)
     x = jnp.asarray(split.images, jnp.float32) / 255
     variables = random_variables(model, x)
@@ -408,10 +504,10 @@ def test_sweep_with_fill_drop_is_the_curve_of_sliced_networks(model, shape, laye
 
     tapped = tap_layer(apply, variables, split, layer=layer, tap=tap,
                              batch_size=9)  # fmt: skip
-    scores = ranking.mean(tapped.mean_feature_map)
-    result = sweep.sweep_layer(tapped, variables, scores, fill="drop", ks=[0, 2, 4])
+    scores = criteria.mean(tapped.mean_feature_map)
+    result = sweep_layer(tapped, scores, fill="drop", ks=ks)
     for k, predictions in zip(result.ks, result.predictions, strict=True):
-        keep = ranking.prefix_masks(result.order, [k])[0]
+        keep = prefix_masks(result.order, [k])[0]
         small = jaxprune.compact(model, variables, layer, keep, fill="drop",
                                  example=x[:2])  # fmt: skip
         reference.check_predictions(predictions, np.asarray(small(x), np.float64))
@@ -426,9 +522,9 @@ def test_drop_is_refused_where_channels_join_others():
         return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
 
     tapped = tap_layer(apply, variables, split, layer="first")
-    scores = ranking.mean(tapped.mean_feature_map)
-    with pytest.raises(InputError, match="'add' behind 'first' and 'second'"):
-        sweep.sweep_layer(tapped, variables, scores, fill="drop")
+    scores = criteria.mean(tapped.mean_feature_map)
+    with pytest.raises(InputError, match="'add' after 'first' and 'second'"):
+        sweep_layer(tapped, scores, fill="drop")
 
 
 def test_networks_are_compared_at_full_precision():

@@ -287,6 +287,21 @@ def test_unknown_dataset():
         datasets.load("cifar-10")
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "last", "counts"),
+    [
+        ("mnist", (28, 28, 1), "9", [980, 1135]),
+        ("cifar10", (32, 32, 3), "truck", [1000, 1000]),
+    ],
+)
+def test_test_images_for_real(data_dir, decoded, name, shape, last, counts):
+    images, labels, names = tfds.load(name, "test", data_dir, decoded)
+    assert images.shape == (10_000, *shape) and images.dtype == np.uint8
+    assert len(names) == 10 and names[-1] == last
+    assert np.bincount(labels)[:2].tolist() == counts
+
+
+@pytest.mark.slow
 def test_mnist_pairs_for_real(data_dir, tmp_path):
     cache = os.environ.get("JAXPRUNE_TEST_CACHE", str(tmp_path))
     mnist = datasets.load("mnist", data_dir=data_dir, cache_dir=cache)
@@ -300,6 +315,7 @@ def test_mnist_pairs_for_real(data_dir, tmp_path):
     assert len(np.unique(pairs.train.sources)) <= 6000
 
 
+@pytest.mark.slow
 def test_cifar10_for_real(data_dir, tmp_path):
     cifar = datasets.load("cifar10", data_dir=data_dir, cache_dir=str(tmp_path))
     assert len(cifar.train) == 50_000 and cifar.test.image_shape == (32, 32, 3)

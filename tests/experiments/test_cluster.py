@@ -28,7 +28,12 @@ def standard_promotion():
         yield
 
 
-def start(*arguments, code="from experiments import cli, sweep; cli.run(sweep.main)"):
+LINEAR = "--fill=linear"
+RUN = "from experiments import cli, sweep; cli.run(sweep.main)"
+
+
+def start(*arguments, code=RUN, cache="--nocompilation_cache"):
+    """A script in a process of its own, with the tests' compiled programs."""
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -36,7 +41,7 @@ def start(*arguments, code="from experiments import cli, sweep; cli.run(sweep.ma
         "XDG_CACHE_HOME": str(Path("cache").resolve()),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", code, *arguments, cache],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -48,23 +53,27 @@ def free_address():
 
 
 def test_two_processes_train_and_sweep_together(script):
-    """One result, as of one process: trained over four devices, swept over two each."""
+    """One result, as of one process: trained over four devices, swept over two each.
+
+    The linear fill is fitted by both, each on its share of the images.
+    """
+    folder = FOLDER.with_name("sweep-conv3-abs_mean-linear")
     flags = ("--coordinator=" + free_address(), "--num_processes=2")
-    pair = [start(*SMALL, *flags, f"--process_id={i}") for i in range(2)]
+    pair = [start(*SMALL, LINEAR, *flags, f"--process_id={i}") for i in range(2)]
     outputs = [process.communicate(timeout=240) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert "K = 0" in outputs[0][0] and "K = 0" not in outputs[1][0]
-    together = SweepResult.load(FOLDER)
+    together = SweepResult.load(folder)
     # The same weights, swept by one process.
-    code, _, err = script(sweep, *SMALL, "--workdir=again")
+    code, _, err = script(sweep, *SMALL, LINEAR, "--workdir=again")
     assert code == 0, err
     Path("again/checkpoints").rename("unused")
     Path("runs/digits_pair/checkpoints").rename("again/checkpoints")
     for path in Path("again").glob("sweep-*/*"):
         path.unlink()
-    code, _, err = script(sweep, *SMALL, "--workdir=again")
+    code, _, err = script(sweep, *SMALL, LINEAR, "--workdir=again")
     assert code == 0, err
-    alone = SweepResult.load(Path("again") / FOLDER.name)
+    alone = SweepResult.load(Path("again") / folder.name)
     assert alone.about["weights"] == together.about["weights"]
     np.testing.assert_array_equal(alone.predictions, together.predictions)
     np.testing.assert_allclose(alone.scores, together.scores, rtol=1e-5)
@@ -146,7 +155,8 @@ def test_the_second_run_compiles_nothing(script):
     folder = Path("cache/jaxprune/compiled")
     kept = []
     for i in range(2):
-        process = start(*SMALL, "--epochs=1", "--ks=0,3", f"--workdir={i}")
+        process = start(*SMALL, "--epochs=1", "--ks=0,3", f"--workdir={i}",
+                        cache="--compilation_cache")  # fmt: skip
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
         kept.append(sorted(path.name for path in folder.iterdir()))
@@ -155,7 +165,7 @@ def test_the_second_run_compiles_nothing(script):
 
 
 def test_the_compilation_cache_can_be_turned_off(script):
-    process = start(*SMALL, "--epochs=1", "--ks=0,3", "--nocompilation_cache")
+    process = start(*SMALL, "--epochs=1", "--ks=0,3")
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert not Path("cache/jaxprune/compiled").exists()

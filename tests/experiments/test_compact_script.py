@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import jaxprune
-from experiments import compact, sweep
+from experiments import sweep
+from experiments.compact import __main__ as compact
 from jaxprune.report import compact as plots_compact
 
 NETWORK = (
@@ -72,7 +73,7 @@ def test_one_k(run):
     small = jaxprune.load_compact(folder)
     assert small.model.widths == (4, 5, 5)
     order = np.load(workdir / "sweep-conv3-abs_mean-bias" / "sweep.npz")["order"]
-    assert sorted(small.kept["conv3"]) == sorted(order[3:])
+    assert sorted(small.layers["conv3"].kept) == sorted(order[3:])
 
 
 def test_a_trained_network_has_no_proof(run):
@@ -83,7 +84,7 @@ def test_a_trained_network_has_no_proof(run):
     assert spec["proof"] is None
     assert spec["about"]["test_proof"]["images"] == 100
     assert spec["about"]["after_the_proof"]["recalibrated"]
-    assert jaxprune.load_compact(folder).report is None
+    assert jaxprune.load_compact(folder).proof is None
 
 
 def test_a_folder_of_something_else_is_refused_before_any_work(run):

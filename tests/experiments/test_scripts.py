@@ -238,7 +238,8 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 def start(tmp_path, module, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-c", HEED_INTERRUPT, f"experiments.{module}", *arguments],
+        [sys.executable, "-c", HEED_INTERRUPT, f"experiments.{module}", *arguments,
+         "--nocompilation_cache"],  # but the tests' own
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "standard"},
     )  # fmt: skip
@@ -261,7 +262,7 @@ def test_killed_and_started_again_ends_with_the_same_parameters(script, tmp_path
     before = checkpoint.latest(Path("killed/checkpoints"))
     assert before is not None and before < 4
     code, out, _ = script(train, *flags, "--workdir=killed")
-    assert code == 0 and f"going on from epoch {before} of 4" in out
+    assert code == 0 and f"continuing from epoch {before} of 4" in out
     template = random_variables(
         PairCNN(widths=(4, 6, 8), dense=(10, 2)), jax.numpy.zeros((1, 28, 28, 2))
     )
@@ -284,7 +285,9 @@ def test_interrupted_says_what_is_kept(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     last = err.strip().splitlines()[-1]
-    assert "of 500 is kept in" in last and "same command goes on" in last
+    assert (
+        "of 500 is kept in" in last and "run the same command again to continue" in last
+    )
     assert "Traceback" not in err
 
 

@@ -10,6 +10,7 @@ from keras_files import LAYERS, write_keras
 
 from jaxprune.errors import InputError
 from jaxprune.networks import checkpoint
+from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.models import CifarVGG, PairCNN
 
 MODEL = PairCNN(widths=(2, 3, 4), dense=(5, 2))
@@ -97,12 +98,12 @@ def test_keras_files_of_both_versions(tmp_path, version, optimizer):
     theirs = random_variables(VGG, VGG_X, seed=1)
     path = tmp_path / "model.h5"
     write_keras(path, theirs, LAYERS, version=version, optimizer=optimizer)
-    ours = checkpoint.import_keras(path, VGG.apply, random_variables(VGG, VGG_X), VGG_X)
+    ours = import_keras(path, VGG.apply, random_variables(VGG, VGG_X), VGG_X)
     assert_equal(ours, theirs)
 
 
 def import_into(model, x, path):
-    return checkpoint.import_keras(path, model.apply, random_variables(model, x), x)
+    return import_keras(path, model.apply, random_variables(model, x), x)
 
 
 def test_the_first_layer_that_does_not_fit_is_named(tmp_path):

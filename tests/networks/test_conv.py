@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_variables
 from flax import linen as nn
 from jax import lax
 
@@ -58,7 +59,7 @@ def test_takes_all_that_nn_conv_passes(options):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     plain = nn.Conv(**options)
     ours = nn.Conv(**options, conv_general_dilated=conv.conv_general_dilated)
-    variables = plain.init(jax.random.key(0), x)
+    variables = random_variables(plain, x)
     a, b = plain.apply(variables, x), ours.apply(variables, x)
     assert a.dtype == b.dtype and a.shape == b.shape
     # One rounding to bfloat16 (8 bits) or sums of 54 float32 products.

@@ -48,14 +48,14 @@ def test_pair_cnn_counts():
 def test_forward_pass_equals_numpy(model, shape, forward):
     variables = random_variables(model, jnp.zeros((1, *shape)))
     images = np.random.default_rng(1).integers(0, 256, (5, *shape), np.uint8)
-    ours = model.apply(variables, jnp.asarray(images, jnp.float32) / 255)
+    ours = jax.jit(model.apply)(variables, jnp.asarray(images, jnp.float32) / 255)
     expected = forward(variables, images)
     # float32 sums against float64: 13 layers of about 1e-7 each.
     np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_training_needs_dropout_keys_and_gives_statistics():
-    model = CifarVGG(widths=[2] * 13, dense=(4, 4, 4, 2))
+    model = CifarVGG(widths=(2,) * 13, dense=(4, 4, 4, 2))
     variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
     x = jnp.ones((4, 32, 32, 3)) * jnp.arange(4.0)[:, None, None, None]
 

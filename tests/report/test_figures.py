@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -134,3 +136,22 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path):
         plots.save(Broken(), path)
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
+
+
+@pytest.mark.parametrize("unbalanced", [False, True])
+def test_fills_side_by_side(unbalanced):
+    """Always in one order; balanced accuracy below where classes are unbalanced."""
+    one = result(unbalanced=unbalanced)
+    results = [
+        replace(one, about={**one.about, "fill": fill, "layer": "conv"})
+        for fill in ("linear", "zero", "drop")
+    ]
+    panels = plots.compare_fills(results).axes
+    assert len(panels) == 1 + unbalanced
+    for axes, values in zip(
+        panels, (one.accuracy, one.balanced_accuracy), strict=False
+    ):
+        curves = [line for line in axes.lines if len(line.get_xdata()) == len(one.ks)]
+        labels = [line.get_label() for line in curves]
+        assert labels == ["fill zero", "fill drop", "fill linear"]
+        np.testing.assert_array_equal(curves[0].get_ydata(), values)

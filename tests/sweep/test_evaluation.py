@@ -12,9 +12,10 @@ from conftest import random_split
 from flax import linen as nn
 from toys import network, planted, run_sweep
 
+from jaxprune.channels.fills import Fill
 from jaxprune.mesh import make_mesh
-from jaxprune.sweep import layer as sweep
-from jaxprune.sweep.evaluation import carry_forward, changed_pairs
+from jaxprune.sweep import layer as layer_module
+from jaxprune.sweep.evaluation import Plan, carry_forward, changed_pairs
 from jaxprune.sweep.running_sum import STEP, RunningSum
 from jaxprune.sweep.trunk import tap_layer
 
@@ -23,7 +24,7 @@ WAYS = {"last": "RunningSum", "inner": "ChangedPairs"}
 
 
 class Chain(nn.Module):
-    """A convolution read by another, and one read by a dense layer."""
+    """A convolution read by two others, and one of these read by a dense layer."""
 
     dtype: Any = jnp.float32
 
@@ -35,7 +36,9 @@ class Chain(nn.Module):
         )
         x = nn.relu(conv(9, (3, 3), name="inner")(x))
         x = nn.BatchNorm(use_running_average=True, dtype=self.dtype, name="norm")(x)
+        side = nn.relu(conv(2, (1, 1), name="side")(x))
         x = nn.relu(conv(9, (3, 3), name="last")(x))
+        x = jnp.concatenate([x, side], axis=-1)
         x = nn.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
         return dense(4, name="out")(nn.relu(dense(10, name="reader")(x)))
 
@@ -49,7 +52,7 @@ def chain(dtype=jnp.float32):
 def test_every_way_equals_the_dense_one_and_written_weights(layer, fill):
     apply, variables, split = chain()
     fast = run_sweep(apply, variables, split, layer, fill=fill, mask_chunk=3)
-    dense = run_sweep(apply, variables, split, layer, fill=fill, dense=True)
+    dense = run_sweep(apply, variables, split, layer, fill=fill, every_pair=True)
     assert dense.about["evaluation"] == "EveryPair"
     if fill != "drop":
         assert fast.about["evaluation"] == WAYS[layer]
@@ -68,14 +71,14 @@ def test_every_way_equals_the_dense_one_and_written_weights(layer, fill):
 
 
 @pytest.mark.parametrize(
-    ("layer", "dense"),
+    ("layer", "every_pair"),
     [("last", False), ("inner", False), ("last", True)],
 )
-def test_devices_change_nothing(layer, dense):
+def test_devices_change_nothing(layer, every_pair):
     apply, variables, split = chain()
     one, two, eight = (
         run_sweep(
-            apply, variables, split, layer, dense=dense,
+            apply, variables, split, layer, every_pair=every_pair,
             mesh=make_mesh(jax.local_devices()[:devices]),
         )
         for devices in (1, 2, 8)
@@ -110,13 +113,14 @@ def test_predictions_are_carried_forward():
     assert carried.tolist() == [[5, 6], [5, 7], [8, 7], [8, 7]]
 
 
-class ConvReader(nn.Module):
-    """The planted channels, read by a convolution."""
+class TwoReaders(nn.Module):
+    """The planted channels, read by two convolutions."""
 
     @nn.compact
     def __call__(self, x):
         x = nn.relu(nn.Conv(4, (1, 1), name="only")(x))
-        return nn.Conv(2, (1, 1), use_bias=False, name="out")(x).mean((1, 2))
+        x = nn.Conv(2, (1, 1), name="out")(x) + nn.Conv(2, (1, 1), name="idle")(x)
+        return x.mean((1, 2))
 
 
 @pytest.mark.parametrize("way", ["RunningSum", "ChangedPairs"])
@@ -128,10 +132,11 @@ def test_the_number_of_changed_pairs_is_exact(way):
     split = type(split)(images, split.sources, split.labels, split.class_names)
     if way == "ChangedPairs":
         out = variables["params"]["out"]["kernel"][None, None]
-        variables["params"]["out"] = {"kernel": out}
+        variables["params"]["out"]["kernel"] = out
+        variables["params"]["idle"] = {"kernel": 0 * out, "bias": np.zeros(2, "f")}
 
         def apply(variables, x, **kwargs):
-            return ConvReader().apply(variables, x.astype(jnp.float32) / 255, **kwargs)
+            return TwoReaders().apply(variables, x.astype(jnp.float32) / 255, **kwargs)
 
     scores = np.array([0, 1, 3, 2], np.float32)  # order 0, 1, 3, 2
     result = run_sweep(apply, variables, split, "only", scores=scores)
@@ -139,7 +144,7 @@ def test_the_number_of_changed_pairs_is_exact(way):
     assert result.about["pairs"] == 4 * 40
     # K = 0: all; K = 1: none, 0 is dead; K = 2: all; K = 3: those that show channel 3.
     assert result.about["pairs_evaluated"] == 40 + 0 + 40 + 25
-    dense = run_sweep(apply, variables, split, "only", scores=scores, dense=True)
+    dense = run_sweep(apply, variables, split, "only", scores=scores, every_pair=True)
     np.testing.assert_array_equal(result.predictions, dense.predictions)
 
 
@@ -165,7 +170,7 @@ def test_more_channels_than_one_step_and_features_that_are_no_channel():
     apply, variables = network(Wide(), (8, 8, 3))
     split = random_split(n=31)
     fast = run_sweep(apply, variables, split, fill="mean")
-    dense = run_sweep(apply, variables, split, fill="mean", dense=True)
+    dense = run_sweep(apply, variables, split, fill="mean", every_pair=True)
     assert fast.about["evaluation"] == "RunningSum"
     np.testing.assert_array_equal(fast.predictions, dense.predictions)
     assert len({tuple(row) for row in fast.predictions.tolist()}) > 3
@@ -186,7 +191,7 @@ def test_bfloat16_equals_the_dense_way_in_bfloat16(layer):
     apply, variables, split = chain(jnp.bfloat16)
     fast = run_sweep(apply, variables, split, layer)
     assert fast.about["evaluation"] == "ChangedPairs"
-    dense = run_sweep(apply, variables, split, layer, dense=True)
+    dense = run_sweep(apply, variables, split, layer, every_pair=True)
     logits = np.stack(
         [
             apply(
@@ -213,9 +218,8 @@ def test_few_units_that_read_many_features_make_no_large_batches():
 
     apply, variables = network(Flat(), (8, 8, 3))
     tapped = tap_layer(apply, variables, random_split(), tap="relu")
-    way, images = sweep._evaluation(
-        tapped, variables, np.arange(6), tuple(range(6)), np.zeros(6), None, False
-    )
+    plan = Plan(np.arange(6), tuple(range(6)), Fill("zero", np.zeros(6, np.float32)))
+    way, images = layer_module._evaluation(tapped, plan, None, False)
     assert isinstance(way, RunningSum)
     assert way._pairs <= STEP * images
     assert way._pairs * STEP * 64 <= 2**22

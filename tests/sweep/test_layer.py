@@ -3,26 +3,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from conftest import random_split
+from conftest import random_split, random_variables
 from flax import linen as nn
 from toys import network, planted
 
+from jaxprune.channels.masking import fill_channels
 from jaxprune.data.splits import image_split
 from jaxprune.errors import InputError
+from jaxprune.mesh import make_mesh
 from jaxprune.networks.models import CifarVGG, PairCNN
-from jaxprune.ranking import order as ranking
-from jaxprune.sweep import evaluation as evaluate
-from jaxprune.sweep import layer as sweep
+from jaxprune.ranking import criteria
+from jaxprune.ranking.order import pruning_order
+from jaxprune.sweep.evaluation import evaluate_masks
+from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
 
 EXPERIMENTS = {
     "cifar_vgg": (
         CifarVGG(widths=(3, 4, 4, 5, 5, 4, 6, 6, 7, 6, 6, 8, 9), dense=(12, 10, 8, 4)),
-        (32, 32, 3), reference.cifar_vgg, "conv2d_12", "relu", ranking.mean,
+        (32, 32, 3), reference.cifar_vgg, "conv2d_12", "relu", criteria.mean,
     ),
     "pair": (
         PairCNN(widths=(3, 5, 9), dense=(10, 4)),
-        (14, 14, 2), reference.pair_cnn, "conv3", "conv", ranking.abs_mean,
+        (14, 14, 2), reference.pair_cnn, "conv3", "conv", criteria.abs_mean,
     ),
 }  # fmt: skip
 
@@ -31,14 +34,16 @@ def run_sweep(apply, variables, split, criterion, *, fill="zero", ks=None,
               mask_chunk=None, **options):  # fmt: skip
     tapped = tap_layer(apply, variables, split, **options)
     scores = criterion(tapped.mean_feature_map)
-    return sweep.sweep_layer(
-        tapped, variables, scores, fill=fill, ks=ks, mask_chunk=mask_chunk
-    )
+    return sweep_layer(tapped, scores, fill=fill, ks=ks, mask_chunk=mask_chunk)
 
 
-@pytest.mark.parametrize("fill", ["zero", "bias", "mean"])
+# How images and masks are divided has nothing to do with the fill.
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize(("batch_size", "mask_chunk"), [(23, None), (7, 4)])
+@pytest.mark.parametrize(
+    ("fill", "batch_size", "mask_chunk"),
+    [("zero", 23, None), ("bias", 23, None), ("mean", 23, None), ("mean", 7, 4),
+     *(pytest.param(fill, 7, 4, marks=pytest.mark.slow) for fill in ("zero", "bias"))],
+)  # fmt: skip
 def test_predictions_equal_those_of_written_weights(
     experiment, fill, batch_size, mask_chunk
 ):
@@ -67,22 +72,24 @@ def test_predictions_equal_those_of_written_weights(
     np.testing.assert_allclose(result.accuracy, correct, atol=1.01 / len(split))
 
 
-def test_ranking_again_after_every_prune_changes_nothing_behind_relu():
+@pytest.mark.parametrize(
+    "ks", [(0, 1, 4, 8), pytest.param(range(9), marks=pytest.mark.slow)]
+)
+def test_ranking_again_after_prunes_changes_nothing_behind_relu(ks):
     """Experiment A: a pruned channel scores 0, and no score depends on another."""
     model, shape, _, layer, tap, _ = EXPERIMENTS["cifar_vgg"]
     apply, variables = network(model, shape)
     split = random_split(shape=shape)
-    order = run_sweep(apply, variables, split, ranking.mean, tap=tap).order
-    pruned: list[int] = []
-    for _ in range(len(order)):
+    order = run_sweep(apply, variables, split, criteria.mean, tap=tap).order
+    assert len(order) == 9
+    for k in ks:
+        pruned = order[:k]
         current = reference.prune(variables, layer, pruned, "zero")
         tapped = tap_layer(apply, current, split, layer=layer, tap=tap)
-        scores = ranking.mean(tapped.mean_feature_map)
+        scores = criteria.mean(tapped.mean_feature_map)
         assert (scores[pruned] == 0).all()
         scores[pruned] = -1
-        again = ranking.rank_channels(scores)
-        pruned.append(int(again[len(pruned)]))
-    assert pruned == order.tolist()
+        assert pruning_order(scores)[k] == order[k]
 
 
 def test_ranking_again_after_a_prune_can_differ_where_activations_are_signed():
@@ -90,16 +97,16 @@ def test_ranking_again_after_a_prune_can_differ_where_activations_are_signed():
     model, shape, _, layer, _, _ = EXPERIMENTS["pair"]
     apply, variables = network(model, shape)
     split = random_split(shape=shape)
-    first = run_sweep(apply, variables, split, ranking.mean, ks=[0])
+    first = run_sweep(apply, variables, split, criteria.mean, ks=[0])
     assert first.scores[first.order[0]] < 0
     pruned = reference.prune(variables, layer, first.order[:1], "zero")
-    second = run_sweep(apply, pruned, split, ranking.mean, ks=[0])
+    second = run_sweep(apply, pruned, split, criteria.mean, ks=[0])
     assert second.order[0] == first.order[1]
 
 
 def test_planted_channels_cost_what_they_must():
     apply, variables, split = planted()
-    result = run_sweep(apply, variables, split, ranking.mean, tap="relu")
+    result = run_sweep(apply, variables, split, criteria.mean, tap="relu")
     assert result.order[:2].tolist() == [0, 1]
     assert result.accuracy[0] == result.accuracy[1] == result.accuracy[2] == 1
     # With one of the two deciding channels gone, one class is predicted throughout.
@@ -107,8 +114,8 @@ def test_planted_channels_cost_what_they_must():
     assert result.largest_k_within(0.01) == 2
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_no_more_traces_for_more_images_or_masks(dense):
+@pytest.mark.parametrize("every_pair", [True, False])
+def test_no_more_traces_for_more_images_or_masks(every_pair):
     """Every function is traced once, whatever N, K, the last batch and chunk are."""
     apply, variables, split = planted()
     counts = []
@@ -121,10 +128,8 @@ def test_no_more_traces_for_more_images_or_masks(dense):
 
         some = split.select(np.arange(n))
         tapped = tap_layer(counted, variables, some, batch_size=6)
-        scores = ranking.mean(tapped.mean_feature_map)
-        sweep.sweep_layer(
-            tapped, variables, scores, mask_chunk=3, ks=list(ks), dense=dense
-        )
+        scores = criteria.mean(tapped.mean_feature_map)
+        sweep_layer(tapped, scores, mask_chunk=3, ks=list(ks), every_pair=every_pair)
         counts.append(len(traces))
     assert len(set(counts)) == 1
 
@@ -159,14 +164,18 @@ def test_evaluate_masks_on_a_plain_function():
     masks = rng.integers(0, 2, (11, 5)).astype(bool)
     fill = rng.normal(size=5).astype(np.float32)
 
-    def head(x):
+    def logits(weights, fm, mask):
+        x = fill_channels(fm, mask, fill)
         return x.reshape(len(x), -1) @ weights
 
-    got = evaluate.evaluate_masks(head, fm, masks, fill=fill, mask_chunk=4)
-    for row, mask in zip(got, masks, strict=True):
-        masked = fm.copy()
-        masked[..., ~mask] = fill[~mask]
-        np.testing.assert_array_equal(row, head(masked).argmax(-1))
+    for devices in (1, 2, 8):
+        mesh = make_mesh(jax.devices()[:devices])
+        got = evaluate_masks(logits, weights, (fm,), masks, mesh=mesh, mask_chunk=4)
+        for row, mask in zip(got, masks, strict=True):
+            masked = fm.copy()
+            masked[..., ~mask] = fill[~mask]
+            expected = (masked.reshape(len(fm), -1) @ weights).argmax(-1)
+            np.testing.assert_array_equal(row, expected)
 
 
 def test_a_tap_that_changes_the_network_is_refused():
@@ -189,7 +198,7 @@ def test_bfloat16_equals_the_masked_network_in_bfloat16():
     model = PairCNN(widths=(3, 5, 9), dense=(10, 4), dtype=jnp.bfloat16)
     apply, variables = network(model, (14, 14, 2))
     split = random_split(shape=(14, 14, 2))
-    result = run_sweep(apply, variables, split, ranking.abs_mean, fill="bias")
+    result = run_sweep(apply, variables, split, criteria.abs_mean, fill="bias")
     pruned = reference.prune(variables, "conv3", result.order[:4], "bias")
     logits = np.asarray(jax.jit(apply)(pruned, split.images), np.float32)
     top = np.sort(logits, axis=-1)
@@ -227,7 +236,7 @@ class Odd(nn.Module):
 )
 def test_networks_that_do_not_treat_images_one_by_one(kind, message):
     model = Odd(kind)
-    variables = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+    variables = random_variables(model, jnp.ones((2, 8, 8, 3)))
 
     def apply(variables, images, **kwargs):
         return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
@@ -247,9 +256,9 @@ def test_unusable_arguments():
         ({"ks": [4]}, "must lie in 0 .. 3"),
     ):
         with pytest.raises(InputError, match=message):
-            sweep.sweep_layer(tapped, variables, scores, **options)
+            sweep_layer(tapped, scores, **options)
     with pytest.raises(InputError, match="scores must be 4 numbers"):
-        sweep.sweep_layer(tapped, variables, np.arange(3.0))
+        sweep_layer(tapped, np.arange(3.0))
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from experiments.compact.masked import Masked
 from experiments.job import Job
-from experiments.masked import Masked
 from jaxprune.compaction.network import Compact
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
-from jaxprune.networks import recalibrate
-from jaxprune.networks import training as train_lib
+from jaxprune.networks import training
+from jaxprune.networks.recalibrate import recalibrate
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("finetune_epochs", 0, "Epochs of training after pruning.", 0)
-flags.DEFINE_float(
-    "finetune_learning_rate", None, "Its highest. Default: a tenth of training's.", 0.0
-)
-flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
-
 # Training batches that BatchNorm statistics are estimated over.
 _RECALIBRATION_BATCHES = 40
 
@@ -39,25 +33,17 @@ def train_on(
     """
     changes: dict[str, Any] = {}
     split = datasets.choose_split(run.splits, run.config.train_split)
-    size = run.config.train_batch_size
+    program = whole.program(small.apply)
 
     def accuracy(variables: Any) -> float:
-        logits = whole.evaluate(small.apply, variables, "test")
+        logits = whole.evaluate(program, variables, "test")
         return float((logits.argmax(-1) == whole.split.labels).mean())
 
     variables = small.variables
     if FLAGS.recalibrate:
-        order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
-        count = min(_RECALIBRATION_BATCHES, train_lib.steps_per_epoch(split, size))
-        inputs = (
-            run.scale(jnp.asarray(split.read(order[i * size : (i + 1) * size])))
-            for i in range(count)
-        )
-        variables = recalibrate.recalibrate(
-            partial(small.model.apply, train=True), variables, inputs
-        )
+        variables, images = _recalibrated(run, small, split)
         changes["accuracy_recalibrated"] = accuracy(variables)
-        print(f"  recalibrated over {count * size} training images: accuracy "
+        print(f"  recalibrated over {images} training images: accuracy "
               f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
     start = changes.get("accuracy_recalibrated", accuracy_before)
     lines = [{"epoch": 0, "test_accuracy": start}]
@@ -79,28 +65,41 @@ def train_on(
             )
         changes["accuracy_finetuned"] = lines[-1]["test_accuracy"]
     if changes:  # another network than the one that was compared
-        small = replace(small, variables=variables, report=None)
+        small = replace(small, variables=variables, proof=None)
     return small, changes, lines
+
+
+def _recalibrated(run: Job, small: Compact, split: Split) -> tuple[Any, int]:
+    """Variables with BatchNorm statistics of the pruned network, and images used."""
+    size = run.config.train_batch_size
+    order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
+    count = min(_RECALIBRATION_BATCHES, training.steps_per_epoch(split, size))
+    inputs = (
+        run.scale(jnp.asarray(split.read(order[i * size : (i + 1) * size])))
+        for i in range(count)
+    )
+    apply = partial(small.model.apply, train=True)
+    return recalibrate(apply, small.variables, inputs), count * size
 
 
 def _finetune(run: Job, small: Compact, variables: Any, split: Split) -> Any:
     """Epochs of the same loop as training's, at a lower rate."""
-    conf, recipe = run.config, run.config.recipe
+    conf, recipe = run.config, run.recipe
     rate = FLAGS.finetune_learning_rate or conf.learning_rate / 10
-    steps = FLAGS.finetune_epochs * train_lib.steps_per_epoch(
+    steps = FLAGS.finetune_epochs * training.steps_per_epoch(
         split, conf.train_batch_size
     )
-    optimizer = train_lib.adam(rate, steps, 0)
-    step = train_lib.make_train_step(
+    optimizer = training.adam(rate, steps, 0)
+    step = training.make_train_step(
         small.model,
         optimizer,
         run.scale,
         seed=conf.seed + 1,
         l2=recipe.l2,
-        augment=train_lib.crop_and_flip if recipe.crop_and_flip else None,
+        augment=training.crop_and_flip if recipe.crop_and_flip else None,
     )
-    state = train_lib.init_state(jax.tree.map(jnp.array, variables), optimizer)
-    return train_lib.fit(
+    state = training.init_state(jax.tree.map(jnp.array, variables), optimizer)
+    return training.fit(
         step, state, split, epochs=FLAGS.finetune_epochs,
         batch_size=conf.train_batch_size, seed=conf.seed + 1,
     )  # fmt: skip

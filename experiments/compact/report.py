@@ -8,8 +8,7 @@ from typing import Any
 
 from jaxprune.compaction.proof import Proof
 from jaxprune.files import replacing, write_text
-from jaxprune.report import compact as plots_compact
-from jaxprune.report import curves as plots
+from jaxprune.report import compact, curves
 
 # What of a row is more than one figure.
 _NESTED = ("latency", "epochs")
@@ -74,8 +73,8 @@ def write_table(
     text = json.dumps({"about": about, "rows": list(rows)}, indent=2) + "\n"
     write_text(base.with_suffix(".json"), text)
     title = f"{about['model']}, layer {about['layer']}, fill {about['fill']}"
-    figure = plots_compact.against_k(rows, f"{title}: compact networks", curve)
-    plots.save(figure, base.with_suffix(".png"))
+    figure = compact.against_k(rows, f"{title}: compact networks", curve)
+    curves.save(figure, base.with_suffix(".png"))
     _print_table(rows)
     print(f"table and picture: {base}.csv, .json, .png")
 

@@ -1,7 +1,6 @@
 """What compact networks are compared with: the whole network, with channels masked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,57 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import cluster
+from experiments.compact.plan import Plan
 from experiments.job import Job
-from jaxprune.channels import flow as dependence
 from jaxprune.channels import masking, taps
+from jaxprune.channels.flow import channel_flow
 from jaxprune.compaction import cost
 from jaxprune.data.splits import Split, batches
-from jaxprune.ranking import order as ranking
-from jaxprune.sweep.layer import masked_logits
+from jaxprune.mesh import Sharded
+from jaxprune.networks.predict import compiled, predict
 
 # Images that the rounding bound is worked out for.
 _EXAMPLES = 16
 
 # The bound knows float32's rounding: no matrix unit may round factors more coarsely.
 _PRECISION = "highest"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to prune.
-
-    Attributes:
-      layer: whose channels.
-      criterion: that ranked them.
-      fill: what they become.
-      order: channels, the first to be pruned first.
-      mean: of every channel, [P].
-      ks: numbers of channels to prune.
-      curve: the saved sweep's K and accuracies, where there is a sweep.
-    """
-
-    layer: str
-    criterion: str
-    fill: str
-    order: np.ndarray
-    mean: np.ndarray
-    ks: tuple[int, ...]
-    curve: tuple[Sequence[int], Sequence[float]] | None = None
-
-    @property
-    def name(self) -> str:
-        """The beginning of the names of what is written."""
-        layer = self.layer.replace("/", ".")
-        return f"compact-{layer}-{self.criterion}-{self.fill}"
-
-    @property
-    def values(self) -> masking.Fill:
-        """What `compact` is to be given as fill."""
-        return self.mean if self.fill == "mean" else self.fill
-
-    def keep(self, k: int) -> np.ndarray:
-        """The mask with the k lowest channels pruned."""
-        return ranking.prefix_masks(self.order, [k])[0]
 
 
 class Masked:
@@ -89,8 +51,8 @@ class Masked:
         index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
         self.example = run.scale(jnp.asarray(split.read(np.unique(index))))
         self.apply = partial(run.model.apply, train=False)
-        self.flow = dependence.channel_flow(
-            self.apply, variables, self.example, plan.layer
+        self.flow = channel_flow(
+            self.apply, variables, self.example, plan.choices.layer
         )
         ks = sorted({0, *plan.ks})
         with jax.default_matmul_precision(_PRECISION):
@@ -101,9 +63,7 @@ class Masked:
         self.cost = cost.cost(self.apply, variables, images)
 
     def _pruning(self, plan: Plan, k: int) -> masking.Pruning:
-        return masking.make_pruning(
-            self.variables, self.flow, plan.keep(k), plan.values
-        )
+        return masking.make_pruning(self.variables, self.flow, plan.keep(k), plan.fill)
 
     def _masked_logits(self, prunings: Sequence[masking.Pruning]) -> list[np.ndarray]:
         apply, layer = self.run.apply, self.flow.layer
@@ -112,29 +72,35 @@ class Masked:
         def trunk(variables: Any, images: Any) -> Any:
             return taps.capture(apply, variables, images, layer)
 
-        head = jax.jit(partial(masked_logits, apply, layer, self.flow))
+        head = jax.jit(partial(masking.masked_network, apply, layer))
+        fills = [(p.fill.values, p.fill.at_readers(p.flow, p.keep)) for p in prunings]
         parts: list[list[np.ndarray]] = [[] for _ in prunings]
         with cluster.progress(total=len(self.split), unit="img", desc="masked") as bar:
             for batch in batches(self.split, self.batch_size):
                 maps = trunk(self.variables, batch.images)
-                for part, p in zip(parts, prunings, strict=True):
-                    logits = head(p.values, self.variables, batch.images, maps, p.keep)
+                for part, fill, p in zip(parts, fills, prunings, strict=True):
+                    logits = head(*fill, self.variables, batch.images, maps, p.keep)
                     part.append(np.asarray(logits, np.float32)[: batch.size])
                 bar.update(batch.size)
         return [np.concatenate(part) for part in parts]
 
-    def evaluate(self, apply: taps.Apply, variables: Any, what: str) -> np.ndarray:
-        """Another network's logits [N, C]; `apply` takes scaled images.
+    def program(self, apply: taps.Apply) -> Sharded:
+        """Another network as `evaluate` runs it; `apply` takes scaled images."""
+        return compiled(
+            lambda variables, images: apply(variables, self.run.scale(images)),
+            cluster.local_mesh(),
+        )
+
+    def evaluate(self, program: Sharded, variables: Any, what: str) -> np.ndarray:
+        """Another network's logits [N, C].
 
         At full precision, so that they can be compared with `logits`.
         """
-        function = jax.jit(lambda v, images: apply(v, self.run.scale(images)))
-        parts = []
-        with cluster.progress(total=len(self.split), unit="img", desc=what) as bar:
-            for batch in batches(self.split, self.batch_size):
-                with jax.default_matmul_precision(_PRECISION):
-                    logits = function(variables, batch.images)
-                part = np.asarray(logits, np.float32)
-                parts.append(part[: batch.size])
-                bar.update(batch.size)
-        return np.concatenate(parts)
+        with (
+            cluster.progress(total=len(self.split), unit="img", desc=what) as bar,
+            jax.default_matmul_precision(_PRECISION),
+        ):
+            return predict(
+                program, variables, self.split, batch_size=self.batch_size,
+                mesh=cluster.local_mesh(), on_images=bar.update,
+            )  # fmt: skip

@@ -1,0 +1,144 @@
+r"""Measures the sweep, evaluation and training beside what people would use instead.
+
+    python -m experiments.bench --init_from=cifar_vgg.h5 --data_dir=...
+    pip install -e '.[bench]'        # PyTorch beside it
+
+cifar_vgg only. Every measurement has a process of its own, which loads, compiles and
+warms up. Those that are compared then take turns, one timed run each, so that a machine
+that becomes slower is slower for all of them. Slow loops are measured for a few K on
+some of the images and extrapolated; the table says so. Writes bench.csv,
+bench_ratios.csv and bench.png to the run directory. The whole takes about half an hour
+on 2 CPU cores; `--images=1000 --runs=1` is enough for a first look.
+"""
+
+import dataclasses
+import importlib.util
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli, cluster, facts, job
+from experiments.bench import ours, report
+from experiments.bench.measure import Bench, Prepared
+from experiments.bench.plan import OURS, PYTORCH, RACES, Key, Measured
+from experiments.bench.race import race, serve
+from experiments.flags import define_network
+from experiments.weights import train_or_restore
+from jaxprune.channels import taps
+from jaxprune.errors import InputError
+
+FLAGS = flags.FLAGS
+define_network()
+flags.DEFINE_integer("images", None, "Images of the whole sweep. Default: all.", 1)
+flags.DEFINE_integer("some_images", 1024, "Images that slow loops are measured on.", 1)
+flags.DEFINE_list("loop_ks", ["0", "200", "400"], "K that slow loops are measured for.")
+flags.DEFINE_integer("runs", 3, "Timed runs of each measurement.", 1)
+flags.DEFINE_bool("scaling", True, "Measure how time and memory grow, too.")
+flags.DEFINE_string("measure", None, "What this process measures: used by itself.")
+flags.DEFINE_integer("channels", None, "Channels of that layer: used by itself.")
+
+
+def main() -> None:
+    """Measures everything, or, in a child process, one thing."""
+    # On a GPU, a process must leave memory to those that it takes turns with.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    FLAGS.set_default("model", "cifar_vgg")
+    if FLAGS.model != "cifar_vgg":
+        raise InputError("experiments.bench measures --model=cifar_vgg only")
+    if FLAGS.measure:
+        serve(_prepare)
+        return
+    run = job.load(train_imported=False)
+    cluster.require_one_process("experiments.bench")
+    ks = _loop_ks()
+    if max(ks) >= run.config.widths[-1]:
+        raise InputError(f"--loop_ks={max(ks)}: the layer has {run.config.widths[-1]}")
+    if FLAGS.images and FLAGS.images > len(run.splits.test):
+        raise InputError(f"--images: there are {len(run.splits.test)} test images")
+    train_or_restore(run)
+    measured: dict[Key, Measured] = {}
+    for keys in _races():
+        measured |= race(keys, FLAGS.runs)
+    report.show(measured)
+    scaling = _scaling(run.config.widths[-1]) if FLAGS.scaling else []
+    report.show_scaling(scaling)
+    report.save(run.workdir, measured, scaling)
+
+
+def _loop_ks() -> list[int]:
+    try:
+        return [int(k) for k in FLAGS.loop_ks]
+    except ValueError:
+        raise InputError(f"--loop_ks takes a,b,c; got {FLAGS.loop_ks}") from None
+
+
+def _races() -> list[tuple[Key, ...]]:
+    """The races, without PyTorch where it is not installed."""
+    if importlib.util.find_spec("torch") is not None:
+        return list(RACES)
+    print("PyTorch is not installed: pip install 'jaxprune[bench]' measures it, too")
+    return [tuple(key for key in keys if key[0] != PYTORCH) for keys in RACES]
+
+
+def _prepare() -> tuple[Prepared, dict[str, Any]]:
+    """What this process was started for, and facts for its row."""
+    by, what = FLAGS.measure.split(":")
+    run = job.load(train_imported=False)
+    split = run.splits.test
+    split = split.select(np.arange(FLAGS.images or len(split)))
+    if what == "scaling":
+        # Drawn weights: the width is not that of the checkpoint.
+        widths = (*run.config.widths[:-1], FLAGS.channels)
+        run = dataclasses.replace(run, model=run.model.clone(widths=widths))
+        variables = jax.device_get(run.init())
+    else:
+        variables = jax.device_get(train_or_restore(run))
+    bench = Bench(
+        run=run,
+        variables=variables,
+        split=split,
+        some=split.select(np.arange(min(FLAGS.some_images, len(split)))),
+        layer=taps.last_conv(run.apply, run.shapes, run.image),
+        loop_ks=_loop_ks(),
+    )
+    about = {
+        "images": len(split),
+        "channels": bench.channels,
+        "device": facts.device(),
+    }
+    if by == PYTORCH:
+        from experiments.bench import pytorch
+
+        return pytorch.MEASURES[what](bench), about
+    about["devices"] = cluster.local_mesh().size
+    return ours.MEASURES[what](bench), about
+
+
+def _scaling(p: int) -> list[Measured]:
+    """The sweep as images, channels and devices double; weights drawn at random."""
+    images = min(FLAGS.some_images, FLAGS.images or FLAGS.some_images)
+
+    def measure(n: int, channels: int, devices: int | None = None) -> Measured:
+        environment = {}
+        arguments = [f"--images={n}", f"--channels={channels}"]
+        if devices:
+            arguments.append(f"--devices={devices}")
+            if jax.default_backend() == "cpu":
+                flag = f"--xla_force_host_platform_device_count={devices}"
+                flag = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+                environment["XLA_FLAGS"] = flag.strip()
+        key = (OURS, "scaling")
+        return race((key,), 1, arguments, environment)[key]
+
+    rows = [measure(n, p) for n in (images // 4, images // 2, images)]
+    rows += [measure(images, p // 4), measure(images, p // 2)]
+    on_cpu = jax.default_backend() == "cpu"
+    counts = [d for d in (2, 4, 8) if on_cpu or d <= jax.local_device_count()]
+    return rows + [measure(images, p, d) for d in counts]
+
+
+if __name__ == "__main__":
+    cli.run(main)

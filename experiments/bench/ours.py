@@ -1,0 +1,269 @@
+"""What `experiments.bench` measures of this project."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from experiments import cluster
+from experiments.bench.measure import (
+    STEPS,
+    Bench,
+    Prepared,
+    timed,
+    trunk_and_heads,
+    turn_of,
+)
+from jaxprune import mesh
+from jaxprune.channels import taps
+from jaxprune.channels.calibration import linear_fill
+from jaxprune.channels.fills import Fill
+from jaxprune.channels.taps import at_path
+from jaxprune.compaction import cost
+from jaxprune.data import datasets
+from jaxprune.data.splits import Split, batches
+from jaxprune.networks import training
+from jaxprune.networks.predict import compiled, predict
+from jaxprune.ranking import criteria
+from jaxprune.sweep.layer import sweep_layer
+from jaxprune.sweep.trunk import tap_layer
+
+MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
+# Products in one timed run, of which the median counts.
+_PRODUCTS = 5
+
+
+def matmul(bench: Bench) -> Prepared:
+    """A square float32 matrix product."""
+    size = MATRIX[jax.default_backend()]
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.matmul)
+
+    def once() -> None:
+        product(x, x).block_until_ready()
+
+    def turn() -> dict[str, Any]:
+        return {"seconds": float(np.median([timed(once) for _ in range(_PRODUCTS)]))}
+
+    once()
+    return Prepared(turn, facts={"multiply_adds": size**3})
+
+
+def evaluation(bench: Bench) -> Prepared:
+    """The network's predictions of all images, once."""
+    evaluate, compile_seconds = _evaluate(bench)
+    return Prepared(
+        turn_of(lambda: evaluate(bench.variables, bench.split)),
+        compile_seconds=compile_seconds,
+    )
+
+
+def _evaluate(bench: Bench) -> tuple[Callable[[Any, Split], np.ndarray], float]:
+    """A function of variables and a split, ready to use, and its compile time."""
+    devices, size = cluster.local_mesh(), _batch_size()
+    program = compiled(bench.run.apply, devices)
+
+    def evaluate(variables: Any, split: Split) -> np.ndarray:
+        logits = predict(program, variables, split, batch_size=size, mesh=devices)
+        return logits.argmax(-1)
+
+    evaluate(bench.variables, _first(bench.split, size))
+    return evaluate, program.compile_seconds
+
+
+def _batch_size() -> int:
+    """Images at once: what keeps the device busy."""
+    return 128 if jax.default_backend() == "cpu" else 2048
+
+
+def _first(split: Split, count: int) -> Split:
+    return split.select(np.arange(min(count, len(split))))
+
+
+def train(bench: Bench) -> Prepared:
+    """STEPS training steps of one batch each; no augmentation, as PyTorch's."""
+    conf = bench.run.config
+    optimizer = training.adam(conf.learning_rate, 100, 10)
+    step = training.make_train_step(
+        bench.run.model, optimizer, bench.run.scale, seed=0, l2=bench.run.recipe.l2
+    )
+    devices = cluster.training_mesh(conf.train_batch_size)
+    index = np.arange(conf.train_batch_size) % len(bench.split)
+    batch = mesh.spread((bench.split.read(index), bench.split.labels[index]), devices)
+    state = mesh.replicate(training.init_state(bench.variables, optimizer), devices)
+    started = time.perf_counter()
+    program = step.lower(state, *batch).compile()  # type: ignore[attr-defined]
+    compile_seconds = time.perf_counter() - started
+
+    def steps() -> None:
+        nonlocal state
+        for _ in range(STEPS):
+            state, _ = program(state, *batch)
+        jax.block_until_ready(state)
+
+    steps()
+    return Prepared(turn_of(steps), compile_seconds=compile_seconds)
+
+
+def sweep(bench: Bench, *, warm: bool = True, **options: Any) -> Prepared:
+    """Trunk, ranking and every K over all images; compilation apart.
+
+    Args:
+      bench: what is measured.
+      warm: begin with a sweep of two batches that does not count.
+      **options: for `_sweep`.
+    """
+    if warm:
+        _sweep(bench, _first(bench.split, 2 * _batch_size()), **options)
+    return Prepared(
+        lambda: _sweep(bench, bench.split, **options),
+        facts={"multiply_adds": multiply_adds(bench)},
+    )
+
+
+def some(bench: Bench, *, inner: bool = False, **options: Any) -> Prepared:
+    """A sweep on some of the images.
+
+    Args:
+      bench: what is measured.
+      inner: of the convolution before the last one.
+      **options: for `_sweep`.
+    """
+    if inner:
+        layers = taps.list_layers(bench.run.apply, bench.variables, bench.run.image)
+        convs = [layer.name for layer in layers if isinstance(layer.module, nn.Conv)]
+        options["layer"] = convs[convs.index(bench.layer) - 1]
+    _sweep(bench, _first(bench.some, 2 * _batch_size()), **options)
+    return Prepared(
+        lambda: _sweep(bench, bench.some, **options), share=bench.share_of_images
+    )
+
+
+def linear(bench: Bench) -> Prepared:
+    """A sweep with the linear fill, on some of the images; fitting it is counted."""
+    images = datasets.choose_split(bench.run.splits, "train[:512]")
+    calibration = images.read(np.arange(len(images)))
+
+    def fitted() -> Fill:
+        return linear_fill(
+            bench.run.apply, bench.variables, calibration, layer=bench.layer,
+            batch_size=_batch_size(), mesh=cluster.local_mesh(),
+        )  # fmt: skip
+
+    return some(bench, make_fill=fitted)
+
+
+def _sweep(
+    bench: Bench,
+    split: Split,
+    *,
+    layer: str | None = None,
+    make_fill: Callable[[], str | Fill] = lambda: "zero",
+    **options: Any,
+) -> dict[str, Any]:
+    """One timed sweep, by default of the last layer."""
+    started = time.perf_counter()
+    fill = make_fill()
+    tapped = tap_layer(
+        bench.run.apply, bench.variables, split, layer=layer or bench.layer,
+        tap=bench.run.recipe.tap, batch_size=_batch_size(), mesh=cluster.local_mesh(),
+    )  # fmt: skip
+    scores = criteria.mean(tapped.mean_feature_map)
+    about = sweep_layer(tapped, scores, fill=fill, **options).about
+    compile_seconds = about["seconds"]["compilation"]
+    # What else prepares it (checks, tracing) is counted.
+    seconds = time.perf_counter() - started - compile_seconds
+    return {
+        "seconds": seconds,
+        "compile_seconds": compile_seconds,
+        "channels": len(scores),
+        "pairs": about["pairs"],
+        "pairs_evaluated": about["pairs_evaluated"],
+    }
+
+
+def one_pass(bench: Bench) -> Prepared:
+    """For a few K: weights zeroed, and one pass over some of the images."""
+    evaluate, compile_seconds = _evaluate(bench)
+
+    def loop() -> None:
+        for k in bench.loop_ks:
+            pruned = jax.tree.map(np.array, bench.variables)
+            for array in at_path(pruned["params"], bench.layer).values():
+                array[..., :k] = 0
+            evaluate(pruned, bench.some)
+
+    return Prepared(
+        turn_of(loop), share=bench.share_of_loop, compile_seconds=compile_seconds
+    )
+
+
+def cached_trunk(bench: Bench) -> Prepared:
+    """The head for a few K on kept feature maps of some images; then the trunk's part.
+
+    The trunk runs once, not once for every K, so it is measured by itself.
+    """
+    apply, layer = bench.run.apply, bench.layer
+    activation = taps.TAPS[bench.run.recipe.tap]
+
+    @jax.jit
+    def trunk(variables: Any, images: Any) -> Any:
+        return taps.capture(apply, variables, images, layer, activation)
+
+    @jax.jit
+    def head(variables: Any, images: Any, feature_map: Any, mask: Any) -> Any:
+        masked = jnp.where(mask, feature_map, 0.0)
+        logits = taps.run_from(apply, variables, images, layer, masked)
+        return jnp.argmax(logits, axis=-1)
+
+    variables = jax.device_put(bench.variables)
+    some = [b.images for b in batches(bench.some, _batch_size())]
+
+    def run_trunk() -> list[Any]:
+        return jax.block_until_ready([trunk(variables, images) for images in some])
+
+    maps = run_trunk()
+
+    def run_heads() -> None:
+        for k in bench.loop_ks:
+            mask = np.arange(bench.channels) >= k
+            for images, feature_map in zip(some, maps, strict=True):
+                np.asarray(head(variables, images, feature_map, mask))
+
+    run_heads()
+    return Prepared(trunk_and_heads(bench, run_trunk, run_heads), extrapolated=True)
+
+
+def multiply_adds(bench: Bench) -> tuple[int, int]:
+    """Of one image: up to and with the layer, and from there on."""
+    run = bench.run
+    layers = taps.list_layers(run.apply, bench.variables, run.image)
+    names = [layer.name for layer in layers]
+    head = 0
+    for layer in layers[names.index(bench.layer) + 1 :]:
+        kernel = at_path(bench.variables["params"], layer.name).get("kernel")
+        if kernel is not None:
+            positions = int(np.prod(layer.output.shape[1:-1]))
+            head += positions * int(np.prod(kernel.shape))
+    return cost.multiply_adds(run.apply, bench.variables, run.image) - head, head
+
+
+MEASURES: dict[str, Callable[[Bench], Prepared]] = {
+    "matmul": matmul,
+    "evaluation": evaluation,
+    "training": train,
+    "sweep": sweep,
+    "some": some,
+    "every_pair": partial(some, every_pair=True),
+    "linear": linear,
+    "inner": partial(some, inner=True),
+    "inner_every_pair": partial(some, inner=True, every_pair=True),
+    "one_pass": one_pass,
+    "cached_trunk": cached_trunk,
+    "scaling": partial(sweep, warm=False),
+}

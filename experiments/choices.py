@@ -1,0 +1,114 @@
+"""What a sweep or a compact network was told to prune: the flags' or the recipe's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.job import Job
+from jaxprune.channels import taps
+from jaxprune.errors import InputError, check_choice
+from jaxprune.ranking.criteria import CRITERIA
+
+FLAGS = flags.FLAGS
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What to prune, and on which images.
+
+    Attributes:
+      layer: whose channels.
+      criterion: that ranks them.
+      tap: where the feature map is taken.
+      fill: what a pruned channel becomes; "all" where each fill is swept.
+      rank_split: images that channels are scored on.
+      eval_split: images that predictions are made for.
+      calibration_split: images that the linear fill is fitted on.
+      ridge: of the linear fill; None where it is chosen by leave-one-out error.
+    """
+
+    layer: str
+    criterion: str
+    tap: str
+    fill: str
+    rank_split: str
+    eval_split: str
+    calibration_split: str
+    ridge: float | None
+
+    @property
+    def stem(self) -> str:
+        """What the names of files and folders have in common."""
+        return stem(self.layer, self.criterion)
+
+    def sweep_folder(self, workdir: Path, fill: str) -> Path:
+        """Where the sweep with a fill is saved."""
+        return workdir / f"sweep-{self.stem}-{fill}"
+
+    def calibration(self, fill: str) -> dict[str, Any]:
+        """What decides the linear fill, where the fill or the criterion needs it."""
+        if fill != "linear" and CRITERIA[self.criterion].needs != "readers":
+            return {}
+        return {"calibration_split": self.calibration_split, "ridge": self.ridge}
+
+
+def stem(layer: str, criterion: str) -> str:
+    """A layer and a criterion as part of a file's name.
+
+    >>> stem("block_1/conv", "mean")
+    'block_1.conv-mean'
+    """
+    return f"{layer.replace('/', '.')}-{criterion}"
+
+
+def resolve(run: Job) -> Choices:
+    """What the flags say and, where they say nothing, the recipe."""
+    reported = ("criterion", "tap", "fill")
+    return Choices(
+        layer=FLAGS.layer or taps.last_conv(run.apply, run.shapes, run.image),
+        rank_split=FLAGS.rank_split,
+        eval_split=FLAGS.eval_split,
+        calibration_split=FLAGS.calibration_split,
+        ridge=FLAGS.ridge,
+        **{name: FLAGS[name].value or getattr(run.recipe, name) for name in reported},
+    )
+
+
+def check_names(fills: Sequence[str]) -> None:
+    """Checks names that need no data, before any work is done.
+
+    Raises:
+      InputError: an unknown criterion, tap, or fill.
+    """
+    choices = {"criterion": CRITERIA, "fill": fills, "tap": taps.TAPS}
+    for flag, known in choices.items():
+        given = FLAGS[flag].value
+        if given is not None:
+            check_choice(flag, given, known)
+
+
+def parse_ks(p: int) -> Sequence[int]:
+    """--ks as Python's range(start, stop, step), or a comma-separated list.
+
+    Args:
+      p: channels of the layer.
+
+    Raises:
+      InputError: neither of the two.
+    """
+    text = FLAGS.ks
+    if text is None:
+        return range(p)
+    try:
+        if ":" not in text:
+            return [int(k) for k in text.split(",")]
+        parts = [int(part) if part else None for part in text.split(":")]
+        start, stop, step = (*parts, None, None)[:3]
+        if len(parts) > 3 or (step is not None and step < 1):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--ks takes start:stop:step or a,b,c; got '{text}'") from None
+    return range(start or 0, p if stop is None else stop, step or 1)

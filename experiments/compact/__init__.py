@@ -1,0 +1,1 @@
+"""`python -m experiments.compact`: smaller networks, proved and measured."""

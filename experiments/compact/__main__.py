@@ -1,0 +1,154 @@
+r"""Makes the network really smaller, proves it on the test set, and measures it.
+
+    python -m experiments.compact --model=cifar_vgg --k=100
+    python -m experiments.compact --model=cifar_vgg --max_drop=0.01
+    python -m experiments.compact --model=cifar_vgg --k=250 --finetune_epochs=3
+    python -m experiments.compact --model=cifar_vgg --layer=conv2d_8 --k=64 \
+        --export=stablehlo
+
+Channels are ranked as experiments.sweep ranks them; a saved sweep is used where there
+is one. One K gives a folder compact-<layer>-<criterion>-<fill>-k<K>; --ks gives a table
+and a picture. Most of the time goes to the test images and the timed calls;
+BUILD_NOTES.md has the figures to expect.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments import calibration, choices, cli, cluster, facts, job
+from experiments.choices import check_names, parse_ks
+from experiments.compact.masked import Masked
+from experiments.compact.plan import Plan, make_plan
+from experiments.compact.prune import Pruned, figures, prove, save
+from experiments.compact.report import print_row, write_table
+from experiments.compact.training import train_on
+from experiments.flags import define_batch_size, define_choices, define_network
+from experiments.job import Job
+from experiments.weights import train_or_restore
+from jaxprune.channels import taps
+from jaxprune.channels.fills import FILLS
+from jaxprune.compaction import artefact
+from jaxprune.compaction.compact import compact
+from jaxprune.data import datasets
+from jaxprune.errors import InputError, check_choice
+from jaxprune.ranking.order import check_ks
+
+FLAGS = flags.FLAGS
+EXPORTS = ("stablehlo",)
+define_network()
+define_batch_size()
+define_choices()
+flags.DEFINE_integer("k", None, "Channels to prune: the k lowest.", lower_bound=0)
+flags.DEFINE_float(
+    "max_drop", None, "Prune the largest K that loses no more accuracy in the sweep.",
+    0.0, 1.0,
+)  # fmt: skip
+flags.DEFINE_string("export", None, f"Also write: {', '.join(EXPORTS)}.")
+flags.DEFINE_integer("repeats", 10, "Timed calls at each batch size.", lower_bound=1)
+flags.DEFINE_list("latency_batches", ["1", "32", "256"], "Batch sizes to time.")
+flags.DEFINE_integer("finetune_epochs", 0, "Epochs of training after pruning.", 0)
+flags.DEFINE_float(
+    "finetune_learning_rate", None, "Its highest. Default: a tenth of training's.", 0.0
+)
+flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
+
+
+def main() -> None:
+    """Restores, prunes, proves, measures, saves."""
+    _check_flags()
+    run = job.load(train_imported=False)
+    cluster.require_one_process("experiments.compact")
+    split = datasets.choose_split(run.splits, FLAGS.eval_split)
+    batch_size = run.batch_size(split)
+    batches = _latency_batches()
+    chosen = choices.resolve(run)
+    p = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output.shape[-1]
+    ks = _ks(p)
+    calibration.check(run, chosen, chosen.fill)
+    variables = train_or_restore(run)
+    plan = make_plan(run, chosen, variables, ks, batch_size)
+    if FLAGS.ks is None:
+        artefact.check_target(plan.folder(run.workdir, plan.ks[0]))
+    whole = Masked(run, variables, split, plan, batch_size)
+    rows: list[dict[str, Any]] = []
+    interrupted = False
+    try:
+        for k in plan.ks:
+            rows.append(_one(run, plan, whole, k, batches))
+    except KeyboardInterrupt:
+        if FLAGS.ks is None or not rows:
+            raise
+        interrupted = True
+    if FLAGS.ks is not None:
+        about = {
+            **facts.describe(run, chosen, chosen.fill, variables),
+            "layer": chosen.layer,
+            **plan.fill_facts,
+        }
+        write_table(run.workdir / plan.name, rows, about, plan.curve)
+    if interrupted:
+        raise cli.Interrupted(
+            f"interrupted: the table has {len(rows)} of {len(plan.ks)} K"
+        )
+
+
+def _check_flags() -> None:
+    given = [name for name in ("k", "max_drop", "ks") if FLAGS[name].value is not None]
+    if len(given) != 1:
+        raise InputError("say how many channels to prune: one of --k, --max_drop, --ks")
+    if FLAGS.export is not None:
+        check_choice("export", FLAGS.export, EXPORTS)
+    if FLAGS.fill == "all":
+        raise InputError(f"--fill takes one of {', '.join(FILLS)} here")
+    check_names(tuple(FILLS))
+
+
+def _latency_batches() -> list[int]:
+    try:
+        batches = [int(text) for text in FLAGS.latency_batches]
+    except ValueError:
+        batches = []
+    if not batches or min(batches) < 1:
+        raise InputError(
+            f"--latency_batches takes positive numbers: {FLAGS.latency_batches}"
+        )
+    return batches
+
+
+def _ks(p: int) -> tuple[int, ...] | None:
+    """K from --k or --ks; None where the sweep decides."""
+    if FLAGS.max_drop is not None:
+        return None
+    return check_ks([FLAGS.k] if FLAGS.ks is None else parse_ks(p), p)
+
+
+def _one(
+    run: Job, plan: Plan, whole: Masked, k: int, batches: Sequence[int]
+) -> dict[str, Any]:
+    """Prunes k channels; returns the figures, and saves the network for a single K."""
+    small = compact(
+        run.model, whole.variables, plan.choices.layer, plan.keep(k),
+        fill=plan.fill, example=whole.example, call={"train": False},
+    )  # fmt: skip
+    proof = prove(whole, small, k)
+    row = {
+        "k": k,
+        "channels": len(plan.order),
+        **figures(whole, small, proof, batches, FLAGS.repeats),
+    }
+    print_row(row, proof, f"layer {plan.choices.layer}, fill {plan.choices.fill}")
+    small, changes, lines = train_on(
+        run, whole, small, float(proof.accuracy_compact or 0)
+    )
+    row |= changes
+    if len(lines) > 1:
+        row["epochs"] = lines
+    if FLAGS.ks is None:
+        save(run, plan, whole, Pruned(k, small, proof, row, lines))
+    return row
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,127 @@
+"""What experiments.compact prunes: the order of channels and how many of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import calibration, cluster, facts
+from experiments.choices import Choices
+from experiments.job import Job
+from jaxprune.channels.fills import Fill
+from jaxprune.data import datasets
+from jaxprune.errors import InputError
+from jaxprune.ranking.order import prefix_masks, pruning_order
+from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.trunk import TappedLayer, tap_layer
+
+FLAGS = flags.FLAGS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to prune.
+
+    Attributes:
+      choices: layer, criterion and fill.
+      order: channels, the first to be pruned first.
+      fill: what a pruned channel becomes, resolved where its name alone does not say.
+      ks: numbers of channels to prune.
+      curve: the saved sweep's K and accuracies, where there is a sweep.
+    """
+
+    choices: Choices
+    order: np.ndarray
+    fill: str | Fill
+    ks: tuple[int, ...]
+    curve: tuple[Sequence[int], Sequence[float]] | None = None
+
+    @property
+    def name(self) -> str:
+        """The beginning of the names of what is written."""
+        return f"compact-{self.choices.stem}-{self.choices.fill}"
+
+    @property
+    def fill_facts(self) -> dict[str, Any]:
+        """The fill, for the files; JSON-able."""
+        values = self.fill.values if isinstance(self.fill, Fill) else None
+        listed = None if values is None else values.tolist()
+        return {"fill": self.choices.fill, "fill_values": listed}
+
+    def keep(self, k: int) -> np.ndarray:
+        """The mask with the k lowest channels pruned."""
+        return prefix_masks(self.order, [k])[0]
+
+    def folder(self, workdir: Path, k: int) -> Path:
+        """Where the network with k channels pruned is saved."""
+        return workdir / f"{self.name}-k{k}"
+
+
+def make_plan(
+    run: Job,
+    choices: Choices,
+    variables: Any,
+    ks: tuple[int, ...] | None,
+    batch_size: int,
+) -> Plan:
+    """The order of channels, from the saved sweep or scored now.
+
+    Args:
+      run: the run directory's job.
+      choices: what to prune.
+      variables: the network's variables.
+      ks: numbers of channels to prune; None takes the largest that --max_drop allows.
+      batch_size: images in a batch.
+
+    Raises:
+      InputError: a saved sweep that was made otherwise, or none where K depends on it.
+    """
+    folder = choices.sweep_folder(run.workdir, choices.fill)
+    fitted = calibration.fit(run, choices, choices.fill, variables)
+    if (folder / "summary.json").exists():
+        result = SweepResult.load(folder)
+        about = facts.describe(run, choices, choices.fill, variables)
+        found = facts.differences(result, about)
+        if found:
+            raise InputError(
+                f"{folder} is another network's sweep or was made otherwise: "
+                f"{'; '.join(found)}: run experiments.sweep again in another "
+                "--workdir, or give its flags"
+            )
+        if ks is None:
+            ks = (result.largest_k_within(FLAGS.max_drop),)
+            print(f"K = {ks[0]}: the largest within {FLAGS.max_drop} in {folder}")
+        fill = _fill(choices, result.channel_means, fitted)
+        curve = (result.ks, result.accuracy.tolist())
+        return Plan(choices, result.order, fill, ks, curve)
+    if ks is None:
+        raise InputError(
+            f"--max_drop needs a sweep in {folder}: run experiments.sweep with the "
+            "same flags first"
+        )
+    tapped = _tap(run, choices, variables, batch_size)
+    scores = calibration.score(choices, tapped.mean_feature_map, fitted)
+    fill = _fill(choices, tapped.channel_means, fitted)
+    return Plan(choices, pruning_order(scores), fill, ks)
+
+
+def _fill(choices: Choices, means: np.ndarray, fitted: Fill | None) -> str | Fill:
+    """The fill by name, or with what it depends on."""
+    if choices.fill == "mean":
+        return Fill("mean", np.asarray(means, np.float32))
+    if choices.fill == "linear" and fitted is not None:
+        return fitted
+    return choices.fill
+
+
+def _tap(run: Job, choices: Choices, variables: Any, batch_size: int) -> TappedLayer:
+    """The layer's mean feature map over the ranking images."""
+    split = datasets.choose_split(run.splits, choices.rank_split)
+    with cluster.progress(total=len(split), unit="img", desc="scores") as bar:
+        return tap_layer(
+            run.apply, variables, split, layer=choices.layer, tap=choices.tap,
+            batch_size=min(batch_size, len(split)), on_images=bar.update,
+        )  # fmt: skip

@@ -1,0 +1,116 @@
+"""The flags that several scripts share, in groups; a script has those it asks for.
+
+A group is defined once in a process, however many scripts are imported there. Flags
+of one script alone are defined in that script.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from experiments.config import Config
+from experiments.recipes import RECIPES
+from jaxprune.channels.fills import FILLS
+from jaxprune.channels.taps import TAPS
+from jaxprune.ranking.criteria import CRITERIA
+
+FLAGS = flags.FLAGS
+_DEFINE: dict[Any, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+}
+
+
+def value(name: str) -> Any:
+    """A flag's value; None where the script has no such flag."""
+    return FLAGS[name].value if name in FLAGS else None
+
+
+@functools.cache
+def define_workdir() -> None:
+    """Where the run directory is."""
+    flags.DEFINE_string("workdir", None, "Run directory. Default: runs/<model>.")
+
+
+@functools.cache
+def define_network() -> None:
+    """Which network, the data that it is trained on, and the devices of this process.
+
+    A field of the configuration whose flag is not given has the value that config.json
+    holds or, in a new run directory, the recipe's.
+    """
+    define_workdir()
+    for field in dataclasses.fields(Config):
+        text = field.metadata["help"]
+        if field.name == "model":
+            text = f"Experiment: {', '.join(RECIPES)}."
+        define = _DEFINE.get(field.type, flags.DEFINE_list)
+        lowest = field.metadata["at_least"]
+        limit = {} if lowest is None else {"lower_bound": lowest}
+        define(field.name, None, text, **limit)
+    flags.DEFINE_string(
+        "data_dir", None, "Prepared TFDS datasets. Default: TFDS's own."
+    )
+    flags.DEFINE_string(
+        "cache_dir", None, "Decoded arrays. Default: ~/.cache/jaxprune."
+    )
+    flags.DEFINE_integer("devices", None, "Devices of each process. Default: all.")
+    flags.DEFINE_bool(
+        "compilation_cache", True, "Keep compiled programs for next time."
+    )
+    flags.DEFINE_bool("wandb", False, "Mirror training to Weights & Biases.")
+
+
+@functools.cache
+def define_processes() -> None:
+    """Several processes that run the script together."""
+    flags.DEFINE_string(
+        "coordinator", None, "host:port of process 0, for several hosts."
+    )
+    flags.DEFINE_integer("num_processes", None, "Processes that run together.", 1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", 0)
+
+
+@functools.cache
+def define_batch_size() -> None:
+    """How much is evaluated at once."""
+    flags.DEFINE_integer(
+        "batch_size", None, "Images evaluated at once. Default: 128 on CPU, or 1024.", 1
+    )
+
+
+@functools.cache
+def define_choices() -> None:
+    """Which channels are pruned, what they become, and on which images."""
+    flags.DEFINE_string("layer", None, "Convolution to prune. Default: the last one.")
+    flags.DEFINE_string(
+        "criterion", None, f"Score of a channel: {', '.join(CRITERIA)}."
+    )
+    flags.DEFINE_string(
+        "tap", None, f"Where the feature map is taken: {', '.join(TAPS)}."
+    )
+    flags.DEFINE_string(
+        "fill", None,
+        f"What a pruned channel becomes: {', '.join(FILLS)}; in a sweep also all.",
+    )  # fmt: skip
+    flags.DEFINE_string("rank_split", "test", "Images that channels are scored on.")
+    flags.DEFINE_string("eval_split", "test", "Images that predictions are made for.")
+    flags.DEFINE_string(
+        "calibration_split", "train[:512]", "Images that fill linear is fitted on."
+    )
+    flags.DEFINE_float(
+        "ridge",
+        None,
+        "Of fill linear, in units of the mean variance. Default: "
+        "the smallest leave-one-out error.",
+    )
+    flags.DEFINE_bool(
+        "allow_overlap", False, "Let the calibration split hold images of eval_split."
+    )
+    flags.DEFINE_string(
+        "ks", None, "Numbers of pruned channels, start:stop:step or a,b,c."
+    )

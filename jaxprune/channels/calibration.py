@@ -1,0 +1,229 @@
+"""Fitting the linear fill on unlabelled images.
+
+Axes: N images, P channels, G groups of Q features of a reader as in
+`jaxprune.channels.linear`, n rows, which are images and positions.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, Num
+
+from jaxprune import processes
+from jaxprune.channels import taps
+from jaxprune.channels.fills import Fill
+from jaxprune.channels.flow import ChannelFlow, channel_flow
+from jaxprune.channels.linear import (
+    Moments,
+    channel_blocks,
+    group_features,
+    regressed_together,
+)
+from jaxprune.errors import InputError
+from jaxprune.mesh import REPLICATED, SPREAD, Sharded, make_mesh, replicate, round_up
+
+# Ridges to choose from, in units of the mean variance. Where channels predict one
+# another poorly, larger ones have less squared error, and yet cost accuracy.
+RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+
+# Rows of a reader's input that the ridge is chosen on: neighbouring positions say
+# nearly the same.
+_PRESS_ROWS = 2**14
+
+
+def linear_fill(
+    apply: taps.Apply,
+    variables: Any,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    *,
+    layer: str | None = None,
+    ridge: float | None = None,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> Fill:
+    """Fits what the kept channels say for a pruned one; see `jaxprune.channels.linear`.
+
+    One pass over a few hundred images, without labels. Where several processes run
+    together, each gives the same images and works on its share of them.
+
+    Args:
+      apply: the network, see `jaxprune.channels.taps`.
+      variables: its variables.
+      images: what `apply` takes; not those that the network is evaluated on.
+      layer: name of the convolution; by default the last one.
+      ridge: in units of the mean variance, positive; by default the one of RIDGES with
+        the smallest leave-one-out error (`press`).
+      batch_size: images in a batch.
+      mesh: the devices; by default all of this process.
+
+    Returns:
+      The fill, for `sweep_layer` and `compact`.
+
+    Raises:
+      InputError: no images, a ridge that is not positive, activations that are not
+        finite, or channels that cannot be followed to the layers that read them.
+    """
+    if np.ndim(images) < 2 or not len(images):
+        raise InputError(
+            f"the linear fill needs images [N, ...] to be fitted on, got shape "
+            f"{list(np.shape(images))}"
+        )
+    if ridge is not None and not 0 < ridge < np.inf:
+        raise InputError(f"ridge must be positive and finite, got {ridge}")
+    name = layer or taps.last_conv(apply, variables, images[:1])
+    flow = channel_flow(apply, variables, jnp.asarray(images[:1]), name)
+    sums = _read(apply, variables, np.asarray(images), flow, batch_size, mesh)
+    facts: dict[str, Any] = {"images": len(images)}
+    if ridge is None:
+        errors = {c: sum(s.press(c) for s in sums.values()) for c in RIDGES}
+        ridge = min(RIDGES, key=lambda candidate: errors[candidate])
+        facts["press"] = {f"{c:g}": float(error) for c, error in errors.items()}
+    facts["ridge"] = ridge
+    params = variables["params"]
+    moments = {
+        reader: s.moments(taps.at_path(params, reader)["kernel"], ridge)
+        for reader, s in sums.items()
+    }
+    return Fill("linear", moments=moments, facts=facts)
+
+
+def press(rows: Float[np.ndarray, "n G Q"], channels: int, ridge: float) -> float:
+    """Leave-one-out error of each channel's regression on all others (PRESS).
+
+    With centred rows X, M = (X'X + n lambda I)^{-1} and Z = XM, the regression of the
+    features J of a channel leaves Z_iJ M_JJ^{-1} at row i, and the leverage of row i in
+    it is h_i - Z_iJ M_JJ^{-1} Z_iJ' with h_i = X_i Z_i'. Left out, row i is predicted
+    with an error larger by 1 / (1 - 1/n - leverage): nothing is fitted again (Allen
+    1974).
+
+    Args:
+      rows: features, in groups.
+      channels: their number, P.
+      ridge: in units of the mean variance.
+
+    Returns:
+      The mean square error over features, in units of their variance.
+    """
+    x = rows.astype(np.float64).swapaxes(0, 1)
+    x -= x.mean(1, keepdims=True)
+    count, features = x.shape[1:]
+    if count < 3:
+        return 0.0
+    error = 0.0
+    for centred in x:
+        covariance = centred.T @ centred / count
+        variance = np.trace(covariance) / features
+        if variance == 0:
+            continue
+        penalty = ridge * variance * np.eye(features)
+        inverse = np.linalg.inv(count * (covariance + penalty))
+        z = centred @ inverse
+        blocks = np.linalg.inv(channel_blocks(inverse, channels))
+        of_channels = z.reshape(count, -1, channels)
+        left = np.einsum("nrp,prs->nsp", of_channels, blocks)
+        leverage = (centred * z).sum(1)[:, None] - (left * of_channels).sum(1)
+        left /= np.maximum(1 - 1 / count - leverage, 1e-12)[:, None]
+        error += float(np.square(left).mean() / variance)
+    return error / len(x)
+
+
+@dataclass
+class _Sums:
+    """Of a reader's channels over rows.
+
+    Attributes:
+      features: which hold the channels.
+      channels: their number, P.
+      count: of rows.
+      total: sum of each feature.
+      squares: sums of products, in each group.
+      kept: rows for `press`, batch by batch.
+    """
+
+    features: Int[np.ndarray, "G Q"]
+    channels: int
+    count: int
+    total: Float[np.ndarray, "G Q"]
+    squares: Float[np.ndarray, "G Q Q"]
+    kept: list[Float[np.ndarray, "n G Q"]]
+
+    def add(self, rows: Float[np.ndarray, "n G Q"], every: int) -> None:
+        """Adds rows, and keeps one of `every`."""
+        x = rows.astype(np.float64).swapaxes(0, 1)
+        self.count += x.shape[1]
+        self.total += x.sum(1)
+        self.squares += x.swapaxes(1, 2) @ x
+        self.kept.append(rows[::every])
+
+    def over_processes(self) -> "_Sums":
+        """The sums of all processes."""
+        kept = np.concatenate(processes.gather(np.concatenate(self.kept)))
+        count = int(processes.total(np.array([self.count]))[0])
+        totals = processes.total(self.total), processes.total(self.squares)
+        return _Sums(self.features, self.channels, count, *totals, [kept])
+
+    def press(self, ridge: float) -> float:
+        """Leave-one-out error on the rows that were kept."""
+        return press(np.concatenate(self.kept), self.channels, ridge)
+
+    def moments(self, kernel: Any, ridge: float) -> Moments:
+        """Mean and covariance, beside the kernel that reads the channels."""
+        rows = np.asarray(kernel, np.float64)[..., self.features, :]
+        gram = np.einsum("...gpu,...gqu->gpq", rows, rows, optimize=True)
+        mean = self.total / self.count
+        covariance = self.squares / self.count - mean[:, :, None] * mean[:, None, :]
+        return Moments(self.features, self.channels, mean, covariance, gram, ridge)
+
+
+def _read(
+    apply: taps.Apply,
+    variables: Any,
+    images: np.ndarray,
+    flow: ChannelFlow,
+    batch_size: int,
+    mesh: Mesh | None,
+) -> dict[str, _Sums]:
+    """What the channels' readers are given for the images, added up."""
+    features = {name: _features(flow, name) for name in flow.readers}
+
+    def given(variables: Any, x: Array) -> dict[str, Array]:
+        inputs = taps.capture_inputs(apply, variables, x, features)
+        return {name: x[..., features[name]] for name, x in inputs.items()}
+
+    mesh = mesh or make_mesh()
+    run = Sharded(given, mesh, (REPLICATED, SPREAD), SPREAD)
+    variables = replicate(variables, mesh)
+    own = images[processes.own(len(images))]
+    size = round_up(min(batch_size, len(own)), mesh.size)
+    sums: dict[str, _Sums] = {}
+    for start in range(0, len(own), size):
+        batch = own[start : start + size]
+        padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+        for name, x in run(variables, np.pad(batch, padding)).items():
+            x = np.asarray(x)[: len(batch)].astype(np.float32)
+            rows = x.reshape(-1, *x.shape[-2:])
+            if not np.isfinite(rows).all():
+                raise InputError(
+                    f"what '{name}' is given is not finite on the calibration images: "
+                    "check the network's weights and the images' scale"
+                )
+            groups, members = features[name].shape
+            zeros = np.zeros((groups, members)), np.zeros((groups, members, members))
+            new = _Sums(features[name], flow.channels, 0, *zeros, [])
+            total = len(rows) // len(batch) * len(images)
+            sums.setdefault(name, new).add(rows, -(-total // _PRESS_ROWS))
+    return {name: s.over_processes() for name, s in sums.items()}
+
+
+def _features(flow: ChannelFlow, reader: str) -> Int[np.ndarray, "G Q"]:
+    features = group_features(flow.readers[reader], flow.channels)
+    if features is None:
+        raise InputError(
+            f"the linear fill needs as many input features of '{reader}' for one "
+            f"channel of '{flow.layer}' as for another"
+        )
+    return regressed_together(features)

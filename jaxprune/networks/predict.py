@@ -1,0 +1,88 @@
+"""A network's logits over a split.
+
+Axes: N images, B images of a batch, C classes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from jaxprune.channels import taps
+from jaxprune.data.splits import Split, batches
+from jaxprune.errors import InputError
+from jaxprune.mesh import (
+    REPLICATED,
+    SPREAD,
+    Sharded,
+    make_mesh,
+    replicate,
+    round_up,
+)
+
+
+def compiled(apply: taps.Apply, mesh: Mesh | None = None) -> Sharded:
+    """The network as a program that several calls of `predict` share.
+
+    It is compiled at its first use, and says then what that took
+    (`compile_seconds`).
+
+    Args:
+      apply: `apply(variables, images)` -> logits of a split's images as they are.
+      mesh: the devices to work on; by default all of this process.
+    """
+    spread = (REPLICATED, SPREAD)
+    return Sharded(apply, mesh or make_mesh(), spread, SPREAD)
+
+
+def predict(
+    apply: taps.Apply | Sharded,
+    variables: Any,
+    split: Split,
+    *,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    on_images: Callable[[int], Any] | None = None,
+) -> Float[np.ndarray, "N C"]:
+    """Logits of every image of a split, in its order.
+
+    Args:
+      apply: `apply(variables, images)` -> logits [B, C]. It takes the split's images as
+        they are, so it scales them. Or what `compiled` made of it for the same mesh:
+        then calls with the same batch size compile once.
+      variables: the network's variables.
+      split: the images.
+      batch_size: images in a batch, B; rounded up to a multiple of the devices. Black
+        images fill the last batch up, and their logits are left out.
+      mesh: the devices to work on; by default all of this process.
+      on_images: called with the number of images done since the last call.
+
+    Returns:
+      Logits in float32, whatever type the network computes in.
+
+    Raises:
+      InputError: a batch size below 1, no images, or a network that does not return
+        one row of logits for each image.
+    """
+    if batch_size < 1 or not len(split):
+        raise InputError(
+            f"batch_size ({batch_size}) and the split ({len(split)} images) must not "
+            "be empty"
+        )
+    mesh = mesh or make_mesh()
+    program = apply if isinstance(apply, Sharded) else compiled(apply, mesh)
+    variables = replicate(variables, mesh)
+    parts = []
+    for batch in batches(split, round_up(batch_size, mesh.size)):
+        logits = np.asarray(program(variables, batch.images), np.float32)
+        if logits.ndim != 2 or len(logits) != len(batch.images):
+            raise InputError(
+                f"the network must return logits [{len(batch.images)}, classes], got "
+                f"shape {list(logits.shape)}"
+            )
+        parts.append(logits[: batch.size])
+        if on_images is not None:
+            on_images(batch.size)
+    return np.concatenate(parts)

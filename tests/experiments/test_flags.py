@@ -1,0 +1,83 @@
+"""Each script, as a command, has the flags that it uses and no others."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from experiments.config import Config
+from experiments.recipes import RECIPES
+
+NETWORK = {
+    "workdir", "data_dir", "cache_dir", "devices", "compilation_cache", "wandb",
+    *(field.name for field in dataclasses.fields(Config)),
+}  # fmt: skip
+PROCESSES = {"coordinator", "num_processes", "process_id"}
+CHOICES = {
+    "layer",
+    "criterion",
+    "tap",
+    "fill",
+    "rank_split",
+    "eval_split",
+    "ks",
+    "calibration_split",
+    "ridge",
+    "allow_overlap",
+}
+FLAGS = {
+    "train": {*NETWORK, *PROCESSES, "batch_size"},
+    "sweep": {*NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk"},
+    "compact": {
+        *NETWORK, *CHOICES, "batch_size", "k", "max_drop", "export", "repeats",
+        "latency_batches", "finetune_epochs", "finetune_learning_rate", "recalibrate",
+    },
+    "plot": {"workdir", "order", "normalize", "confusion_k"},
+    "bench": {
+        *NETWORK, "images", "some_images", "loop_ks", "runs", "scaling", "measure",
+        "channels",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_help_lists_every_flag_of_the_script(script):
+    command = [sys.executable, "-m", f"experiments.{script}", "--help"]
+    out = subprocess.run(command, capture_output=True, text=True).stdout
+    lines = [line for line in out.splitlines() if line.startswith("  --")]
+    names = {line.split(":")[0].removeprefix("  --") for line in lines}
+    assert {name.removeprefix("[no]") for name in names} == FLAGS[script]
+
+
+def test_a_flag_of_another_script_is_refused():
+    command = [sys.executable, "-m", "experiments.compact", "--k=1", "--mask_chunk=2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "mask_chunk" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "advice"),
+    [
+        ("compact.__main__", "--batch_size or --train_batch_size in training"),
+        ("sweep", "--batch_size or --mask_chunk or --train_batch_size in training"),
+        ("bench.__main__", "--train_batch_size in training"),
+    ],
+)
+def test_out_of_memory_names_flags_that_the_script_has(script, advice):
+    code = (
+        f"import experiments.{script}; from experiments import cli\n"
+        "def main(): raise MemoryError\n"
+        "cli.run(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: out of memory: lower {advice}"
+
+
+@pytest.mark.parametrize("model", RECIPES)
+def test_the_recipe_s_configuration_is_that_of_its_network(model):
+    config, network = RECIPES[model].config, RECIPES[model].network
+    assert config.model == model
+    assert (config.widths, config.dense) == (network.widths, network.dense[:-1])
