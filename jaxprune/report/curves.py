@@ -160,7 +160,7 @@ def compare_fills(results: list[SweepResult]) -> Figure:
     For unbalanced classes, balanced accuracy is a second panel.
     """
     unbalanced = not results[0].is_balanced
-    figure = Figure(figsize=(8, 8 if unbalanced else 4.8), layout="constrained")
+    figure = Figure(figsize=(8, 8.6 if unbalanced else 5.4), layout="constrained")
     panels = figure.subplots(2 if unbalanced else 1, 1, squeeze=False)[:, 0]
     names = ("accuracy", "balanced_accuracy")
     by_fill = {result.about["fill"]: result for result in results}
@@ -183,7 +183,9 @@ def compare_fills(results: list[SweepResult]) -> Figure:
         axes.set_ylabel(name.replace("_", " "))
         axes.set_ylim(0, 1.02)
         _axes_of_k(axes, results[0])
-    panels[0].legend(loc="lower left", framealpha=0.95)
+    # Curves that fall at different K leave no corner free.
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
 
 
