@@ -56,9 +56,7 @@ def bars(rows: Sequence[Bar], title: str) -> Figure:
     axes.set_xscale("log")
     shortest, longest = rows[0].seconds, max(row.highest for row in rows)
     axes.set_xlim(shortest / 3, longest * 6)
-    axes.set_xlabel(
-        "median seconds, lowest to highest (hatched: measured in part, extrapolated)"
-    )
+    axes.set_xlabel("median seconds, lowest to highest; hatched: extrapolated")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
