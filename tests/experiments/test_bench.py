@@ -42,6 +42,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow  # every measurement has a process of its own
 def test_everything_is_measured_and_written(planted):
     done = run("--images=30", "--some_images=20", "--runs=1", "--loop_ks=0,3",
                "--noscaling")  # fmt: skip
