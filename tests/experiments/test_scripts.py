@@ -54,6 +54,25 @@ def fails(script, module, *arguments):
     return lines[-1]
 
 
+def refuses_what_was_made_otherwise(script):
+    """In the run directory of a finished sweep."""
+    line = fails(script, sweep, "--model=digits_pair", "--epochs=3", "--seed=1")
+    assert "epochs is 2, not 3" in line and "seed is 0, not 1" in line
+    line = fails(script, train, "--model=mnist_pair", "--workdir=runs/digits_pair")
+    assert "model is digits_pair, not mnist_pair" in line
+    line = fails(script, sweep, "--model=digits_pair", "--eval_split=test[:150]")
+    assert "holds another sweep: eval_split is test, not test[:150]" in line
+
+    # A damaged checkpoint.
+    newest = Path("runs/digits_pair/checkpoints/2/variables")
+    largest = max(
+        (p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    largest.write_bytes(largest.read_bytes()[:100])
+    line = fails(script, sweep, "--model=digits_pair")
+    assert "checkpoints/2 is damaged" in line
+
+
 def test_from_nothing_to_the_pictures(script):
     code, out, _ = script(sweep, *SMALL)
     assert code == 0
@@ -106,27 +125,12 @@ def test_from_nothing_to_the_pictures(script):
         "--ks=0:6:2", "--rank_split=train[:100]", "--mask_chunk=2",
     )  # fmt: skip
     assert code == 0
-    for fill in ("zero", "bias", "mean"):
+    for fill in ("zero", "bias", "mean", "drop", "linear"):
         folder = Path(f"runs/digits_pair/sweep-conv2-mean-{fill}")
         assert SweepResult.load(folder).ks == (0, 2, 4)
     assert Path("runs/digits_pair/fills-conv2-mean.png").exists()
 
-    # Another configuration, or another sweep of the same name, is refused.
-    line = fails(script, sweep, "--model=digits_pair", "--epochs=3", "--seed=1")
-    assert "epochs is 2, not 3" in line and "seed is 0, not 1" in line
-    line = fails(script, train, "--model=mnist_pair", "--workdir=runs/digits_pair")
-    assert "model is digits_pair, not mnist_pair" in line
-    line = fails(script, sweep, "--model=digits_pair", "--eval_split=test[:150]")
-    assert "holds another sweep: eval_split is test, not test[:150]" in line
-
-    # A damaged checkpoint.
-    newest = Path("runs/digits_pair/checkpoints/2/variables")
-    largest = max(
-        (p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
-    largest.write_bytes(largest.read_bytes()[:100])
-    line = fails(script, sweep, "--model=digits_pair")
-    assert "checkpoints/2 is damaged" in line
+    refuses_what_was_made_otherwise(script)
 
 
 BAD = [
