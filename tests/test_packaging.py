@@ -12,14 +12,20 @@ SOURCES = "jaxprune experiments README.md LICENSE pyproject.toml setup.cfg".spli
 ROOMS = "data channels networks ranking sweep compaction report".split()
 
 # Imports every module, and prints the file of each and of what is read beside them.
+# Only the benchmark's peer may be missing.
 IMPORT = """
-import importlib, pkgutil
+import importlib, importlib.util, pkgutil
 from importlib import resources
 import experiments, jaxprune
 for package in (jaxprune, experiments):
     print(package.__name__, package.__file__)
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        print(found.name, importlib.import_module(found.name).__file__)
+        print(found.name, importlib.util.find_spec(found.name).origin)
+        try:
+            importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
 print("py.typed", resources.files(jaxprune) / "py.typed")
 """
 
