@@ -3,11 +3,12 @@
 from importlib.metadata import version as _version
 
 from jaxprune import report
-from jaxprune.channels.calibration import linear_fill
+from jaxprune.channels.calibration import linear_fill, linear_fills
 from jaxprune.channels.fills import FILLS, Fill
 from jaxprune.channels.flow import ChannelFlow, channel_flow
+from jaxprune.channels.groups import Groups, find_groups
 from jaxprune.channels.taps import TAPS, capture, last_conv, list_layers, run_from
-from jaxprune.compaction.compact import compact, compact_layers
+from jaxprune.compaction.compact import compact, compact_groups, compact_layers
 from jaxprune.compaction.cost import Cost, cost
 from jaxprune.compaction.network import Compact, PrunedLayer, load_compact
 from jaxprune.compaction.proof import Proof
@@ -33,6 +34,7 @@ __all__ = [
     "Compact",
     "Cost",
     "Fill",
+    "Groups",
     "InputError",
     "Proof",
     "PrunedLayer",
@@ -42,14 +44,17 @@ __all__ = [
     "capture",
     "channel_flow",
     "compact",
+    "compact_groups",
     "compact_layers",
     "cost",
     "criteria",
     "evaluate_masks",
+    "find_groups",
     "image_split",
     "import_keras",
     "last_conv",
     "linear_fill",
+    "linear_fills",
     "list_layers",
     "load_compact",
     "make_mesh",

@@ -24,7 +24,7 @@ class Somebodys(nn.Module):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sweep, compact = (
+    sweep, compact, groups = (
         block.split("```")[0] for block in README.read_text().split("```python\n")[1:]
     )
     assert len([line for line in sweep.splitlines() if line]) <= 10
@@ -48,6 +48,8 @@ def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     expected = result.predictions[row, :16]
     np.testing.assert_array_equal(names["logits"].argmax(-1), expected)
     np.testing.assert_array_equal(names["small"](images[:16]), names["logits"])
+    exec(groups, names)
+    assert names["smaller"].layers["Conv_0"].kept == (0, 2, 4, 6)
 
 
 def test_its_two_commands_are_lines_of_their_own():

@@ -4,6 +4,7 @@ Axes: N images, P channels, G groups of Q features of a reader as in
 `jaxprune.channels.linear`, n rows, which are images and positions.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 # Rows of a reader's input that the ridge is chosen on: neighbouring positions say
 # nearly the same.
 _PRESS_ROWS = 2**14
+_NO_IMAGES = "the linear fill needs images [N, ...] to be fitted on, got shape {}"
 
 
 def linear_fill(
@@ -68,27 +70,66 @@ def linear_fill(
         finite, or channels that cannot be followed to the layers that read them.
     """
     if np.ndim(images) < 2 or not len(images):
-        raise InputError(
-            f"the linear fill needs images [N, ...] to be fitted on, got shape "
-            f"{list(np.shape(images))}"
-        )
-    if ridge is not None and not 0 < ridge < np.inf:
-        raise InputError(f"ridge must be positive and finite, got {ridge}")
+        raise InputError(_NO_IMAGES.format(list(np.shape(images))))
     name = layer or taps.last_conv(apply, variables, images[:1])
     flow = channel_flow(apply, variables, jnp.asarray(images[:1]), name)
-    sums = _read(apply, variables, np.asarray(images), flow, batch_size, mesh)
-    facts: dict[str, Any] = {"images": len(images)}
-    if ridge is None:
-        errors = {c: sum(s.press(c) for s in sums.values()) for c in RIDGES}
-        ridge = min(RIDGES, key=lambda candidate: errors[candidate])
-        facts["press"] = {f"{c:g}": float(error) for c, error in errors.items()}
-    facts["ridge"] = ridge
-    params = variables["params"]
-    moments = {
-        reader: s.moments(taps.at_path(params, reader)["kernel"], ridge)
-        for reader, s in sums.items()
-    }
-    return Fill("linear", moments=moments, facts=facts)
+    fills = linear_fills(
+        apply, variables, images, [flow],
+        ridge=ridge, batch_size=batch_size, mesh=mesh,
+    )  # fmt: skip
+    return fills[name]
+
+
+def linear_fills(
+    apply: taps.Apply,
+    variables: Any,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    flows: Iterable[ChannelFlow],
+    *,
+    ridge: float | None = None,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> dict[str, Fill]:
+    """`linear_fill` for several layers or groups, in one pass over the images.
+
+    Args:
+      apply: the network, see `jaxprune.channels.taps`.
+      variables: its variables.
+      images: what `apply` takes; not those that the network is evaluated on.
+      flows: where the channels go, such as `find_groups(...).groups.values()`.
+      ridge: in units of the mean variance, positive; by default chosen for each.
+      batch_size: images in a batch.
+      mesh: the devices; by default all of this process.
+
+    Returns:
+      The fill of each, by its layer's name.
+
+    Raises:
+      InputError: no images, a ridge that is not positive, or activations that are not
+        finite.
+    """
+    if np.ndim(images) < 2 or not len(images):
+        raise InputError(_NO_IMAGES.format(list(np.shape(images))))
+    if ridge is not None and not 0 < ridge < np.inf:
+        raise InputError(f"ridge must be positive and finite, got {ridge}")
+    flows = list(flows)
+    sums = _read(apply, variables, np.asarray(images), flows, batch_size, mesh)
+    fills = {}
+    for flow in flows:
+        own = {reader: sums[flow.layer, reader] for reader in flow.readers}
+        facts: dict[str, Any] = {"images": len(images)}
+        best = ridge
+        if best is None:
+            errors = {c: sum(s.press(c) for s in own.values()) for c in RIDGES}
+            best = min(errors, key=errors.__getitem__)
+            facts["press"] = {f"{c:g}": float(error) for c, error in errors.items()}
+        facts["ridge"] = best
+        moments = {
+            reader: s.moments(taps.at_path(variables["params"], reader)["kernel"], best)
+            for reader, s in own.items()
+        }
+        fills[flow.layer] = Fill("linear", moments=moments, facts=facts)
+    return fills
 
 
 def press(rows: Float[np.ndarray, "n G Q"], channels: int, ridge: float) -> float:
@@ -183,40 +224,46 @@ def _read(
     apply: taps.Apply,
     variables: Any,
     images: np.ndarray,
-    flow: ChannelFlow,
+    flows: Sequence[ChannelFlow],
     batch_size: int,
     mesh: Mesh | None,
-) -> dict[str, _Sums]:
-    """What the channels' readers are given for the images, added up."""
-    features = {name: _features(flow, name) for name in flow.readers}
+) -> dict[tuple[str, str], _Sums]:
+    """What each flow's readers are given for the images, added up."""
+    features = {
+        (f.layer, name): _features(f, name) for f in flows for name in f.readers
+    }
+    channels = {f.layer: f.channels for f in flows}
 
-    def given(variables: Any, x: Array) -> dict[str, Array]:
-        inputs = taps.capture_inputs(apply, variables, x, features)
-        return {name: x[..., features[name]] for name, x in inputs.items()}
+    def given(variables: Any, x: Array) -> list[Array]:
+        readers = {reader for _, reader in features}
+        inputs = taps.capture_inputs(apply, variables, x, readers)
+        return [inputs[reader][..., f] for (_, reader), f in features.items()]
 
     mesh = mesh or make_mesh()
     run = Sharded(given, mesh, (REPLICATED, SPREAD), SPREAD)
     variables = replicate(variables, mesh)
     own = images[processes.own(len(images))]
     size = round_up(min(batch_size, len(own)), mesh.size)
-    sums: dict[str, _Sums] = {}
+    sums: dict[tuple[str, str], _Sums] = {}
     for start in range(0, len(own), size):
         batch = own[start : start + size]
         padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-        for name, x in run(variables, np.pad(batch, padding)).items():
+        found = run(variables, np.pad(batch, padding))
+        for key, x in zip(features, found, strict=True):
             x = np.asarray(x)[: len(batch)].astype(np.float32)
             rows = x.reshape(-1, *x.shape[-2:])
             if not np.isfinite(rows).all():
                 raise InputError(
-                    f"what '{name}' is given is not finite on the calibration images: "
-                    "check the network's weights and the images' scale"
+                    f"what '{key[1]}' is given is not finite on the calibration "
+                    "images: check the network's weights and the images' scale"
                 )
-            groups, members = features[name].shape
-            zeros = np.zeros((groups, members)), np.zeros((groups, members, members))
-            new = _Sums(features[name], flow.channels, 0, *zeros, [])
+            if key not in sums:
+                groups, members = features[key].shape
+                zeros = np.zeros((groups, members)), np.zeros((groups, *2 * (members,)))
+                sums[key] = _Sums(features[key], channels[key[0]], 0, *zeros, [])
             total = len(rows) // len(batch) * len(images)
-            sums.setdefault(name, new).add(rows, -(-total // _PRESS_ROWS))
-    return {name: s.over_processes() for name, s in sums.items()}
+            sums[key].add(rows, -(-total // _PRESS_ROWS))
+    return {key: s.over_processes() for key, s in sums.items()}
 
 
 def _features(flow: ChannelFlow, reader: str) -> Int[np.ndarray, "G Q"]:

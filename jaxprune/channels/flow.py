@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax.extend.core import Literal
 from jaxtyping import Array, Int
 
@@ -40,20 +41,31 @@ NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm,)
 
 @dataclass(frozen=True)
 class ChannelFlow:
-    """Where the channels of one layer go.
+    """Where the channels of one layer, or of a group of layers, go.
+
+    Every element is given the channel that it belongs to; negative where it belongs to
+    none of these.
 
     Attributes:
-      layer: its name.
+      layer: its name; of a group, the first layer's.
       channels: their number, P.
-      readers: for each convolution or dense layer that reads them, the channel that
-        every input feature holds, LIVE where it holds none.
-      norms: the same for each BatchNorm between.
+      producers: for each layer that returns them, of each output channel [U].
+      parameters: for each array of a norm between, or other array that is used with
+        them, of each element of its last axis; by path.
+      readers: for each convolution or dense layer that reads them, of every input
+        feature [F].
     """
 
     layer: str
     channels: int
+    producers: Mapping[str, Int[np.ndarray, " _"]]
+    parameters: Mapping[str, Int[np.ndarray, " _"]]
     readers: Mapping[str, Int[np.ndarray, " _"]]
-    norms: Mapping[str, Int[np.ndarray, " _"]]
+
+
+def layer_of(path: str) -> str:
+    """The layer of an array: "params/block/conv/kernel" -> "block/conv"."""
+    return "/".join(path.split("/")[1:-1])
 
 
 def run_cut(
@@ -136,7 +148,15 @@ class _Follower:
         for var in results:
             if (self._read(var).tags >= 0).any():
                 raise self._refusal("they reach the network's output")
-        return ChannelFlow(self.layer, self.channels, self.readers, self.norms)
+        parameters = {
+            path: self.norms[name]
+            for path in flatten_dict(variables, sep="/")
+            if (name := layer_of(path)) in self.norms
+        }
+        producers = {self.layer: np.arange(self.channels)}
+        return ChannelFlow(
+            self.layer, self.channels, producers, parameters, self.readers
+        )
 
     def _refusal(self, why: str) -> InputError:
         return InputError(f"the channels of '{self.layer}' cannot be removed: {why}")

@@ -63,6 +63,8 @@ def make_pruning(
         raise InputError(f"keep leaves no channel of '{flow.layer}': keep at least one")
     params = taps.at_path(variables["params"], flow.layer)
     bias = np.asarray(params.get("bias", np.zeros(flow.channels)), np.float32)
+    if len(bias) != flow.channels:  # units of several channels: no fill is there
+        bias = np.zeros(flow.channels, np.float32)
     resolved = resolve_fill(fill, layer=flow.layer, bias=bias)
     if unknown := set(resolved.moments) - set(flow.readers):
         raise InputError(

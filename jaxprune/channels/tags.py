@@ -45,22 +45,22 @@ def step(eqn: Any, inputs: Sequence[Tags]) -> list[Tags]:
         tag = LIVE if live else CONSTANT
         return [Tags(np.full(v.aval.shape, tag), sources) for v in eqn.outvars]
     name = eqn.primitive.name
-    if name in _ELEMENTWISE:
+    if name in ELEMENTWISE:
         shape = eqn.outvars[0].aval.shape
         low, high = combine([np.broadcast_to(tags, shape) for tags in arrays])
-    elif name in _MOVING:
+    elif name in MOVING:
         moved = eqn.primitive.bind(
             *(np.asarray(tags, np.int32) for tags in arrays), **eqn.params
         )
         results = moved if eqn.primitive.multiple_results else [moved]
         return [Tags(np.asarray(tags), sources) for tags in results]
-    elif name in _REDUCTIONS:
+    elif name in REDUCTIONS:
         parts = np.moveaxis(
             arrays[0], eqn.params["axes"], range(len(eqn.params["axes"]))
         )
         low, high = combine(parts.reshape(-1, *eqn.outvars[0].aval.shape))
-    elif name in _WINDOWS:
-        low, high = _combine_windows(arrays[0], eqn.params)
+    elif name in WINDOWS:
+        low, high = combine_windows(arrays[0], eqn.params)
     else:
         raise Joined(f"the operation '{name}' {_after(sources)} is not understood")
     if (low != high).any():
@@ -80,7 +80,7 @@ def combine(parts: Any) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def _combine_windows(tags: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray]:
+def combine_windows(tags: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray]:
     """`combine` over the windows of a pool; padding is CONSTANT."""
 
     def highest(values: np.ndarray) -> np.ndarray:
@@ -113,13 +113,13 @@ _CALLS = {
     "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",
     "remat", "remat2", "checkpoint",
 }  # fmt: skip
-_MOVING = {
+MOVING = {
     "reshape", "transpose", "slice", "squeeze", "broadcast_in_dim", "rev",
     "concatenate", "pad", "expand_dims", "copy", "copy_p", "split",
 }  # fmt: skip
-_REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
-_WINDOWS = {"reduce_window_max", "reduce_window_min", "reduce_window_sum"}
-_ELEMENTWISE = {
+REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
+WINDOWS = {"reduce_window_max", "reduce_window_min", "reduce_window_sum"}
+ELEMENTWISE = {
     "abs", "add", "add_any", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2",
     "atanh", "cbrt", "ceil", "clamp", "convert_element_type", "cos", "cosh", "div",
     "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",

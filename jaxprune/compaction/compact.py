@@ -8,7 +8,7 @@ See `jaxprune.compaction.cut` for what is cut and what is folded in.
 Axes: N images, P channels of a layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,12 +21,14 @@ from flax.core import unfreeze
 from jaxtyping import Array
 
 from jaxprune.channels import masking, taps
+from jaxprune.channels.coupling import GROUP_NORMS
 from jaxprune.channels.fills import Fill
-from jaxprune.channels.flow import channel_flow
+from jaxprune.channels.flow import ChannelFlow, channel_flow
+from jaxprune.channels.groups import find_groups
 from jaxprune.channels.masking import Pruning
 from jaxprune.compaction.cut import cut_variables
 from jaxprune.compaction.network import BY_WIDTHS, Compact, PrunedLayer
-from jaxprune.compaction.proof import Proof, compare, rounding_bound
+from jaxprune.compaction.proof import Magnitude, Proof, compare, rounding_bound
 from jaxprune.errors import InputError, first_line
 
 AnyFill = str | np.ndarray | Fill
@@ -85,6 +87,59 @@ def compact_layers(
         that cannot be removed (the operation and the layer are named), or a difference
         that rounding does not explain.
     """
+
+    def flows(apply: taps.Apply, variables: Any, x: Array) -> dict[str, ChannelFlow]:
+        return {name: channel_flow(apply, variables, x, name) for name in layers}
+
+    return _compact(model, variables, layers, flows, example, call)
+
+
+def compact_groups(
+    model: nn.Module | Compact,
+    variables: Any,
+    groups: Mapping[str, tuple[Any, str | Fill]],
+    *,
+    example: Any,
+    call: Mapping[str, Any] | None = None,
+) -> Compact:
+    """Removes units of several groups of coupled channels at once.
+
+    Args:
+      model: any linen model, or a network that has been compacted before.
+      variables: its variables.
+      groups: name of a group, see `find_groups` -> (mask of its units, fill). The fill
+        takes effect at what the readers are given: "drop", or of `linear_fills`.
+      example: inputs [N, ...], for tracing and for the comparison; a few images.
+      call: keyword arguments of the model's call.
+
+    Returns:
+      The smaller network, compared with the masked one on the example. Its `layers`
+      say for each group which units are kept.
+
+    Raises:
+      InputError: as `compact_layers`; a group that there is not, or another fill.
+    """
+    for name, (_, fill) in groups.items():
+        if not (fill == "drop" if isinstance(fill, str) else fill.moments):
+            raise InputError(
+                f"group '{name}' takes the fill 'drop', or one of jaxprune.linear_fills"
+            )
+
+    def flows(apply: taps.Apply, variables: Any, x: Array) -> dict[str, ChannelFlow]:
+        found = find_groups(apply, variables, x)
+        return {name: found.find(name) for name in groups}
+
+    return _compact(model, variables, groups, flows, example, call)
+
+
+def _compact(
+    model: nn.Module | Compact,
+    variables: Any,
+    layers: Mapping[str, tuple[Any, AnyFill]],
+    flows: Callable[[taps.Apply, Any, Array], Mapping[str, ChannelFlow]],
+    example: Any,
+    call: Mapping[str, Any] | None,
+) -> Compact:
     example = jnp.asarray(example)
     if example.ndim < 2 or not len(example):
         raise InputError(
@@ -95,7 +150,7 @@ def compact_layers(
         raise InputError("variables need a collection 'params', and layers a layer")
     whole = _as_compact(model, variables, example, call)
     try:
-        return _compact(whole, layers, example)
+        return _remove(whole, layers, flows(whole.apply, variables, example), example)
     except jax.errors.UnexpectedTracerError as error:
         raise InputError(
             "a layer is called inside a transformation (nn.scan, nn.remat, nn.jit), "
@@ -103,14 +158,15 @@ def compact_layers(
         ) from error
 
 
-def _compact(
-    whole: Compact, layers: Mapping[str, tuple[Any, AnyFill]], example: Array
+def _remove(
+    whole: Compact,
+    layers: Mapping[str, tuple[Any, AnyFill]],
+    flows: Mapping[str, ChannelFlow],
+    example: Array,
 ) -> Compact:
     apply, variables = whole.apply, whole.variables
     prunings = [
-        masking.make_pruning(
-            variables, channel_flow(apply, variables, example, name), *how
-        )
+        masking.make_pruning(variables, flows[name], *how)
         for name, how in layers.items()
     ]
     smaller = cut_variables(apply, variables, prunings, example[:1])
@@ -128,11 +184,12 @@ def prove(
     whole: Compact, prunings: Sequence[Pruning], small: Compact, x: Array
 ) -> Proof:
     """Compares the compact network with the masked one; see `compaction.proof`."""
-    magnitudes = {
-        name: partial(regression.magnitude, keep=pruning.keep)
-        for pruning in prunings
-        for name, regression in pruning.fill.regressions(pruning.keep).items()
-    }
+    sums: dict[str, list[Magnitude]] = {}
+    for pruning in prunings:
+        for name, regression in pruning.fill.regressions(pruning.keep).items():
+            size = partial(regression.magnitude, keep=pruning.keep)
+            sums.setdefault(name, []).append(size)
+    magnitudes = {name: partial(_one_by_one, sizes) for name, sizes in sums.items()}
     # A matrix unit that rounds its factors would need a wider bound.
     with jax.default_matmul_precision("highest"):
         before, bound = rounding_bound(
@@ -146,6 +203,12 @@ def prove(
     return compare(before, np.asarray(after, np.float32), bound)
 
 
+def _one_by_one(sizes: Sequence[Magnitude], x: Array) -> Array:
+    for size in sizes:
+        x = size(x)
+    return x
+
+
 def _as_compact(
     model: nn.Module | Compact, variables: Any, example: Array, call: Any
 ) -> Compact:
@@ -155,8 +218,13 @@ def _as_compact(
                 "a compact network keeps its call's arguments: leave `call`"
             )
         return replace(model, variables=variables)
-    shape = example.shape[1:]
-    return Compact(model, variables, dict(call or {}), {}, shape, None)
+    whole = Compact(model, variables, dict(call or {}), {}, example.shape[1:], None)
+    sizes = {
+        layer.name: layer.output.shape[-1] // layer.module.num_groups
+        for layer in taps.list_layers(whole.apply, variables, example[:1])
+        if type(layer.module) in GROUP_NORMS and layer.module.num_groups
+    }
+    return replace(whole, group_sizes=sizes)
 
 
 def _pruned(whole: Compact, pruning: Pruning) -> PrunedLayer:
@@ -178,9 +246,12 @@ def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
     if type(model).__name__ not in BY_WIDTHS:
         return model
     layers = taps.list_layers(whole.apply, whole.variables, example[:1])
-    convs = [layer.name for layer in layers if isinstance(layer.module, nn.Conv)]
-    widths = [variables["params"][name]["kernel"].shape[-1] for name in convs]
-    return model.clone(widths=tuple(widths))
+
+    def features(kind: type[nn.Module]) -> tuple[int, ...]:
+        names = [layer.name for layer in layers if isinstance(layer.module, kind)]
+        return tuple(variables["params"][n]["kernel"].shape[-1] for n in names)
+
+    return model.clone(widths=features(nn.Conv), dense=features(nn.Dense))
 
 
 def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
@@ -194,6 +265,17 @@ def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
             f"the model's code does not run with fewer channels, as one that writes "
             f"their number into a reshape or a parameter: {first_line(error)}"
         ) from error
+    names = [
+        [layer.name for layer in taps.list_layers(n.apply, n.variables, example[:1])]
+        for n in (whole, small)
+    ]
+    if names[0] != names[1]:
+        other = sorted(set(names[0]) ^ set(names[1]))
+        raise InputError(
+            f"with these widths the model's code takes another way: '{other[0]}' is "
+            "called in one network alone, as where it compares shapes at a residual "
+            "sum; keep one channel more or less"
+        )
     expected = jax.eval_shape(lambda v, x: whole.apply(v, x), whole.variables, example)
     if getattr(output, "ndim", 0) != 2 or output.shape != expected.shape:
         shapes = jax.tree.map(jnp.shape, output)

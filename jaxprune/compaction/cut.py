@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from jaxprune.channels import masking, taps
+from jaxprune.channels.flow import layer_of
 from jaxprune.channels.masking import Pruning
 from jaxprune.compaction.proof import linear
 from jaxprune.errors import InputError
@@ -55,24 +56,25 @@ def cut_variables(
                 regression = pruning.fill.regressions(pruning.keep)[name]
                 kernel = f"params/{name}/kernel"
                 flat[kernel] = regression.fold(flat[kernel])
-    outputs = {p.flow.layer: p.keep for p in prunings}
-    for name in {name for p in prunings for name in p.flow.norms}:
-        outputs[name] = _kept_of(prunings, name, "norms")
+    producers = {name for p in prunings for name in p.flow.producers}
+    parameters = {path for p in prunings for path in p.flow.parameters}
     for path, value in flat.items():
-        layer = "/".join(path.split("/")[1:-1])
+        layer = layer_of(path)
         if layer in readers and path.endswith("/kernel"):
             keep = _kept_of(prunings, layer, "readers")
             if not keep.any():
                 raise InputError(f"'{layer}' reads pruned channels only: keep one more")
             value = value[..., keep, :]
-        if layer in outputs and not path.endswith("/index"):
-            value = value[..., outputs[layer]]
+        if layer in producers and not path.endswith("/index"):
+            value = value[..., _kept_of(prunings, layer, "producers")]
+        elif path in parameters:
+            value = value[..., _kept_of(prunings, path, "parameters")]
         flat[path] = np.ascontiguousarray(value)
     return unflatten_dict(flat, sep="/")
 
 
 def _kept_of(prunings: Sequence[Pruning], name: str, role: str) -> np.ndarray:
-    """Features of a layer that every pruning leaves."""
+    """Features of a layer, or elements of an array, that every pruning leaves."""
     masks = [
         p.kept_features(getattr(p.flow, role)[name])
         for p in prunings

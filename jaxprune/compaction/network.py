@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Compact:
       input_shape: of one example.
       proof: the comparison with the masked network on the example; None once the
         variables have been changed.
+      group_sizes: channels in a group of each GroupNorm.
     """
 
     model: nn.Module
@@ -68,13 +69,15 @@ class Compact:
     layers: Mapping[str, PrunedLayer]
     input_shape: tuple[int, ...]
     proof: Proof | None
+    group_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def apply(self, variables: Any, x: Array, **kwargs: Any) -> Any:
         """The network, see `jaxprune.channels.taps`; `kwargs` go to the model."""
         kwargs = {**self.call, **kwargs}
         if type(self.model).__name__ in BY_WIDTHS:
             return self.model.apply(variables, x, **kwargs)
-        return taps.intercept(self.model.apply, _resize)(variables, x, **kwargs)
+        resize = partial(_resize, group_sizes=self.group_sizes)
+        return taps.intercept(self.model.apply, resize)(variables, x, **kwargs)
 
     def __call__(
         self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]
@@ -132,6 +135,7 @@ class Compact:
             "class_names": list(class_names),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "proof": self.proof.to_json() if self.proof else None,
+            "group_sizes": dict(self.group_sizes),
             "about": dict(about or {}),
         }
         data = None
@@ -175,6 +179,7 @@ def load_compact(path: Path | str, model: nn.Module | None = None) -> Compact:
         },
         input_shape=tuple(spec["input_shape"]),
         proof=Proof(**spec["proof"]) if spec["proof"] else None,
+        group_sizes=spec.get("group_sizes", {}),
     )
     # Traces the network, which checks the shape of every parameter.
     taps.list_layers(
@@ -207,18 +212,24 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _resize(call: taps.Call) -> Any:
-    """Runs a convolution or dense layer with as many features as its kernel has.
+def _resize(call: taps.Call, group_sizes: Mapping[str, int]) -> Any:
+    """Runs a layer with as many features, and groups, as its variables have.
 
     The module is the one that linen has made for this call. A clone would be another
     module to whoever intercepts too, so it is set for the length of the call.
     """
     module = call.module
-    if type(module) not in READERS:
-        return call.run()
     changes: dict[str, Any] = {}
+    if call.name in group_sizes:
+        changes["num_groups"] = call.input.shape[-1] // group_sizes[call.name]
+    elif type(module) not in READERS:
+        return call.run()
     if module.has_variable("params", "kernel"):
-        changes["features"] = module.get_variable("params", "kernel").shape[-1]
+        kernel: Any = module.get_variable("params", "kernel")
+        changes["features"] = kernel.shape[-1]
+        if getattr(module, "feature_group_count", 1) != 1:
+            groups = call.input.shape[-1] // kernel.shape[-2]
+            changes["feature_group_count"] = groups
     if module.has_variable("offsets", "rows"):
         field, default = (
             ("conv_general_dilated", lax.conv_general_dilated)
