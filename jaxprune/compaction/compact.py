@@ -25,7 +25,7 @@ from jaxprune.channels.fills import Fill
 from jaxprune.channels.flow import channel_flow
 from jaxprune.channels.masking import Pruning
 from jaxprune.compaction.cut import cut_variables
-from jaxprune.compaction.network import BY_WIDTHS, Compact, PrunedLayer
+from jaxprune.compaction.network import Compact, PrunedLayer, by_widths
 from jaxprune.compaction.proof import Proof, compare, rounding_bound
 from jaxprune.errors import InputError, first_line
 
@@ -175,7 +175,7 @@ def _pruned(whole: Compact, pruning: Pruning) -> PrunedLayer:
 def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
     """The model with the widths of its variables, where it is built from widths."""
     model = whole.model
-    if type(model).__name__ not in BY_WIDTHS:
+    if not by_widths(model):
         return model
     layers = taps.list_layers(whole.apply, whole.variables, example[:1])
     convs = [layer.name for layer in layers if isinstance(layer.module, nn.Conv)]
