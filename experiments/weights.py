@@ -124,7 +124,7 @@ def _start(run: Job, per_epoch: int, done: int | None) -> tuple[Any, TrainState]
     warmup = round(min(conf.warmup_epochs, conf.epochs) * per_epoch)
     optimizer = training.adam(conf.learning_rate, conf.epochs * per_epoch, warmup)
     step = training.make_train_step(
-        run.model,
+        run.model.apply,
         optimizer,
         run.scale,
         seed=conf.seed,

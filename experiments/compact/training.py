@@ -78,7 +78,7 @@ def _recalibrated(run: Job, small: Compact, split: Split) -> tuple[Any, int]:
         run.scale(jnp.asarray(split.read(order[i * size : (i + 1) * size])))
         for i in range(count)
     )
-    apply = partial(small.model.apply, train=True)
+    apply = partial(small.apply, train=True)
     return recalibrate(apply, small.variables, inputs), count * size
 
 
@@ -91,7 +91,7 @@ def _finetune(run: Job, small: Compact, variables: Any, split: Split) -> Any:
     )
     optimizer = training.adam(rate, steps, 0)
     step = training.make_train_step(
-        small.model,
+        small.apply,
         optimizer,
         run.scale,
         seed=conf.seed + 1,
