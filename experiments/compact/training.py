@@ -95,7 +95,7 @@ def _finetune(run: Job, small: Compact, variables: Any, split: Split) -> Any:
         optimizer,
         run.scale,
         seed=conf.seed + 1,
-        l2=recipe.l2,
+        l2=run.l2,
         augment=training.crop_and_flip if recipe.crop_and_flip else None,
     )
     state = training.init_state(jax.tree.map(jnp.array, variables), optimizer)
