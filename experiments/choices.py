@@ -66,9 +66,12 @@ def stem(layer: str, criterion: str) -> str:
 
 def resolve(run: Job) -> Choices:
     """What the flags say and, where they say nothing, the recipe."""
+    layer = FLAGS.layer
+    if layer is None and run.recipe.layer is not None:
+        layer = run.recipe.layer(run.config)
     reported = ("criterion", "tap", "fill")
     return Choices(
-        layer=FLAGS.layer or taps.last_conv(run.apply, run.shapes, run.image),
+        layer=layer or taps.last_conv(run.apply, run.shapes, run.image),
         rank_split=FLAGS.rank_split,
         eval_split=FLAGS.eval_split,
         calibration_split=FLAGS.calibration_split,

@@ -12,6 +12,8 @@ from jaxprune.errors import InputError, check_choice
 from jaxprune.files import sha256, write_text
 
 DTYPES = ("float32", "bfloat16")
+# What a config.json that is older than a field means.
+_BEFORE: dict[str, Any] = {"depth": 0}
 
 
 def _field(
@@ -38,6 +40,7 @@ class Config:
     dtype: str = _field(f"Computation type: {', '.join(DTYPES)}.", default="float32")
     widths: tuple[int, ...] = _field("Channels of the convolutions, comma-separated.")
     dense: tuple[int, ...] = _field("Units of the dense layers but the last.")
+    depth: int = _field("Layers of cifar_resnet, 6n + 2.", at_least=8, default=0)
     epochs: int = _field("Training epochs.", at_least=0)
     train_batch_size: int = _field("Images in a training step.", at_least=1)
     learning_rate: float = _field("Adam's highest learning rate.", at_least=0.0)
@@ -89,11 +92,13 @@ def check(config: Config, recipe: Config) -> None:
     for name in ("widths", "dense"):
         values = getattr(config, name)
         expected = len(getattr(recipe, name))
-        if len(values) != expected or min(values) < 1:
+        if len(values) != expected or min(values, default=1) < 1:
             raise InputError(
                 f"--{name} of {config.model} takes {expected} positive numbers, "
                 f"got {list(values)}"
             )
+    if config.depth and not recipe.depth:
+        raise InputError(f"{config.model} takes no --depth: leave it out")
     if min(config.pixel_std) <= 0:
         raise InputError(f"--pixel_std must be positive, got {list(config.pixel_std)}")
     if config.learning_rate <= 0:
@@ -127,7 +132,7 @@ def read(path: Path) -> Config:
       InputError: it is damaged.
     """
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values: dict[str, Any] = {**_BEFORE, **json.loads(path.read_text())}
         missing = [f.name for f in dataclasses.fields(Config) if f.name not in values]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")

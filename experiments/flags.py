@@ -84,9 +84,37 @@ def define_batch_size() -> None:
 
 
 @functools.cache
+def define_finetuning() -> None:
+    """What is done to win back what pruning cost; `experiments.finetuning` does it."""
+    flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
+    flags.DEFINE_integer("finetune_epochs", 0, "Epochs of training after pruning.", 0)
+    flags.DEFINE_float(
+        "finetune_learning_rate", None,
+        "Its highest. Default: a tenth of training's.", 0.0,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "finetune_images", None,
+        "The first of the training split to fine-tune on. Default: all.", 1,
+    )  # fmt: skip
+    flags.DEFINE_bool("distill", False, "Fine-tune on the whole network's predictions.")
+    flags.DEFINE_float(
+        "distill_temperature", 4.0, "Divides both networks' logits in --distill."
+    )
+    flags.DEFINE_float(
+        "distill_weight", 1.0,
+        "Of the whole network in the loss of --distill, labels having the rest: with "
+        "1, no label is used.", 0.0, 1.0,
+    )  # fmt: skip
+
+
+@functools.cache
 def define_choices() -> None:
     """Which channels are pruned, what they become, and on which images."""
-    flags.DEFINE_string("layer", None, "Convolution to prune. Default: the last one.")
+    flags.DEFINE_string(
+        "layer", None,
+        "Convolution to prune. Default: the last; of cifar_resnet the last block's "
+        "first.",
+    )  # fmt: skip
     flags.DEFINE_string(
         "criterion", None, f"Score of a channel: {', '.join(CRITERIA)}."
     )

@@ -1,6 +1,7 @@
 """A run directory's data and network, ready for use."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,11 @@ class Job:
     def recipe(self) -> Recipe:
         """The recipe of the model."""
         return RECIPES[self.config.model]
+
+    @property
+    def l2(self) -> Mapping[str, float]:
+        """Coefficient of each layer's L2 penalty in training."""
+        return self.recipe.l2(self.config)
 
     @property
     def checkpoints(self) -> Path:
@@ -95,11 +101,7 @@ def load(*, train_imported: bool) -> Job:
     )
     recipe = RECIPES[conf.model]
     _check_images(conf, recipe, splits.test.image_shape)
-    model = recipe.network(
-        widths=conf.widths,
-        dense=(*conf.dense, len(splits.test.class_names)),
-        dtype=jnp.dtype(conf.dtype),
-    )
+    model = recipe.build(conf, len(splits.test.class_names))
     return Job(conf, workdir, splits, model)
 
 

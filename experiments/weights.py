@@ -120,16 +120,16 @@ def _train(run: Job, done: int | None) -> Any:
 
 def _start(run: Job, per_epoch: int, done: int | None) -> tuple[Any, TrainState]:
     """The training step, and the state at the beginning or after epoch `done`."""
-    conf, recipe = run.config, run.recipe
+    conf = run.config
     warmup = round(min(conf.warmup_epochs, conf.epochs) * per_epoch)
     optimizer = training.adam(conf.learning_rate, conf.epochs * per_epoch, warmup)
     step = training.make_train_step(
-        run.model,
+        run.model.apply,
         optimizer,
         run.scale,
         seed=conf.seed,
-        l2=recipe.l2,
-        augment=training.crop_and_flip if recipe.crop_and_flip else None,
+        l2=run.l2,
+        augment=training.crop_and_flip if run.recipe.crop_and_flip else None,
     )
     if done is None:
         return step, training.init_state(_initial(run), optimizer)

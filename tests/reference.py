@@ -1,4 +1,4 @@
-"""The two networks in plain NumPy, and pruning by writing weights: the slow truth."""
+"""The networks in plain NumPy, and pruning by writing weights: the slow truth."""
 
 import copy
 
@@ -13,7 +13,7 @@ def conv(x, p):
     for i in range(3):
         for j in range(3):
             y += padded[:, i : i + h, j : j + w] @ p["kernel"][i, j].astype(float)
-    return y + p["bias"]
+    return y + p.get("bias", 0)
 
 
 def norm(x, p, s, epsilon):
@@ -71,6 +71,23 @@ def cifar_vgg(variables, images):
             x = dense(x.reshape(len(x), -1), p[name])
             x = x if name == "dense_3" else relu(x)
     return x
+
+
+def cifar_resnet(variables, images):
+    p, s = variables["params"], variables["batch_stats"]
+    x = images / 255.0
+    x = relu(norm(conv(x, p["conv"]), p["bn"], s["bn"], 1e-5))
+    for name in sorted(name for name in p if name.startswith("stage")):
+        q, t = p[name], s[name]
+        step = 2 if "shortcut" in q else 1
+        y = conv(x, q["conv1"])[:, ::step, ::step]
+        y = relu(norm(y, q["bn1"], t["bn1"], 1e-5))
+        y = norm(conv(y, q["conv2"]), q["bn2"], t["bn2"], 1e-5)
+        if "shortcut" in q:
+            x = x[:, ::2, ::2] @ q["shortcut"]["kernel"][0, 0].astype(float)
+            x = norm(x, q["bn_shortcut"], t["bn_shortcut"], 1e-5)
+        x = relu(x + y)
+    return dense(x.mean((1, 2)), p["dense"])
 
 
 def prune(variables, layer, channels, fill, mean=None):

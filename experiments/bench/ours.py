@@ -90,7 +90,7 @@ def train(bench: Bench) -> Prepared:
     conf = bench.run.config
     optimizer = training.adam(conf.learning_rate, 100, 10)
     step = training.make_train_step(
-        bench.run.model, optimizer, bench.run.scale, seed=0, l2=bench.run.recipe.l2
+        bench.run.model.apply, optimizer, bench.run.scale, seed=0, l2=bench.run.l2
     )
     devices = cluster.training_mesh(conf.train_batch_size)
     index = np.arange(conf.train_batch_size) % len(bench.split)

@@ -200,7 +200,7 @@ def train(bench: Bench) -> Prepared:
     size = bench.run.config.train_batch_size
     base = _network(bench).train()
     network = _compiled(base)
-    l2 = bench.run.recipe.l2
+    l2 = bench.run.l2
     optimizer = torch.optim.Adam(base.parameters(), fused=_CUDA or None)
     index = np.arange(size) % len(bench.split)
     x = _batches(bench, bench.split.select(index), size)[0]

@@ -3,6 +3,8 @@ r"""Makes the network really smaller, proves it on the test set, and measures it
     python -m experiments.compact --model=cifar_vgg --k=100
     python -m experiments.compact --model=cifar_vgg --max_drop=0.01
     python -m experiments.compact --model=cifar_vgg --k=250 --finetune_epochs=3
+    python -m experiments.compact --model=cifar_vgg --k=400 --finetune_epochs=3 \
+        --distill
     python -m experiments.compact --model=cifar_vgg --layer=conv2d_8 --k=64 \
         --export=stablehlo
 
@@ -17,14 +19,19 @@ from typing import Any
 
 from absl import flags
 
-from experiments import calibration, choices, cli, cluster, facts, job
+from experiments import calibration, choices, cli, cluster, facts, finetuning, job
 from experiments.choices import check_names, parse_ks
 from experiments.compact.masked import Masked
 from experiments.compact.plan import Plan, make_plan
 from experiments.compact.prune import Pruned, figures, prove, save
 from experiments.compact.report import print_row, write_table
 from experiments.compact.training import train_on
-from experiments.flags import define_batch_size, define_choices, define_network
+from experiments.flags import (
+    define_batch_size,
+    define_choices,
+    define_finetuning,
+    define_network,
+)
 from experiments.job import Job
 from experiments.weights import train_or_restore
 from jaxprune.channels import taps
@@ -40,6 +47,7 @@ EXPORTS = ("stablehlo",)
 define_network()
 define_batch_size()
 define_choices()
+define_finetuning()
 flags.DEFINE_integer("k", None, "Channels to prune: the k lowest.", lower_bound=0)
 flags.DEFINE_float(
     "max_drop", None, "Prune the largest K that loses no more accuracy in the sweep.",
@@ -48,11 +56,6 @@ flags.DEFINE_float(
 flags.DEFINE_string("export", None, f"Also write: {', '.join(EXPORTS)}.")
 flags.DEFINE_integer("repeats", 10, "Timed calls at each batch size.", lower_bound=1)
 flags.DEFINE_list("latency_batches", ["1", "32", "256"], "Batch sizes to time.")
-flags.DEFINE_integer("finetune_epochs", 0, "Epochs of training after pruning.", 0)
-flags.DEFINE_float(
-    "finetune_learning_rate", None, "Its highest. Default: a tenth of training's.", 0.0
-)
-flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
 
 
 def main() -> None:
@@ -67,6 +70,7 @@ def main() -> None:
     p = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output.shape[-1]
     ks = _ks(p)
     calibration.check(run, chosen, chosen.fill)
+    finetuning.images(run)  # raises now where there are too few
     variables = train_or_restore(run)
     plan = make_plan(run, chosen, variables, ks, batch_size)
     if FLAGS.ks is None:
@@ -86,6 +90,7 @@ def main() -> None:
             **facts.describe(run, chosen, chosen.fill, variables),
             "layer": chosen.layer,
             **plan.fill_facts,
+            "after_the_proof": finetuning.describe(run),
         }
         write_table(run.workdir / plan.name, rows, about, plan.curve)
     if interrupted:
@@ -103,6 +108,7 @@ def _check_flags() -> None:
     if FLAGS.fill == "all":
         raise InputError(f"--fill takes one of {', '.join(FILLS)} here")
     check_names(tuple(FILLS))
+    finetuning.check_flags()
 
 
 def _latency_batches() -> list[int]:

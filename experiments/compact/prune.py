@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import facts
+from experiments import facts, finetuning
 from experiments.compact.masked import Masked
 from experiments.compact.plan import Plan
 from experiments.job import Job
 from jaxprune.compaction import cost
 from jaxprune.compaction.network import Compact
 from jaxprune.compaction.proof import Proof, compare
-from jaxprune.report import curves
-from jaxprune.report.compact import finetuning
+from jaxprune.report import compact, curves
 
 FLAGS = flags.FLAGS
 
@@ -110,10 +109,7 @@ def save(run: Job, plan: Plan, whole: Masked, pruned: Pruned) -> None:
             **facts.describe(run, plan.choices, plan.choices.fill, whole.variables),
             **plan.fill_facts,
             "test_proof": pruned.proof.to_json(),
-            "after_the_proof": {
-                "recalibrated": FLAGS.recalibrate,
-                "finetune_epochs": FLAGS.finetune_epochs,
-            },
+            "after_the_proof": finetuning.describe(run),
             "measured": pruned.row,
         },
         stablehlo=FLAGS.export == "stablehlo",
@@ -121,7 +117,7 @@ def save(run: Job, plan: Plan, whole: Masked, pruned: Pruned) -> None:
     if len(pruned.lines) > 1:
         what = f"K = {pruned.k} of {len(plan.order)}"
         title = f"{run.config.model}, layer {plan.choices.layer}, {what}"
-        figure = finetuning(pruned.lines, whole.accuracy, title)
+        figure = compact.finetuning(pruned.lines, whole.accuracy, title)
         curves.save(figure, folder.with_suffix(".png"))
     files = ", ".join(path.name for path in sorted(folder.iterdir()))
     print(f"  saved      {folder}/ ({files})")

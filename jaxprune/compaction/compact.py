@@ -27,7 +27,7 @@ from jaxprune.channels.flow import ChannelFlow, channel_flow
 from jaxprune.channels.groups import find_groups
 from jaxprune.channels.masking import Pruning
 from jaxprune.compaction.cut import cut_variables
-from jaxprune.compaction.network import BY_WIDTHS, Compact, PrunedLayer
+from jaxprune.compaction.network import Compact, PrunedLayer, by_widths
 from jaxprune.compaction.proof import Magnitude, Proof, compare, rounding_bound
 from jaxprune.errors import InputError, first_line
 
@@ -243,7 +243,7 @@ def _pruned(whole: Compact, pruning: Pruning) -> PrunedLayer:
 def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
     """The model with the widths of its variables, where it is built from widths."""
     model = whole.model
-    if type(model).__name__ not in BY_WIDTHS:
+    if not by_widths(model):
         return model
     layers = taps.list_layers(whole.apply, whole.variables, example[:1])
 

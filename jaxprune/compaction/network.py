@@ -21,13 +21,16 @@ from jaxprune.compaction import artefact
 from jaxprune.compaction.proof import Proof
 from jaxprune.errors import InputError
 from jaxprune.networks.conv import with_offset
-from jaxprune.networks.models import CifarVGG, PairCNN
+from jaxprune.networks.models import CifarResNet, CifarVGG, PairCNN
 
-# Networks that are built from their convolutions' widths.
-BY_WIDTHS: dict[str, type[CifarVGG] | type[PairCNN]] = {
+# This project's networks: an artefact says what they are built from.
+OWN: dict[str, type[nn.Module]] = {
     "CifarVGG": CifarVGG,
     "PairCNN": PairCNN,
+    "CifarResNet": CifarResNet,
 }
+# Those of them whose `widths` are their convolutions' channels.
+_BY_WIDTHS: tuple[type[nn.Module], ...] = (CifarVGG, PairCNN)
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "numpy", "safetensors")
 
 
@@ -74,7 +77,7 @@ class Compact:
     def apply(self, variables: Any, x: Array, **kwargs: Any) -> Any:
         """The network, see `jaxprune.channels.taps`; `kwargs` go to the model."""
         kwargs = {**self.call, **kwargs}
-        if type(self.model).__name__ in BY_WIDTHS:
+        if by_widths(self.model):
             return self.model.apply(variables, x, **kwargs)
         resize = partial(_resize, group_sizes=self.group_sizes)
         return taps.intercept(self.model.apply, resize)(variables, x, **kwargs)
@@ -144,6 +147,14 @@ class Compact:
         artefact.write(Path(path), self.variables, spec, data)
 
 
+def by_widths(model: nn.Module) -> bool:
+    """Whether the model with fewer channels is the same class with smaller `widths`.
+
+    Any other is run with its layers resized to their kernels.
+    """
+    return type(model) in _BY_WIDTHS
+
+
 def load_compact(path: Path | str, model: nn.Module | None = None) -> Compact:
     """Reads what `Compact.save` wrote.
 
@@ -157,13 +168,13 @@ def load_compact(path: Path | str, model: nn.Module | None = None) -> Compact:
     variables, spec = artefact.read(Path(path))
     about = spec["model"]
     if model is None:
-        if about["class"] not in BY_WIDTHS:
+        if about["class"] not in OWN or "fields" not in about:
             raise InputError(
                 f"{path} holds a network of the class {about['class']}: give it as "
                 "load_compact(path, model=...)"
             )
         fields = {k: _frozen(v) for k, v in about["fields"].items()}
-        model = BY_WIDTHS[about["class"]](**fields, dtype=jnp.dtype(about["dtype"]))
+        model = OWN[about["class"]](**fields, dtype=jnp.dtype(about["dtype"]))
     elif type(model).__name__ != about["class"]:
         raise InputError(
             f"{path} holds a network of the class {about['class']}, not "
@@ -197,13 +208,14 @@ def _facts(layer: PrunedLayer) -> dict[str, Any]:
 def _describe(model: nn.Module) -> dict[str, Any]:
     """The model's class and, for one of jaxprune's own, what it is built from."""
     name = type(model).__name__
-    if name not in BY_WIDTHS:
+    if OWN.get(name) is not type(model):
         return {"class": name}
-    fields = {
-        field.name: list(getattr(model, field.name))
+    values = {
+        field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
         if field.name not in ("parent", "name", "dtype")
     }
+    fields = {k: v if isinstance(v, int) else list(v) for k, v in values.items()}
     dtype = getattr(model, "dtype", jnp.float32)
     return {"class": name, "fields": fields, "dtype": jnp.dtype(dtype).name}
 

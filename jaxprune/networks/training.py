@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, UInt8
 
+from jaxprune.channels import taps
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
 from jaxprune.mesh import make_mesh, replicate, spread
@@ -86,14 +88,41 @@ def crop_and_flip(
     return jax.vmap(augment)(padded, shifts, flips)
 
 
+def check_distillation(temperature: float, weight: float) -> None:
+    """Raises InputError if the numbers are not those of a distillation."""
+    if not 0 < temperature < np.inf:
+        raise InputError(f"a temperature is positive and finite, got {temperature}")
+    if not 0 <= weight <= 1:
+        raise InputError(f"the weight of the teacher lies in 0 .. 1, got {weight}")
+
+
+def distillation(
+    logits: Float[Array, "N C"], teacher: Float[Array, "N C"], temperature: float
+) -> Float[Array, " N"]:
+    """How far the student's logits are from the teacher's, in nats x T^2.
+
+    T^2 KL(softmax(teacher / T) || softmax(logits / T)): with T^2, its gradient has the
+    size of cross-entropy's at every T. Hinton, Vinyals and Dean 2015.
+    """
+    student, target = (
+        jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
+        for x in (logits, teacher)
+    )
+    divergence = optax.losses.kl_divergence_with_log_targets(student, target)
+    return temperature**2 * divergence
+
+
 def make_train_step(
-    model: nn.Module,
+    apply: taps.Apply,
     optimizer: optax.GradientTransformation,
     scale: Callable[[Array], Array],
     *,
     seed: int,
     l2: Mapping[str, float],
     augment: Callable[[Array, Array], Array] | None = None,
+    teacher: Callable[[Array], Array] | None = None,
+    temperature: float = 4.0,
+    weight: float = 1.0,
 ) -> Step:
     """A jitted step: (state, images, labels) -> (state, metrics); state is donated.
 
@@ -101,28 +130,39 @@ def make_train_step(
     and so are BatchNorm's statistics.
 
     The loss is the mean cross-entropy plus `l2[layer] * sum(kernel**2)` for the
-    layers named in `l2`, as Keras's regularizer adds it.
+    layers named in `l2`, as Keras's regularizer adds it. With a teacher, `weight` of
+    the cross-entropy gives way to the `distillation` of its logits.
 
     Args:
-      model: a linen model called with `train=True`.
+      apply: the network, see `jaxprune.channels.taps`; called with `train=True`.
       optimizer: an optax transformation.
-      scale: uint8 images -> what the model takes.
+      scale: uint8 images -> what the network takes.
       seed: dropout and augmentation of step t draw from (seed, t).
       l2: coefficient for each layer that has one.
       augment: (key, images) -> images, before scaling.
+      teacher: scaled images -> logits of a network that is not trained. Arrays that a
+        function closes over become constants of the program; those that a
+        `jax.tree_util.Partial` holds are given to it.
+      temperature: that both sides' logits are divided by.
+      weight: of the teacher, in [0, 1]; with 1, labels play no part.
+
+    Raises:
+      InputError: temperature or weight are out of range.
     """
+    check_distillation(temperature, weight)
 
     def step_function(
-        state: TrainState, images: Array, labels: Array
+        state: TrainState, images: Array, labels: Array, teacher: Any = None
     ) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
         x = scale(augment(augment_key, images) if augment else images)
         params = state.variables["params"]
         rest = {k: v for k, v in state.variables.items() if k != "params"}
+        target = teacher(x) if teacher else None
 
         def loss_function(params: Any) -> tuple[Array, tuple[Any, Array]]:
-            logits, updated = model.apply(
+            logits, updated = apply(
                 {"params": params, **rest},
                 x,
                 train=True,
@@ -130,10 +170,10 @@ def make_train_step(
                 mutable=list(rest),
             )
             logits = logits.astype(jnp.float32)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            loss = losses.mean()
+            loss = _loss(logits, labels, target, temperature, weight)
             for layer, coefficient in l2.items():
-                loss += coefficient * jnp.sum(params[layer]["kernel"] ** 2)
+                kernel = taps.at_path(params, layer)["kernel"]
+                loss += coefficient * jnp.sum(kernel**2)
             return loss, (updated, logits)
 
         (loss, (updated, logits)), gradients = jax.value_and_grad(
@@ -145,7 +185,29 @@ def make_train_step(
         correct = jnp.argmax(logits, axis=-1) == labels
         return new_state, StepMetrics(loss, correct.mean(dtype=jnp.float32))
 
-    return jax.jit(step_function, donate_argnums=0)
+    step = jax.jit(step_function, donate_argnums=0)
+    if teacher is None:
+        return step
+    given = teacher if isinstance(teacher, Partial) else Partial(teacher)
+    return partial(step, teacher=given)
+
+
+def _loss(
+    logits: Array,
+    labels: Array,
+    target: Array | None,
+    temperature: float,
+    weight: float,
+) -> Array:
+    """Of a batch, without penalties; no labels where the teacher has all the weight."""
+    share = 0.0 if target is None else weight
+    loss = jnp.zeros(())
+    if target is not None:
+        loss += share * distillation(logits, target, temperature).mean()
+    if share < 1:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        loss += (1 - share) * losses.mean()
+    return loss
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:

@@ -26,12 +26,16 @@ CHOICES = {
     "ridge",
     "allow_overlap",
 }
+FINETUNING = {
+    "recalibrate", "finetune_epochs", "finetune_learning_rate", "finetune_images",
+    "distill", "distill_temperature", "distill_weight",
+}  # fmt: skip
 FLAGS = {
     "train": {*NETWORK, *PROCESSES, "batch_size"},
     "sweep": {*NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk"},
     "compact": {
-        *NETWORK, *CHOICES, "batch_size", "k", "max_drop", "export", "repeats",
-        "latency_batches", "finetune_epochs", "finetune_learning_rate", "recalibrate",
+        *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "export",
+        "repeats", "latency_batches",
     },
     "plot": {"workdir", "order", "normalize", "confusion_k"},
     "bench": {
@@ -78,6 +82,7 @@ def test_out_of_memory_names_flags_that_the_script_has(script, advice):
 
 @pytest.mark.parametrize("model", RECIPES)
 def test_the_recipe_s_configuration_is_that_of_its_network(model):
-    config, network = RECIPES[model].config, RECIPES[model].network
-    assert config.model == model
-    assert (config.widths, config.dense) == (network.widths, network.dense[:-1])
+    recipe, classes = RECIPES[model], 2 if model.endswith("pair") else 10
+    network = recipe.build(recipe.config, classes)
+    assert recipe.config.model == model
+    assert network == type(network)()

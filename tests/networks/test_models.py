@@ -6,7 +6,7 @@ import reference
 from conftest import random_variables
 
 from jaxprune.errors import InputError
-from jaxprune.networks.models import CifarVGG, PairCNN
+from jaxprune.networks.models import CifarResNet, CifarVGG, PairCNN
 
 
 def shapes(model, *shape):
@@ -38,11 +38,32 @@ def test_pair_cnn_counts():
 
 
 @pytest.mark.parametrize(
+    ("depth", "count_a"), [(20, 269_722), (32, 464_154), (56, 853_018)]
+)
+def test_cifar_resnet_counts(depth, count_a):
+    """`count_a`: the paper's network (0.27, 0.46, 0.85 million), shortcuts padded."""
+    n = (depth - 2) // 6
+    convs = 9 * (3 * 16 + 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2)
+    convs += 9 * (32 * 64 + (2 * n - 1) * 64**2)
+    norms = 2 * (16 + 2 * n * (16 + 32 + 64))
+    assert convs + norms + 64 * 10 + 10 == count_a
+    shortcuts = 16 * 32 + 32 * 64 + 2 * (32 + 64)
+    variables = shapes(CifarResNet(depth), 32, 32, 3)
+    assert count(variables["params"]) == count_a + shortcuts
+    block = variables["params"]["stage3_block0"]
+    assert block["conv1"]["kernel"].shape == (3, 3, 32, 64)
+    assert block["shortcut"]["kernel"].shape == (1, 1, 32, 64)
+    assert len(variables["params"]) == 3 * n + 3
+
+
+@pytest.mark.parametrize(
     ("model", "shape", "forward"),
     [
         (CifarVGG(widths=range(3, 16), dense=(12, 10, 8, 4)), (32, 32, 3),
          reference.cifar_vgg),
         (PairCNN(widths=(3, 5, 9), dense=(10, 4)), (28, 28, 2), reference.pair_cnn),
+        (CifarResNet(14, (3, 4, 5), 4), (10, 8, 3), reference.cifar_resnet),
+        (CifarResNet(8, (4, 4, 4), 4), (9, 9, 3), reference.cifar_resnet),
     ],
 )  # fmt: skip
 def test_forward_pass_equals_numpy(model, shape, forward):
@@ -72,6 +93,23 @@ def test_training_needs_dropout_keys_and_gives_statistics():
     assert not np.allclose(before, stats["batch_stats"]["batch_normalization"]["mean"])
 
 
+@jax.numpy_dtype_promotion("standard")  # BatchNorm's statistics stay float32
+def test_a_resnet_in_half_precision():
+    model = CifarResNet(8, (2, 3, 4), 5, dtype=jnp.bfloat16)
+    variables = shapes(model, 32, 32, 3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits = jax.eval_shape(model.apply, variables, jnp.zeros((6, 32, 32, 3)))
+    assert (logits.shape, logits.dtype) == ((6, 5), jnp.bfloat16)
+
+
 def test_wrong_number_of_widths():
     with pytest.raises(InputError, match="CifarVGG takes 13 widths"):
         shapes(CifarVGG(widths=(1, 2)), 32, 32, 3)
+    with pytest.raises(InputError, match="CifarResNet takes 3 widths"):
+        shapes(CifarResNet(widths=(1, 2)), 32, 32, 3)
+
+
+@pytest.mark.parametrize("depth", [2, 18, 21])
+def test_wrong_depth(depth):
+    with pytest.raises(InputError, match=f"is 6n \\+ 2 .*, got {depth}"):
+        shapes(CifarResNet(depth), 32, 32, 3)

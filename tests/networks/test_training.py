@@ -34,12 +34,16 @@ def scale(images):
     return images.astype(jnp.float32) / 255
 
 
-def make(split, *, epochs=2, batch_size=5, learning_rate=1e-2, seed=0, l2=None):
+def make(
+    split, *, epochs=2, batch_size=5, learning_rate=1e-2, seed=0, l2=None,
+    **distillation,
+):  # fmt: skip
     steps = epochs * (len(split) // batch_size)
     optimizer = train.adam(learning_rate, steps, warmup_steps=2)
     step = train.make_train_step(
-        MODEL, optimizer, scale, seed=seed, l2=l2 or {}, augment=train.crop_and_flip
-    )
+        MODEL.apply, optimizer, scale, seed=seed, l2=l2 or {},
+        augment=train.crop_and_flip, **distillation,
+    )  # fmt: skip
     variables = random_variables(MODEL, jnp.zeros((1, *split.image_shape)))
     return step, train.init_state(variables, optimizer)
 
@@ -102,6 +106,127 @@ def test_the_loss_is_cross_entropy_plus_kernel_squares():
     plain, squares = loss({})
     with_l2, _ = loss({"conv": 0.5})
     assert with_l2 - plain == pytest.approx(0.5 * squares, rel=1e-5)
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_distillation_equals_numpy():
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(0, 3, (2, 7, 5)).astype(np.float32)
+    p, q = (log_softmax(x / 2.5) for x in (teacher, student))
+    expected = 2.5**2 * (np.exp(p) * (p - q)).sum(-1)
+    ours = train.distillation(jnp.asarray(student), jnp.asarray(teacher), 2.5)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    same = train.distillation(jnp.asarray(student), jnp.asarray(student), 2.5)
+    np.testing.assert_array_equal(same, 0)
+
+
+def teacher_of(split, seed=7, notes=None):
+    """Another network of the same class; `notes` gets what each trace is given."""
+
+    def logits(variables, x):
+        if notes is not None:
+            notes.append(x)
+        return MODEL.apply(variables, x)
+
+    variables = random_variables(MODEL, jnp.zeros((1, *split.image_shape)), seed)
+    return jax.tree_util.Partial(logits, jax.tree.map(jnp.asarray, variables))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_loss_weighs_teacher_and_labels(weight):
+    """Both are asked about the same images, as augmented and scaled."""
+    split, seen, logits = random_split(n=8), [], []
+
+    def apply(variables, x, **kwargs):
+        result = MODEL.apply(variables, x, **kwargs)
+        jax.debug.callback(lambda *v: seen.append(v), x, result[0])
+        return result
+
+    def teacher(x):
+        y = x.mean((1, 2, 3))[:, None] * jnp.arange(4.0)
+        jax.debug.callback(lambda *v: logits.append(v), x, y)
+        return y
+
+    step = train.make_train_step(
+        apply, train.adam(1e-2, 4, 2), scale, seed=0, l2={},
+        augment=train.crop_and_flip, teacher=teacher, temperature=3.0, weight=weight,
+    )  # fmt: skip
+    _, state = make(split)
+    loss = step(state, split.images, split.labels)[1].loss
+    jax.effects_barrier()
+    ((x, student),), ((given, target),) = seen, logits
+    np.testing.assert_array_equal(x, given)
+    p, q = (log_softmax(v / 3) for v in (target, student))
+    divergence = 9 * (np.exp(p) * (p - q)).sum(-1).mean()
+    entropy = -log_softmax(student)[np.arange(8), split.labels].mean()
+    expected = weight * divergence + (1 - weight) * entropy
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def distilled(split, labels=None, **options):
+    if labels is not None:
+        split = Split(split.images, split.sources, labels, split.class_names)
+    options = {"epochs": 1, "teacher": teacher_of(split), **options}
+    return fit(split, **options)[-1].state.variables
+
+
+def test_the_teacher_s_whole_weight_leaves_labels_out_and_temperature_matters():
+    split = random_split()
+    shuffled = np.random.default_rng(1).permutation(split.labels)
+    assert (shuffled != split.labels).any()
+    soft = distilled(split)
+    assert_equal(soft, distilled(split, shuffled))
+    hard = distilled(split, temperature=1.0)
+    kernels = (v["params"]["conv"]["kernel"] for v in (soft, hard))
+    assert not np.array_equal(*kernels)
+
+
+def test_the_teacher_is_traced_once_and_does_not_change():
+    split, traces = random_split(), []
+    teacher = teacher_of(split, notes=traces)
+    before = jax.tree.map(np.array, teacher.args)
+    fit(split, teacher=teacher)
+    assert len(traces) == 1
+    assert_equal(teacher.args, before)
+
+
+def test_the_student_comes_near_its_teacher():
+    split = random_split()
+    results = fit(split, epochs=20, batch_size=20, teacher=teacher_of(split))
+    assert results[-1].loss < results[0].loss / 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0.0}, {"temperature": np.nan}, {"weight": 1.5}]
+)
+def test_numbers_that_are_no_distillation_s(wrong):
+    with pytest.raises(InputError, match="|".join(wrong)):
+        make(random_split(), **wrong)
+
+
+class Nested(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return Small(name="block")(x, train)
+
+
+def test_a_layer_with_a_penalty_may_lie_in_a_block():
+    split = random_split(n=8)
+    variables = random_variables(Nested(), jnp.zeros((1, *split.image_shape)))
+    kernel = variables["params"]["block"]["conv"]["kernel"]
+    losses = []
+    for l2 in ({}, {"block/conv": 0.5}):
+        optimizer = train.adam(1e-2, 4, 2)
+        step = train.make_train_step(Nested().apply, optimizer, scale, seed=0, l2=l2)
+        state = train.init_state(variables, optimizer)
+        losses.append(float(step(state, split.images, split.labels)[1].loss))
+    squares = float(np.sum(np.asarray(kernel, np.float64) ** 2))
+    assert losses[1] - losses[0] == pytest.approx(0.5 * squares, rel=1e-5)
 
 
 def test_one_compilation_over_epochs():

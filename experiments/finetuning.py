@@ -1,0 +1,161 @@
+"""What can be won back without going back: BatchNorm statistics, and fine-tuning."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax import Array
+from jax.tree_util import Partial
+
+from experiments.job import Job
+from jaxprune.channels import taps
+from jaxprune.data import datasets
+from jaxprune.data.splits import Split
+from jaxprune.errors import InputError
+from jaxprune.networks import training
+from jaxprune.networks.recalibrate import recalibrate
+from jaxprune.networks.training import EpochResult
+
+FLAGS = flags.FLAGS
+# Training batches that BatchNorm statistics are estimated over.
+_RECALIBRATION_BATCHES = 40
+# What only changes the fine-tuning, and what only changes the distillation.
+_OF_FINETUNING = (
+    "finetune_learning_rate", "finetune_images", "distill", "distill_temperature",
+    "distill_weight",
+)  # fmt: skip
+_OF_DISTILLATION = ("distill_temperature", "distill_weight")
+
+
+def check_flags() -> None:
+    """Checks the flags of `define_finetuning`, before any work is done.
+
+    Raises:
+      InputError: a flag that does nothing without another, or a value out of range.
+    """
+    if not FLAGS.finetune_epochs:
+        _refuse(_OF_FINETUNING, "--finetune_epochs")
+    if not FLAGS.distill:
+        _refuse(_OF_DISTILLATION, "--distill")
+    training.check_distillation(FLAGS.distill_temperature, FLAGS.distill_weight)
+
+
+def _refuse(names: tuple[str, ...], without: str) -> None:
+    for name in names:
+        flag = FLAGS[name]
+        if not flag.using_default_value and flag.value is not False:
+            raise InputError(f"--{name} does nothing without {without}: give both")
+
+
+def images(run: Job) -> Split:
+    """What is fine-tuned on: --finetune_images of the training split.
+
+    Raises:
+      InputError: there are not as many, or they do not fill a batch.
+    """
+    split = datasets.choose_split(run.splits, run.config.train_split)
+    count = len(split) if FLAGS.finetune_images is None else FLAGS.finetune_images
+    batch = run.config.train_batch_size
+    if count > len(split):
+        raise InputError(
+            f"--finetune_images={count}: {run.config.train_split} has {len(split)}"
+        )
+    if FLAGS.finetune_epochs and count < batch:
+        raise InputError(
+            f"{count} images do not fill a batch of {batch} to fine-tune on: give more "
+            "as --finetune_images"
+        )
+    return split.select(np.arange(count))
+
+
+def describe(run: Job) -> dict[str, Any]:
+    """What the flags have done to the network; JSON-able."""
+    facts: dict[str, Any] = {
+        "recalibrated": FLAGS.recalibrate,
+        "finetune_epochs": FLAGS.finetune_epochs,
+    }
+    if FLAGS.finetune_epochs:
+        facts["finetune_images"] = len(images(run))
+        facts["finetune_learning_rate"] = _learning_rate(run)
+    if FLAGS.distill:
+        facts["distill_temperature"] = FLAGS.distill_temperature
+        facts["distill_weight"] = FLAGS.distill_weight
+    return facts
+
+
+def recalibrated(run: Job, apply: taps.Apply, variables: Any) -> tuple[Any, int]:
+    """Variables with BatchNorm statistics of this network, and images used.
+
+    Args:
+      run: the run directory's job.
+      apply: the network on scaled images, such as `Compact.apply`; takes `train`.
+      variables: its variables.
+    """
+    split = datasets.choose_split(run.splits, run.config.train_split)
+    size = run.config.train_batch_size
+    order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
+    count = min(_RECALIBRATION_BATCHES, training.steps_per_epoch(split, size))
+    inputs = (
+        run.scale(jnp.asarray(split.read(order[i * size : (i + 1) * size])))
+        for i in range(count)
+    )
+
+    def in_training(variables: Any, x: Array, **kwargs: Any) -> Any:
+        return apply(variables, x, train=True, **kwargs)
+
+    return recalibrate(in_training, variables, inputs), count * size
+
+
+def finetune(
+    run: Job, apply: taps.Apply, variables: Any, whole: Any
+) -> Iterator[EpochResult]:
+    """Epochs of the same loop as training's, at a lower rate, as the flags say.
+
+    Args:
+      run: the run directory's job.
+      apply: the network on scaled images, such as `Compact.apply`; takes `train`,
+        `rngs` and `mutable`.
+      variables: its variables.
+      whole: variables of the whole network, which --distill learns from.
+
+    Raises:
+      InputError: see `images`.
+    """
+    conf, split = run.config, images(run)
+    steps = FLAGS.finetune_epochs * training.steps_per_epoch(
+        split, conf.train_batch_size
+    )
+    optimizer = training.adam(_learning_rate(run), steps, 0)
+    step = training.make_train_step(
+        apply,
+        optimizer,
+        run.scale,
+        seed=conf.seed + 1,
+        l2=run.l2,
+        augment=training.crop_and_flip if run.recipe.crop_and_flip else None,
+        teacher=_teacher(run, whole) if FLAGS.distill else None,
+        temperature=FLAGS.distill_temperature,
+        weight=FLAGS.distill_weight,
+    )
+    state = training.init_state(jax.tree.map(jnp.array, variables), optimizer)
+    return training.fit(
+        step, state, split, epochs=FLAGS.finetune_epochs,
+        batch_size=conf.train_batch_size, seed=conf.seed + 1,
+    )  # fmt: skip
+
+
+def _learning_rate(run: Job) -> float:
+    """The highest of fine-tuning."""
+    return FLAGS.finetune_learning_rate or run.config.learning_rate / 10
+
+
+def _teacher(run: Job, variables: Any) -> Partial:
+    """The whole network on scaled images, with its variables on the device."""
+
+    def logits(variables: Any, x: Array) -> Any:
+        return run.model.apply(variables, x, train=False)
+
+    return Partial(logits, jax.tree.map(jnp.asarray, variables))

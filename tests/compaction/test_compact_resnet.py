@@ -1,0 +1,129 @@
+"""Residual blocks: the channels inside can leave, and what is left can be trained."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from conftest import random_split, random_variables
+from flax import linen as nn
+
+import jaxprune
+from jaxprune.errors import InputError
+from jaxprune.networks import models, training
+
+MODEL = models.CifarResNet(8, (3, 4, 5), 4)
+# A block whose first convolution has stride 2, and the last.
+KEEP = {
+    "stage2_block0/conv1": np.array([True, False, True, True]),
+    "stage3_block0/conv1": np.array([False, True, True, False, True]),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A split, its images scaled, variables."""
+    split = random_split(n=8, shape=(12, 12, 3))
+    x = jnp.asarray(split.images, jnp.float32) / 255
+    return split, x, random_variables(MODEL, x)
+
+
+@pytest.fixture(scope="module")
+def small(drawn):
+    _, x, variables = drawn
+    layers = {name: (keep, "zero") for name, keep in KEEP.items()}
+    return jaxprune.compact_layers(
+        MODEL, variables, layers, example=x, call={"train": False}
+    )
+
+
+def test_inner_convolutions_equal_written_weights(drawn, small):
+    split, x, variables = drawn
+    pruned = jax.tree.map(np.copy, variables)
+    for name, keep in KEEP.items():
+        block, conv = name.split("/")
+        pruned["params"][block][conv]["kernel"][..., ~keep] = 0
+        left = small.variables["params"][block]
+        assert left[conv]["kernel"].shape[-1] == keep.sum()
+        assert left["conv2"]["kernel"].shape[-2] == keep.sum()
+    expected = reference.cifar_resnet(pruned, split.images)
+    # Sums of a few hundred float32 products, logits near 1.
+    np.testing.assert_allclose(small(x), expected, atol=2e-5, rtol=0)
+
+
+def test_it_is_read_again_without_its_class(drawn, small, tmp_path):
+    small.save(tmp_path / "small")
+    loaded = jaxprune.load_compact(tmp_path / "small")
+    assert loaded.model == MODEL
+    np.testing.assert_array_equal(loaded(drawn[1]), small(drawn[1]))
+
+
+def test_a_class_of_the_user_s_with_that_name_is_not_ours(drawn, tmp_path):
+    class CifarResNet(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(3, (3, 3), name="conv")(x))
+            return nn.Dense(4, name="out")(x.mean((1, 2)))
+
+    model, x = CifarResNet(), drawn[1]
+    variables = random_variables(model, x)
+    keep = np.array([True, False, True])
+    theirs = jaxprune.compact(model, variables, "conv", keep, example=x)
+    theirs.save(tmp_path / "theirs")
+    with pytest.raises(InputError, match="CifarResNet: give it as load_compact"):
+        jaxprune.load_compact(tmp_path / "theirs")
+    loaded = jaxprune.load_compact(tmp_path / "theirs", model)
+    np.testing.assert_array_equal(loaded(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    "layer", ["conv", "stage1_block0/conv2", "stage2_block0/shortcut"]
+)
+def test_channels_of_a_residual_sum_cannot_leave_alone(drawn, layer):
+    _, x, variables = drawn
+    keep = np.arange(4 if "stage2" in layer else 3) > 0
+    with pytest.raises(InputError, match="a residual sum keeps both"):
+        jaxprune.compact(MODEL, variables, layer, keep, example=x)
+
+
+def test_what_is_left_can_be_trained(drawn, small):
+    """Its layers resized in training too; the whole network teaches it."""
+    split, _, variables = drawn
+    teacher = jax.tree_util.Partial(MODEL.apply, jax.tree.map(jnp.asarray, variables))
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+        optimizer = training.adam(1e-2, 6, 0)
+        step = training.make_train_step(
+            small.apply, optimizer, lambda images: images.astype(jnp.float32) / 255,
+            seed=0, l2={}, teacher=teacher,
+        )  # fmt: skip
+        state = training.init_state(jax.tree.map(jnp.array, small.variables), optimizer)
+        *_, last = training.fit(step, state, split, epochs=6, batch_size=8, seed=0)
+    after = jax.tree.map(np.asarray, last.state.variables)
+    assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, small.variables)
+    for name in ("params", "batch_stats"):
+        moved = jax.tree.map(np.array_equal, after[name], small.variables[name])
+        assert not any(jax.tree.leaves(moved))
+    for before, still in zip(
+        jax.tree.leaves(small.variables["offsets"]),
+        jax.tree.leaves(after["offsets"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(before, still)
+
+
+def test_its_statistics_can_be_estimated_again(drawn, small):
+    _, x, _ = drawn
+    # The variables of a network whose channels were not cut have other shapes.
+    apply = partial(small.apply, train=True)
+    again = jaxprune.recalibrate(apply, small.variables, [x])
+    first = small.variables["params"]["conv"]["kernel"]
+    maps = jax.lax.conv_general_dilated(
+        x, first, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(
+        again["batch_stats"]["bn"]["mean"], maps.mean((0, 1, 2)), atol=1e-5
+    )
+    shapes = jax.tree.map(np.shape, small.variables)
+    assert jax.tree.map(np.shape, again) == shapes
