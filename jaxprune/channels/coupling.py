@@ -32,6 +32,7 @@ from jaxprune.channels.tags import (
     MOVING,
     REDUCTIONS,
     WINDOWS,
+    by_position,
     combine,
     combine_windows,
     inner_jaxpr,
@@ -261,7 +262,7 @@ class _Tracer:
             for part in parts:
                 self._tie(part, high)
             return [high]
-        if name in MOVING and not _by_position(eqn, inputs):
+        if name in MOVING and not by_position(eqn, inputs):
             bound = eqn.primitive.bind(*inputs, **eqn.params)
             results = bound if eqn.primitive.multiple_results else [bound]
             return [np.asarray(tags) for tags in results]
@@ -280,42 +281,6 @@ class _Tracer:
         for tags in inputs:
             self._keep(tags, f"the operation '{name}' {where and f'in {where} '}{what}")
         return [np.full(s, LIVE, np.int32) for s in shapes]
-
-
-def _by_position(eqn: Any, inputs: list[np.ndarray]) -> bool:
-    """Whether an operation that moves elements singles out channels by position.
-
-    With fewer channels, the same code would take others.
-    """
-    name, params, tags = eqn.primitive.name, eqn.params, inputs[0]
-    if name in ("slice", "split", "pad", "reshape"):
-        varying = [
-            a for a in range(tags.ndim) if (tags != tags.take([0], a)).any()
-        ]  # fmt: skip
-    if name == "slice":
-        strides = params["strides"] or (1,) * tags.ndim
-        whole = zip(
-            params["start_indices"], params["limit_indices"], strides, strict=True
-        )
-        cut = [w != (0, n, 1) for w, n in zip(whole, tags.shape, strict=True)]
-        return any(cut[a] for a in varying)
-    if name == "split":
-        return params["axis"] in varying
-    if name == "pad":
-        return any(any(params["padding_config"][a]) for a in varying)
-    if name == "reshape":
-        return any(not _stays_whole(a, tags.shape, eqn) for a in varying)
-    return False
-
-
-def _stays_whole(axis: int, shape: tuple[int, ...], eqn: Any) -> bool:
-    """Whether a reshape leaves an axis as it is, or puts others in front of it."""
-    behind = int(np.prod(shape[axis + 1 :]))
-    new = eqn.outvars[0].aval.shape
-    return any(
-        int(np.prod(new[b + 1 :])) == behind and new[b] % shape[axis] == 0
-        for b in range(len(new))
-    )
 
 
 def components(count: int, pairs: Int[np.ndarray, "_ 2"]) -> Int[np.ndarray, " _"]:

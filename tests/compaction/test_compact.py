@@ -194,6 +194,7 @@ def test_twice_equals_once():
     np.testing.assert_allclose(twice(x), once(x), atol=ROUNDING, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fill", "step"),
     [
@@ -285,6 +286,7 @@ def test_flax_mnist_unchanged(layer):
     assert small.proof.bound_used < 1
 
 
+@pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")  # nn.avg_pool divides by an integer
 @pytest.mark.parametrize(
     "layers",
@@ -486,6 +488,7 @@ def test_inputs_of_another_shape_are_refused():
         small(x[:, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "shape", "layer", "tap", "ks"),
     [(PAIR, (14, 14, 2), "conv3", "conv", [2, 4]),

@@ -38,6 +38,7 @@ def real(data_dir, decoded):
 
 
 # To compile a program of 80 MB takes long; test_artefact.py runs a small one.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "stablehlo"), [(4, False), pytest.param(48, True, marks=pytest.mark.slow)]
 )

@@ -150,6 +150,7 @@ def test_hosts_with_different_devices_are_refused(monkeypatch):
         cluster._check_hosts()
 
 
+@pytest.mark.slow
 def test_the_second_run_compiles_nothing(script):
     """What JAX keeps beside a program is when it was last used."""
     folder = Path("cache/jaxprune/compiled")

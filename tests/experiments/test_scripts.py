@@ -73,6 +73,7 @@ def refuses_what_was_made_otherwise(script):
     assert "checkpoints/2 is damaged" in line
 
 
+@pytest.mark.slow
 def test_from_nothing_to_the_pictures(script):
     code, out, _ = script(sweep, *SMALL)
     assert code == 0
@@ -201,6 +202,7 @@ def test_a_full_disk_while_saving_the_sweep(script, monkeypatch):
     assert checkpoint.latest(Path("runs/digits_pair/checkpoints")) == 2
 
 
+@pytest.mark.slow
 def test_a_keras_file(script, tmp_path):
     """Sweeps imported weights as they are, and keeps them."""
     vgg = CifarVGG(widths=range(2, 15), dense=(6, 5, 4, 10))
