@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxprune.networks.models import CifarResNet
+
 EXAMPLE_SHAPE = (16, 16, 3)
 CLASSES = 5
 ModuleDef = Any
@@ -492,4 +494,5 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "efficientnet": EfficientNet,
     "convnext": ConvNeXt,
     "shufflenet_v2": ShuffleNetV2,
+    "cifar_resnet": partial(CifarResNet, 8, (8, 12, 16), CLASSES),
 }

@@ -121,6 +121,7 @@ def test_pair_equals_written_weights(i, fill):
 VGG_PRUNED = {"conv2d": 3, "conv2d_1": 4, "conv2d_8": 7, "conv2d_12": 9}
 
 
+@slow
 def test_vgg_with_four_layers_cut_equals_written_weights():
     variables, images, x = network(VGG, (32, 32, 3), n=4)
     masks = {name: mask(p, 1, p - 1) for name, p in VGG_PRUNED.items()}
@@ -194,15 +195,11 @@ def test_twice_equals_once():
     np.testing.assert_allclose(twice(x), once(x), atol=ROUNDING, rtol=0)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(
     ("fill", "step"),
-    [
-        ("zero", 1), ("bias", -1),
-        *(pytest.param(*p, marks=slow) for p in [("zero", -1), ("bias", 1)]),
-        *(pytest.param("drop", step, marks=slow) for step in (1, -1)),
-    ],
-)  # fmt: skip
+    [(fill, step) for fill in ("zero", "bias", "drop") for step in (1, -1)],
+)
 def test_layer_after_layer_equals_all_at_once(fill, step):
     variables, _, x = network(PAIR, (14, 14, 2))
     masks = {"conv1": mask(3, 1), "conv2": mask(5, 0, 4), "conv3": mask(7, 3, 4, 5)}
@@ -286,14 +283,11 @@ def test_flax_mnist_unchanged(layer):
     assert small.proof.bound_used < 1
 
 
-@pytest.mark.slow
+@slow
 @jax.numpy_dtype_promotion("standard")  # nn.avg_pool divides by an integer
 @pytest.mark.parametrize(
     "layers",
-    [
-        CONCATENATED,
-        *(pytest.param((name,), marks=slow, id=name) for name in CONCATENATED),
-    ],
+    [CONCATENATED, *(pytest.param((name,), id=name) for name in CONCATENATED)],
 )
 def test_concatenating_network(layers):
     model = DenseBlocks()
@@ -488,12 +482,12 @@ def test_inputs_of_another_shape_are_refused():
         small(x[:, 1:])
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(
     ("model", "shape", "layer", "tap", "ks"),
     [(PAIR, (14, 14, 2), "conv3", "conv", [2, 4]),
      (ReluFirst(), (8, 8, 3), "first", "relu", [2, 4]),
-     pytest.param(VGG, (32, 32, 3), "conv2d_9", "relu", [0, 2, 4], marks=slow)],
+     (VGG, (32, 32, 3), "conv2d_9", "relu", [0, 2, 4])],
 )  # fmt: skip
 def test_sweep_with_fill_drop_is_the_curve_of_sliced_networks(
     model, shape, layer, tap, ks

@@ -52,6 +52,7 @@ def free_address():
         return f"127.0.0.1:{s.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_sweep_together(script):
     """One result, as of one process: trained over four devices, swept over two each.
 
@@ -165,6 +166,7 @@ def test_the_second_run_compiles_nothing(script):
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 def test_the_compilation_cache_can_be_turned_off(script):
     process = start(*SMALL, "--epochs=1", "--ks=0,3")
     _, err = process.communicate(timeout=240)
