@@ -34,7 +34,6 @@ RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 # Rows of a reader's input that the ridge is chosen on: neighbouring positions say
 # nearly the same.
 _PRESS_ROWS = 2**14
-_NO_IMAGES = "the linear fill needs images [N, ...] to be fitted on, got shape {}"
 
 
 def linear_fill(
@@ -69,8 +68,7 @@ def linear_fill(
       InputError: no images, a ridge that is not positive, activations that are not
         finite, or channels that cannot be followed to the layers that read them.
     """
-    if np.ndim(images) < 2 or not len(images):
-        raise InputError(_NO_IMAGES.format(list(np.shape(images))))
+    _check_images(images)
     name = layer or taps.last_conv(apply, variables, images[:1])
     flow = channel_flow(apply, variables, jnp.asarray(images[:1]), name)
     fills = linear_fills(
@@ -108,8 +106,7 @@ def linear_fills(
       InputError: no images, a ridge that is not positive, or activations that are not
         finite.
     """
-    if np.ndim(images) < 2 or not len(images):
-        raise InputError(_NO_IMAGES.format(list(np.shape(images))))
+    _check_images(images)
     if ridge is not None and not 0 < ridge < np.inf:
         raise InputError(f"ridge must be positive and finite, got {ridge}")
     flows = list(flows)
@@ -130,6 +127,14 @@ def linear_fills(
         }
         fills[flow.layer] = Fill("linear", moments=moments, facts=facts)
     return fills
+
+
+def _check_images(images: Any) -> None:
+    if np.ndim(images) < 2 or not len(images):
+        raise InputError(
+            f"the linear fill needs images [N, ...] to be fitted on, got shape "
+            f"{list(np.shape(images))}"
+        )
 
 
 def press(rows: Float[np.ndarray, "n G Q"], channels: int, ridge: float) -> float:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Int
 from scipy import sparse
 
 from jaxprune.channels import taps
-from jaxprune.channels.flow import NORMS, READERS, layer_of
+from jaxprune.channels.flow import NORMS, READERS, layer_of, run_cut
 from jaxprune.channels.tags import (
     CONSTANT,
     ELEMENTWISE,
@@ -35,12 +35,21 @@ from jaxprune.channels.tags import (
     by_position,
     combine,
     combine_windows,
-    inner_jaxpr,
+    propagate,
 )
 
 # Norms over groups of channels: each group goes as a whole.
 GROUP_NORMS: tuple[type[nn.Module], ...] = (nn.GroupNorm,)
 _CUT = (*READERS, *NORMS, *GROUP_NORMS)
+
+
+def _is_cut(module: nn.Module) -> bool:
+    return type(module) in _CUT
+
+
+def _constant(shape: tuple[int, ...]) -> np.ndarray:
+    """Tags of an array that depends on nothing."""
+    return np.full(shape, CONSTANT, np.int32)
 
 
 class Coupling(NamedTuple):
@@ -81,7 +90,7 @@ class _Tracer:
     def __init__(self, apply: taps.Apply, variables: Any, x: Array):
         self.apply, self.variables, self.x = apply, variables, x
         every = taps.list_layers(apply, variables, x)
-        self.calls = [call for call in every if type(call.module) in _CUT]
+        self.calls = [call for call in every if _is_cut(call.module)]
         self.flat = flatten_dict(variables, sep="/")
         self.count = 0
         self.tied: list[np.ndarray] = []
@@ -105,27 +114,17 @@ class _Tracer:
     def run(self) -> Coupling:
         outputs = [call.output for call in self.calls]
 
-        def network(variables: Any, x: Array, outputs: Any) -> Any:
-            inputs: list[Any] = []
+        def network(flat: Any, x: Array, outputs: Any) -> Any:
+            variables = unflatten_dict(flat, sep="/")
+            given, result = run_cut(self.apply, variables, x, outputs, _is_cut)
+            return [arrays[0] for arrays in given], result
 
-            def substitute(call: taps.Call) -> Any:
-                if not (call.is_layer and type(call.module) in _CUT):
-                    return call.run()
-                inputs.append(call.input)
-                return outputs[len(inputs) - 1]
-
-            result = taps.intercept(self.apply, substitute)(variables, x)
-            return inputs, result
-
-        closed = jax.make_jaxpr(
-            lambda flat, x, outputs: network(unflatten_dict(flat, sep="/"), x, outputs)
-        )(self.flat, self.x, outputs)
-        jaxpr = closed.jaxpr
+        jaxpr = jax.make_jaxpr(network)(self.flat, self.x, outputs).jaxpr
         given = list(jaxpr.invars)
         paths = sorted(self.flat)  # as JAX orders the leaves of a dict
         self.env: dict[Any, np.ndarray] = {}
         for var in jaxpr.constvars:
-            self.env[var] = np.full(var.aval.shape, CONSTANT, np.int32)
+            self.env[var] = _constant(var.aval.shape)
         for path, var in zip(paths, given, strict=False):
             nodes = self.parameters.get(path, np.int32(CONSTANT))
             self.env[var] = np.broadcast_to(nodes, var.aval.shape)
@@ -134,7 +133,7 @@ class _Tracer:
         self.returned = dict(zip(returned, range(len(returned)), strict=True))
         self.given = jaxpr.outvars[: len(self.calls)]
         self.results = returned
-        self._evaluate(jaxpr, self.env, top=True)
+        propagate(jaxpr, self.env, self._read, self._step, _constant)
         for i in range(len(self.calls)):
             self._pass_layer(i)
         for var in jaxpr.outvars[len(self.calls) :]:
@@ -144,7 +143,7 @@ class _Tracer:
 
     def _read(self, var: Any) -> np.ndarray:
         if isinstance(var, Literal):
-            return np.full(np.shape(var.val), CONSTANT, np.int32)
+            return _constant(np.shape(var.val))
         if var not in self.env:
             self._pass_layer(self.returned[var])
         return self.env[var]
@@ -223,31 +222,6 @@ class _Tracer:
 
     def _tie_groups(self, members: np.ndarray) -> None:
         self._tie(members, members.max(1, keepdims=True))
-
-    def _evaluate(self, jaxpr: Any, env: dict[Any, Any], top: bool = False) -> None:
-        def read(var: Any) -> np.ndarray:
-            if top or isinstance(var, Literal):
-                return self._read(var)
-            return env[var]
-
-        for eqn in jaxpr.eqns:
-            inputs = [read(var) for var in eqn.invars]
-            inner = inner_jaxpr(eqn)
-            if inner is not None and len(inner.invars) == len(inputs):
-                outputs = self._call(inner, inputs)
-            else:
-                outputs = self._step(eqn, inputs)
-            env.update(zip(eqn.outvars, outputs, strict=True))
-
-    def _call(self, inner: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Tags of what an inner function returns."""
-        env = dict(zip(inner.invars, inputs, strict=True))
-        for var in inner.constvars:
-            env[var] = np.full(var.aval.shape, CONSTANT, np.int32)
-        self._evaluate(inner, env)
-        return [
-            self._read(v) if isinstance(v, Literal) else env[v] for v in inner.outvars
-        ]
 
     def _step(self, eqn: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Tags of an equation's results."""

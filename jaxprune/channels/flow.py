@@ -10,7 +10,7 @@ error: the channel cannot leave alone.
 Axes: P channels of the layer, F input features of a later layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from jaxprune.channels.tags import (
     Tags,
     combine,
     constant,
-    inner_jaxpr,
+    propagate,
     step,
 )
 from jaxprune.channels.taps import Layer
@@ -69,9 +69,15 @@ def layer_of(path: str) -> str:
 
 
 def run_cut(
-    apply: taps.Apply, variables: Any, x: Array, outputs: Sequence[Any]
+    apply: taps.Apply,
+    variables: Any,
+    x: Array,
+    outputs: Sequence[Any],
+    is_cut: Callable[[nn.Module], bool] = lambda module: True,
 ) -> tuple[list[Any], Any]:
     """Runs the network with the i-th call of a layer returning `outputs[i]`.
+
+    Layers that `is_cut` says no to run as they are, and do not count.
 
     Returns:
       What every call was given, as lists of arrays, and the network's output.
@@ -79,7 +85,7 @@ def run_cut(
     inputs: list[Any] = []
 
     def substitute(call: taps.Call) -> Any:
-        if not call.is_layer:
+        if not (call.is_layer and is_cut(call.module)):
             return call.run()
         inputs.append(call.arrays)
         return outputs[len(inputs) - 1]
@@ -142,7 +148,7 @@ class _Follower:
         ]
         results = iter(jaxpr.outvars)
         self.given = [[next(results) for _ in leaves] for leaves in shapes[0]]
-        self._evaluate(jaxpr, self.env, top=True)
+        propagate(jaxpr, self.env, self._read, self._step, constant)
         for i in range(len(self.calls)):
             self._pass_layer(i)
         for var in results:
@@ -214,33 +220,11 @@ class _Follower:
             raise self._refusal(f"{reads}, to which a feature is not one channel")
         return np.where(high >= 0, high, LIVE)
 
-    def _evaluate(self, jaxpr: Any, env: dict[Any, Tags], top: bool = False) -> None:
-        def read(var: Any) -> Tags:
-            if top or isinstance(var, Literal):
-                return self._read(var)
-            return env[var]
-
-        for eqn in jaxpr.eqns:
-            inputs = [read(var) for var in eqn.invars]
-            inner = inner_jaxpr(eqn)
-            if inner is not None and len(inner.invars) == len(inputs):
-                outputs = self._call(inner, inputs)
-            else:
-                try:
-                    outputs = step(eqn, inputs)
-                except Joined as error:
-                    raise self._refusal(str(error)) from error
-            env.update(zip(eqn.outvars, outputs, strict=True))
-
-    def _call(self, inner: Any, inputs: list[Tags]) -> list[Tags]:
-        """Tags of what an inner function returns."""
-        env = dict(zip(inner.invars, inputs, strict=True))
-        env.update({var: constant(var.aval.shape) for var in inner.constvars})
-        self._evaluate(inner, env)
-        return [
-            constant(np.shape(v.val)) if isinstance(v, Literal) else env[v]
-            for v in inner.outvars
-        ]
+    def _step(self, eqn: Any, inputs: list[Tags]) -> list[Tags]:
+        try:
+            return step(eqn, inputs)
+        except Joined as error:
+            raise self._refusal(str(error)) from error
 
 
 def _describe(call: Layer) -> str:

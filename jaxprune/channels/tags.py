@@ -4,12 +4,12 @@ An element's tag is the channel it depends on, LIVE or CONSTANT; see
 `jaxprune.channels.flow`. Only operations listed here are understood.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Literal
 
 # A channel's tag is its index. CONSTANT is neutral in every combination.
 LIVE = -1
@@ -139,6 +139,41 @@ def inner_jaxpr(eqn: Any) -> Any:
     found = [eqn.params[k] for k in ("jaxpr", "call_jaxpr") if k in eqn.params]
     inner = found[0]
     return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+
+
+def propagate(
+    jaxpr: Any,
+    env: dict[Any, Any],
+    read: Callable[[Any], Any],
+    step: Callable[[Any, list[Any]], list[Any]],
+    constant: Callable[[tuple[int, ...]], Any],
+) -> None:
+    """Sends tags through a traced program, and through the functions it calls.
+
+    Args:
+      jaxpr: the program.
+      env: variable -> tags; what the program works out is added.
+      read: tags of a variable or literal that an equation is given.
+      step: (equation, tags given) -> tags of its results.
+      constant: shape -> tags of an array that depends on nothing.
+    """
+    for eqn in jaxpr.eqns:
+        inputs = [read(var) for var in eqn.invars]
+        inner = inner_jaxpr(eqn)
+        if inner is None or len(inner.invars) != len(inputs):
+            outputs = step(eqn, inputs)
+        else:
+            inside = dict(zip(inner.invars, inputs, strict=True))
+            inside |= {var: constant(var.aval.shape) for var in inner.constvars}
+
+            def read_inside(var: Any, inside: dict[Any, Any] = inside) -> Any:
+                if isinstance(var, Literal):
+                    return constant(np.shape(var.val))
+                return inside[var]
+
+            propagate(inner, inside, read_inside, step, constant)
+            outputs = [read_inside(var) for var in inner.outvars]
+        env.update(zip(eqn.outvars, outputs, strict=True))
 
 
 def _after(sources: frozenset[str]) -> str:

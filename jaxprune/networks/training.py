@@ -151,45 +151,57 @@ def make_train_step(
     """
     check_distillation(temperature, weight)
 
+    def objective(
+        params: Any, rest: Any, x: Array, labels: Array, target: Any, key: Array
+    ) -> tuple[Array, tuple[Any, Array]]:
+        rngs, variables = {"dropout": key}, {"params": params, **rest}
+        logits, updated = apply(variables, x, train=True, rngs=rngs, mutable=list(rest))
+        logits = logits.astype(jnp.float32)
+        loss = _loss(logits, labels, target, temperature, weight)
+        return loss + _penalty(params, l2), (updated, logits)
+
     def step_function(
         state: TrainState, images: Array, labels: Array, teacher: Any = None
     ) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
         x = scale(augment(augment_key, images) if augment else images)
-        params = state.variables["params"]
-        rest = {k: v for k, v in state.variables.items() if k != "params"}
         target = teacher(x) if teacher else None
-
-        def loss_function(params: Any) -> tuple[Array, tuple[Any, Array]]:
-            logits, updated = apply(
-                {"params": params, **rest},
-                x,
-                train=True,
-                rngs={"dropout": dropout_key},
-                mutable=list(rest),
-            )
-            logits = logits.astype(jnp.float32)
-            loss = _loss(logits, labels, target, temperature, weight)
-            for layer, coefficient in l2.items():
-                kernel = taps.at_path(params, layer)["kernel"]
-                loss += coefficient * jnp.sum(kernel**2)
-            return loss, (updated, logits)
-
-        (loss, (updated, logits)), gradients = jax.value_and_grad(
-            loss_function, has_aux=True
-        )(params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
-        new_state = TrainState(state.step + 1, {"params": params, **updated}, opt_state)
-        correct = jnp.argmax(logits, axis=-1) == labels
-        return new_state, StepMetrics(loss, correct.mean(dtype=jnp.float32))
+        return _descend(objective, optimizer, state, x, labels, target, dropout_key)
 
     step = jax.jit(step_function, donate_argnums=0)
-    if teacher is None:
-        return step
-    given = teacher if isinstance(teacher, Partial) else Partial(teacher)
-    return partial(step, teacher=given)
+    if teacher and not isinstance(teacher, Partial):
+        teacher = Partial(teacher)
+    return partial(step, teacher=teacher) if teacher else step
+
+
+def _descend(
+    objective: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    x: Array,
+    labels: Array,
+    *others: Any,
+) -> tuple[TrainState, StepMetrics]:
+    """The state after one step down the objective's gradient."""
+    rest = dict(state.variables)
+    params = rest.pop("params")
+    (loss, (updated, logits)), gradients = jax.value_and_grad(objective, has_aux=True)(
+        params, rest, x, labels, *others
+    )
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    correct = jnp.argmax(logits, axis=-1) == labels
+    after = TrainState(state.step + 1, {"params": params, **updated}, opt_state)
+    return after, StepMetrics(loss, correct.mean(dtype=jnp.float32))
+
+
+def _penalty(params: Any, l2: Mapping[str, float]) -> Array:
+    """Sum of each named layer's coefficient times its squared kernel."""
+    total = jnp.zeros(())
+    for layer, coefficient in l2.items():
+        total += coefficient * jnp.sum(taps.at_path(params, layer)["kernel"] ** 2)
+    return total
 
 
 def _loss(
