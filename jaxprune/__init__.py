@@ -20,6 +20,7 @@ from jaxprune.networks.predict import predict
 from jaxprune.networks.recalibrate import recalibrate
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import prefix_masks, pruning_order
+from jaxprune.shrinking.analysis import Analysis, Budget, analyse, shrink
 from jaxprune.sweep.evaluation import evaluate_masks
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.result import SweepResult
@@ -30,6 +31,8 @@ __version__ = _version("jaxprune")
 __all__ = [
     "FILLS",
     "TAPS",
+    "Analysis",
+    "Budget",
     "ChannelFlow",
     "Compact",
     "Cost",
@@ -41,6 +44,7 @@ __all__ = [
     "Split",
     "SweepResult",
     "TappedLayer",
+    "analyse",
     "capture",
     "channel_flow",
     "compact",
@@ -64,6 +68,7 @@ __all__ = [
     "recalibrate",
     "report",
     "run_from",
+    "shrink",
     "sweep_layer",
     "tap_layer",
 ]

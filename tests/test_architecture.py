@@ -22,6 +22,7 @@ IMPORTS = {
     "ranking": {"errors"},
     "sweep": {"channels", "data", "errors", "files", "mesh", "processes", "ranking"},
     "compaction": {"channels", "errors", "files", "networks"},
+    "shrinking": {"channels", "compaction", "errors", "files", "ranking"},
     "report": {"errors", "files", "sweep"},
 }
 

@@ -34,6 +34,10 @@ from jaxprune.errors import InputError, first_line
 AnyFill = str | np.ndarray | Fill
 
 
+class OtherWayError(InputError):
+    """With these widths the model's code calls other layers than it did."""
+
+
 def compact(
     model: nn.Module | Compact,
     variables: Any,
@@ -148,7 +152,7 @@ def _compact(
     variables = jax.tree.map(np.asarray, unfreeze(variables))
     if "params" not in variables or not layers:
         raise InputError("variables need a collection 'params', and layers a layer")
-    whole = _as_compact(model, variables, example, call)
+    whole = as_compact(model, variables, example, call)
     try:
         return _remove(whole, layers, flows(whole.apply, variables, example), example)
     except jax.errors.UnexpectedTracerError as error:
@@ -209,9 +213,10 @@ def _one_by_one(sizes: Sequence[Magnitude], x: Array) -> Array:
     return x
 
 
-def _as_compact(
+def as_compact(
     model: nn.Module | Compact, variables: Any, example: Array, call: Any
 ) -> Compact:
+    """A network of which nothing has been removed yet, or not by this call."""
     if isinstance(model, Compact):
         if call is not None:
             raise InputError(
@@ -271,7 +276,7 @@ def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
     ]
     if names[0] != names[1]:
         other = sorted(set(names[0]) ^ set(names[1]))
-        raise InputError(
+        raise OtherWayError(
             f"with these widths the model's code takes another way: '{other[0]}' is "
             "called in one network alone, as where it compares shapes at a residual "
             "sum; keep one channel more or less"

@@ -1,0 +1,1 @@
+"""Whole networks, smaller to a budget: which channels of which group, and refitted."""

@@ -1,0 +1,77 @@
+"""How much of which group: greedy descent to a budget.
+
+Starting from the whole network, the group and width with the least loss for what they
+save come next, costs being those of the network as cut so far. Losses are taken to add
+up over groups. The last step goes only as far as the budget asks for.
+"""
+
+from collections.abc import Callable, Mapping
+
+from jaxprune.errors import InputError
+from jaxprune.shrinking.costs import Number, Widths
+from jaxprune.shrinking.curves import Curve
+
+
+def allocate(
+    curves: Mapping[str, Curve],
+    cost: Callable[[Widths], Number],
+    budget: Number,
+    *,
+    multiple_of: int = 1,
+) -> dict[str, int]:
+    """The width of every group for a cost of at most `budget`.
+
+    Args:
+      curves: of the groups that may be cut.
+      cost: of the network, by all groups' widths; never more for narrower ones.
+      budget: in the unit of `cost`.
+      multiple_of: widths are multiples of this, or the group's own.
+
+    Raises:
+      InputError: the narrowest network costs more; its cost is named.
+    """
+    steps = {name: _widths(curve, multiple_of) for name, curve in curves.items()}
+    widths = {name: curve.widths[0] for name, curve in curves.items()}
+    narrowest = {name: of[-1] for name, of in steps.items()}
+    if cost(narrowest) > budget:
+        raise InputError(
+            f"the budget is {budget / cost(widths):.3g} of the whole network; the "
+            f"least possible is {cost(narrowest) / cost(widths):.3g}"
+        )
+    while (now := cost(widths)) > budget:
+        best = None
+        for name, curve in curves.items():
+            for width in steps[name]:
+                if width >= widths[name]:
+                    continue
+                saved = now - cost({**widths, name: width})
+                if saved > 0:
+                    lost = curve.loss(width) - curve.loss(widths[name])
+                    price = lost / saved, -saved, name, width
+                    best = price if best is None else min(best, price)
+        if best is None:  # where no single group's step saves anything
+            widths = dict(narrowest)
+            break
+        _, _, name, width = best
+        if cost({**widths, name: width}) <= budget:
+            enough = [
+                w
+                for w in _multiples(width, widths[name], multiple_of)
+                if cost({**widths, name: w}) <= budget
+            ]
+            width = max(enough, default=width)
+        widths[name] = width
+    return widths
+
+
+def _widths(curve: Curve, multiple_of: int) -> list[int]:
+    """The widths of a curve on multiples, falling; all of the units among them."""
+    whole = curve.widths[0]
+    counts = {max(1, round(width / multiple_of)) for width in curve.widths}
+    below = (n * multiple_of for n in counts if n * multiple_of < whole)
+    return sorted({whole, *below}, reverse=True)
+
+
+def _multiples(low: int, high: int, multiple_of: int) -> range:
+    """Multiples above `low` and below `high`."""
+    return range(low + multiple_of, high, multiple_of)

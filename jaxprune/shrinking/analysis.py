@@ -1,0 +1,257 @@
+"""From a network and a few hundred images to a smaller network for any budget.
+
+    analysis = analyse(model, variables, images, call={"train": False})
+    small = analysis.shrink(speedup=2)
+
+The analysis is made once: which channels go together, in which order they go, what
+each width costs. A budget then takes a greedy descent and a pass of least squares;
+nothing is trained, and no label is used.
+"""
+
+import itertools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Num
+
+from jaxprune.channels.calibration import linear_fills
+from jaxprune.channels.groups import Groups, find_groups
+from jaxprune.compaction.compact import OtherWayError, as_compact, compact_groups
+from jaxprune.compaction.network import Compact
+from jaxprune.errors import InputError
+from jaxprune.shrinking.allocation import allocate
+from jaxprune.shrinking.costs import Costs, Number, Widths, model_costs
+from jaxprune.shrinking.curves import Curve, loss_curves
+from jaxprune.shrinking.latency import LatencyTable, measure_latency
+from jaxprune.shrinking.refit import refit
+
+# Of the linear fill in the loss curves, in units of the mean variance.
+_RIDGE = 1e-2
+# Images that widths can be told apart on, at the least.
+_FEWEST = 16
+# Images that the compact network is compared with the masked one on, at once.
+_EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far to go: one of three.
+
+    Attributes:
+      speedup: multiply-adds of the whole network over those of the smaller one.
+      size: parameters of the smaller network over those of the whole one.
+      latency: predicted time of the whole network over that of the smaller one.
+    """
+
+    speedup: Number | None = None
+    size: Number | None = None
+    latency: Number | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        if len(given) != 1:
+            names = " and ".join(given) or "none"
+            raise InputError(
+                f"give one budget of speedup, size and latency, got {names}"
+            )
+        ((name, value),) = given.items()
+        if name == "size" and not 0 < value <= 1:
+            raise InputError(f"size is a share of the parameters in (0, 1]: {value}")
+        if name != "size" and not 1 <= value < np.inf:
+            raise InputError(f"{name} is at least 1, and finite: got {value}")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is known of a network before it is cut.
+
+    Attributes:
+      whole: the network.
+      images: calibration images.
+      groups: of its channels.
+      curves: of each group that may be cut.
+      costs: by widths.
+      latency: table of measured times, for budgets of latency.
+    """
+
+    whole: Compact
+    images: Array
+    groups: Groups
+    curves: Mapping[str, Curve]
+    costs: Costs
+    latency: LatencyTable | None = None
+
+    def widths(self, budget: Budget, *, multiple_of: int = 1) -> dict[str, int]:
+        """Units that each group keeps.
+
+        Args:
+          budget: how far to go.
+          multiple_of: widths are multiples of this, or the group's own.
+
+        Raises:
+          InputError: a budget that cannot be reached; the least possible is named.
+        """
+        costs = self.costs
+        share = budget.size
+        cost: Callable[[Widths], Number] = costs.parameters
+        if budget.speedup is not None:
+            cost, share = costs.multiply_adds, 1 / budget.speedup
+        if budget.latency is not None:
+            if self.latency is None:
+                raise InputError("a budget of latency needs a table: measure_latency")
+            cost, share = self.latency.seconds, 1 / budget.latency
+        assert share is not None
+
+        def of_network(widths: Widths) -> Number:
+            return cost({**costs.whole, **widths})
+
+        limit = share * of_network({})
+        return allocate(self.curves, of_network, limit, multiple_of=multiple_of)
+
+    def shrink(self, budget: Budget, *, multiple_of: int = 1) -> Compact:
+        """The network cut to a budget, its layers fitted to the whole network's."""
+        return self.cut(self.widths(budget, multiple_of=multiple_of))
+
+    def cut(self, widths: Widths) -> Compact:
+        """The network with these widths, its layers fitted to the whole network's.
+
+        Where the model's code would call other layers, as one that compares shapes at
+        a residual sum, a group keeps one unit less.
+        """
+        try:
+            return self._cut(widths)
+        except OtherWayError:
+            same = [
+                b
+                for a, b in itertools.combinations(widths, 2)
+                if widths[a] == widths[b] > 1
+            ]
+            for name in dict.fromkeys(same):
+                try:
+                    return self._cut({**widths, name: widths[name] - 1})
+                except OtherWayError:
+                    continue
+            raise
+
+    def _cut(self, widths: Widths) -> Compact:
+        keeps = {
+            name: self.curves[name].keep(width)
+            for name, width in widths.items()
+            if width < self.costs.whole[name]
+        }
+        if not keeps:
+            return self.whole
+        whole = self.whole
+        fitted = refit(whole.apply, whole.variables, self.images, self.groups, keeps)
+        return compact_groups(
+            whole,
+            fitted,
+            {name: (keep, "drop") for name, keep in keeps.items()},
+            example=self.images[:_EXAMPLES],
+        )
+
+
+def analyse(
+    model: nn.Module | Compact,
+    variables: Any,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    *,
+    call: Mapping[str, Any] | None = None,
+    keep_whole: Collection[str] = (),
+    known: Mapping[str, Curve] | None = None,
+    on_curve: Callable[[str, Curve], Any] = lambda name, curve: None,
+) -> Analysis:
+    """Finds what each group's widths cost.
+
+    Args:
+      model: any linen model, or a network that has been compacted before.
+      variables: its variables.
+      images: a few hundred that it was made for, as the model takes them; no labels.
+      call: keyword arguments of the model's call.
+      keep_whole: groups, or layers of groups, of which nothing is pruned.
+      known: curves that have been measured before.
+      on_curve: called with each group's name and curve once it is measured.
+
+    Raises:
+      InputError: too few images, a group that there is not, or a model that does not
+        run on them or returns no logits.
+    """
+    if np.ndim(images) < 2 or len(images) < _FEWEST:
+        raise InputError(
+            f"widths are found on at least {_FEWEST} images [N, ...], got an array of "
+            f"shape {list(np.shape(images))}; a few hundred are better"
+        )
+    images = jnp.asarray(images)
+    whole = as_compact(model, jax.tree.map(np.asarray, variables), images, call)
+    groups = find_groups(whole.apply, variables, images)
+    logits = jax.eval_shape(whole.apply, variables, images[:1])
+    if getattr(logits, "ndim", 0) != 2:
+        shapes = jax.tree.map(jnp.shape, logits)
+        raise InputError(f"the network must return logits [N, C], got {shapes}")
+    for name in keep_whole:
+        if name not in groups.whole:
+            groups.find(name)
+    flows = [
+        flow
+        for flow in groups.groups.values()
+        if not set(flow.producers) & set(keep_whole)
+    ]
+    if not flows:
+        raise InputError("the network has no channels that can be removed")
+    curves = dict(known or {})
+    missing = [flow for flow in flows if flow.layer not in curves]
+    fills = linear_fills(whole.apply, variables, images, missing, ridge=_RIDGE)
+    for name, curve in loss_curves(whole.apply, variables, images, missing, fills):
+        curves[name] = curve
+        on_curve(name, curve)
+    ordered = {flow.layer: curves[flow.layer] for flow in flows}
+    costs = model_costs(whole.apply, variables, images[:1], groups)
+    return Analysis(whole, images, groups, ordered, costs)
+
+
+def shrink(
+    model: nn.Module | Compact,
+    variables: Any,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    *,
+    speedup: Number | None = None,
+    size: Number | None = None,
+    latency: Number | None = None,
+    batch: int = 1,
+    call: Mapping[str, Any] | None = None,
+    keep_whole: Collection[str] = (),
+    multiple_of: int = 1,
+) -> Compact:
+    """A smaller network for a budget, without training and without labels.
+
+    Args:
+      model: any linen model, or a network that has been compacted before.
+      variables: its variables.
+      images: a few hundred that it was made for, as the model takes them.
+      speedup: how many times fewer multiply-adds.
+      size: share of the parameters that may be left.
+      latency: how many times less time, as predicted from layers measured here.
+      batch: images in a batch that the latency is for.
+      call: keyword arguments of the model's call.
+      keep_whole: groups of which nothing is pruned, see `find_groups`.
+      multiple_of: widths are multiples of this, or the group's own.
+
+    Returns:
+      The smaller network, proved equal to the whole one with refitted layers and the
+      pruned channels masked.
+
+    Raises:
+      InputError: see `analyse` and `Analysis.widths`; none or several budgets.
+    """
+    budget = Budget(speedup, size, latency)
+    analysis = analyse(model, variables, images, call=call, keep_whole=keep_whole)
+    if latency is not None:
+        x = jnp.resize(analysis.images, (batch, *analysis.images.shape[1:]))
+        table = measure_latency(analysis.whole, analysis.costs, x)
+        analysis = replace(analysis, latency=table)
+    return analysis.shrink(budget, multiple_of=multiple_of)

@@ -1,0 +1,129 @@
+"""What it costs to make one group narrower: a loss for every width, without labels.
+
+The loss is the Kullback-Leibler divergence of the network's predictions from those of
+the whole network, on calibration images, when that group alone is cut and the linear
+fill stands for its pruned units.
+
+Axes: N images, C classes, P units, L widths.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num
+
+from jaxprune.channels import masking, taps
+from jaxprune.channels.fills import Fill
+from jaxprune.channels.flow import ChannelFlow
+from jaxprune.channels.linear import Nested
+from jaxprune.ranking.order import prefix_masks
+from jaxprune.shrinking.costs import Number
+from jaxprune.shrinking.selection import selection_order
+
+# Widths, as shares of a group's units, for which the loss is measured.
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.16, 0.12, 0.08, 0.05, 0.03, 0.015)
+# Images that go through the network at once, those of all widths together.
+_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A group's units and what its widths cost.
+
+    Attributes:
+      order: units, the first to be pruned first.
+      widths: numbers of units that are kept, falling; the first is all of them.
+      losses: divergence in nats for each; never falling.
+    """
+
+    order: tuple[int, ...]
+    widths: tuple[int, ...]
+    losses: tuple[float, ...]
+
+    def keep(self, width: int) -> np.ndarray:
+        """The mask [P] that keeps so many units."""
+        return prefix_masks(np.array(self.order), [len(self.order) - width])[0]
+
+    def loss(self, width: Number) -> float:
+        """Between the widths that were measured, a straight line."""
+        return float(np.interp(width, self.widths[::-1], self.losses[::-1]))
+
+
+def loss_curves(
+    apply: taps.Apply,
+    variables: Any,
+    images: Num[Array, "N ..."] | Num[np.ndarray, "N ..."],
+    flows: Iterable[ChannelFlow],
+    fills: Mapping[str, Fill],
+) -> Iterator[tuple[str, Curve]]:
+    """Measures the groups one after another; a program for each, masks as its data.
+
+    Args:
+      apply: the network, see `jaxprune.channels.taps`.
+      variables: its variables.
+      images: calibration images.
+      flows: the groups.
+      fills: the linear fill of each, by its name.
+
+    Yields:
+      A group's name and its curve.
+    """
+    for flow in flows:
+        fill = fills[flow.layer]
+        order = selection_order(fill)
+        shares = {max(1, round(flow.channels * share)) for share in SHARES}
+        widths = sorted(shares - {flow.channels}, reverse=True)
+        losses = [0.0]
+        if widths:
+            masks = prefix_masks(order, [flow.channels - width for width in widths])
+            nested = {name: m.nest(order) for name, m in fill.moments.items()}
+            losses += _divergences(apply, variables, images, nested, masks)
+        yield (
+            flow.layer,
+            Curve(
+                order=tuple(order.tolist()),
+                widths=(flow.channels, *widths),
+                losses=tuple(np.maximum.accumulate(losses).tolist()),
+            ),
+        )
+
+
+def divergence(logits: Float[Array, "N C"], whole: Float[Array, "N C"]) -> Array:
+    """Kullback-Leibler divergence from the whole network's predictions, in nats [N]."""
+    target = jax.nn.log_softmax(whole.astype(jnp.float32))
+    found = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return (jnp.exp(target) * (target - found)).sum(-1)
+
+
+def _divergences(
+    apply: taps.Apply,
+    variables: Any,
+    images: Any,
+    nested: Mapping[str, Nested],
+    masks: Bool[np.ndarray, "L P"],
+) -> list[float]:
+    """The mean loss under each mask."""
+
+    @jax.jit
+    def losses(variables: Any, x: Array, nested: Any, masks: Array) -> Array:
+        whole = apply(variables, x)
+
+        def one(keep: Array) -> Array:
+            cut = masking.mask_readers(apply, nested, keep)
+            return divergence(cut(variables, x), whole)
+
+        # What comes before the readers is not mapped over: it is computed once.
+        return jax.vmap(one)(masks)
+
+    total = np.zeros(len(masks))
+    size = min(len(images), max(1, _AT_ONCE // len(masks)))
+    for start in range(0, len(images), size):
+        batch = np.asarray(images[start : start + size])
+        padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+        found = np.asarray(losses(variables, np.pad(batch, padding), nested, masks))
+        total += found[:, : len(batch)].sum(1)
+    return (total / len(images)).tolist()

@@ -1,0 +1,222 @@
+"""How long a network takes at other widths: from layers that are timed here.
+
+Each convolution and dense layer is timed by itself at a few numbers of input and output
+features; in between, a straight line along either. What the whole network takes beyond
+its layers, pools and norms, goes with the number of elements that layers return.
+
+Axes: I, O numbers of features given and returned that a layer is timed at.
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxprune.channels import taps
+from jaxprune.compaction.network import Compact
+from jaxprune.files import write_text
+from jaxprune.shrinking.costs import Costs, Number, Widths
+
+# Shares of the features that a layer is timed at, on either side.
+_SHARES = (0.06, 0.25, 0.5, 0.75, 1.0)
+# Seconds that a program is timed for, and the fewest calls.
+_SECONDS, _CALLS = 0.03, 5
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A layer's seconds.
+
+    Attributes:
+      given: numbers of input features, ascending [I].
+      returned: numbers of output features, ascending [O].
+      seconds: for each pair [I, O].
+      positions: of its output, for one input of the network.
+    """
+
+    given: tuple[int, ...]
+    returned: tuple[int, ...]
+    seconds: Float[np.ndarray, "I O"]
+    positions: int
+
+    def at(self, given: Number, returned: Number) -> float:
+        """Between the numbers that were timed, a straight line along each side."""
+        column = [np.interp(returned, self.returned, row) for row in self.seconds]
+        return float(np.interp(given, self.given, column))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Predicted seconds of a call, by widths.
+
+    Attributes:
+      batch: inputs of a call.
+      costs: how many features each layer has.
+      layers: what was timed.
+      rest: seconds of the whole network that are not its layers'.
+    """
+
+    batch: int
+    costs: Costs
+    layers: Mapping[str, Timed]
+    rest: float
+
+    def seconds(self, widths: Widths) -> float:
+        """Of a call; `widths` of all groups."""
+        elements = self._elements(widths) / self._elements(self.costs.whole)
+        return self._of_layers(widths) + self.rest * elements
+
+    def _of_layers(self, widths: Widths) -> float:
+        sides = ((name, self.costs.layers[name]) for name in self.layers)
+        return sum(
+            self.layers[name].at(p.inputs.features(widths), p.outputs.features(widths))
+            for name, p in sides
+        )
+
+    def _elements(self, widths: Widths) -> Number:
+        return sum(
+            timed.positions * self.costs.layers[name].outputs.features(widths)
+            for name, timed in self.layers.items()
+        )
+
+
+def measure_latency(
+    whole: Compact,
+    costs: Costs,
+    x: Array,
+    *,
+    cache: Path | None = None,
+    on_layer: Callable[[str], Any] = lambda name: None,
+) -> LatencyTable:
+    """Times a network's layers on this machine.
+
+    Args:
+      whole: the network.
+      costs: see `jaxprune.shrinking.costs.model_costs`.
+      x: one batch of inputs.
+      cache: folder in which times are kept, by device and version.
+      on_layer: called with each layer's name before it is timed.
+    """
+    clock = _Clock(cache)
+    layers = {}
+    for name, (module, given, returned) in _shapes(whole, x).items():
+        if name in costs.layers:
+            on_layer(name)
+            layers[name] = _time_layer(clock, module, given, returned)
+    clock.save()
+    program = jax.jit(lambda v, x: whole.apply(v, x))
+    variables = jax.device_put(whole.variables)
+    seconds = clock.measure(lambda: program(variables, x))
+    table = LatencyTable(len(x), costs, layers, 0.0)
+    return replace(table, rest=seconds - table.seconds(costs.whole))
+
+
+def _shapes(whole: Compact, x: Array) -> dict[str, tuple[Any, Any, Any]]:
+    """Each layer's module, and what it is given and returns, as shapes."""
+    found: dict[str, tuple[Any, Any, Any]] = {}
+
+    def note(call: taps.Call) -> Any:
+        output = call.run()
+        if call.is_layer and hasattr(output, "shape"):
+            module = call.module.clone(parent=None)
+            found.setdefault(call.name, (module, call.input, output))
+        return output
+
+    jax.eval_shape(taps.intercept(whole.apply, note), whole.variables, x)
+    return found
+
+
+def _time_layer(clock: "_Clock", module: Any, given: Any, returned: Any) -> Timed:
+    groups = getattr(module, "feature_group_count", 1)
+    each = given.shape[-1] // groups, returned.shape[-1] // groups
+    if groups == 1:
+        widths = [_grid(f) for f in each]
+        pairs = [(i, o, 1) for i, o in itertools.product(*widths)]
+    else:  # whole groups go: what is given follows from what is returned
+        counts = _grid(groups)
+        widths = [(each[0],), tuple(each[1] * g for g in counts)]
+        pairs = [(each[0] * g, each[1] * g, g) for g in counts]
+    seconds = []
+    for features, outputs, count in pairs:
+        changes = {"features": outputs}
+        if groups != 1:
+            changes["feature_group_count"] = count
+        shape = (*given.shape[:-1], features)
+        seconds.append(clock.time(module.clone(**changes), shape, given.dtype))
+    grid = np.reshape(seconds, [len(w) for w in widths])
+    positions = int(np.prod(returned.shape[1:-1]))
+    return Timed(widths[0], widths[1], grid, positions)
+
+
+def _grid(features: int) -> tuple[int, ...]:
+    return tuple(sorted({max(1, round(features * share)) for share in _SHARES}))
+
+
+class _Clock:
+    """Times layers, and keeps what it has timed in a file.
+
+    Attributes:
+      overhead: seconds of a call that does nothing.
+    """
+
+    def __init__(self, folder: Path | None):
+        kind = jax.devices()[0].device_kind
+        name = f"latency-{kind}-jax{version('jax')}.json".replace(" ", "_")
+        self.path = folder / name.replace("/", "_") if folder else None
+        self.known: dict[str, float] = {}
+        if self.path and self.path.exists():
+            try:
+                self.known = json.loads(self.path.read_text())
+            except ValueError:
+                self.known = {}  # damaged: timed again
+        one = jnp.zeros(1)
+        nothing = jax.jit(lambda x: x + 1)
+        self.overhead = _median(lambda: nothing(one))
+
+    def time(self, module: Any, shape: tuple[int, ...], dtype: Any) -> float:
+        """Of a layer with random weights, on zeros of this shape."""
+        key = f"{_describe(module)} {np.dtype(dtype)} {list(shape)}"
+        if key not in self.known:
+            x = jnp.zeros(shape, dtype)
+            variables = module.init(jax.random.key(0), x)
+            program = jax.jit(module.apply)
+            self.known[key] = self.measure(lambda: program(variables, x))
+        return self.known[key]
+
+    def measure(self, run: Callable[[], Any]) -> float:
+        """Seconds of a call, its overhead taken off."""
+        return max(_median(run) - self.overhead, 0.0)
+
+    def save(self) -> None:
+        """Keeps the times."""
+        if self.path:
+            write_text(self.path, json.dumps(self.known, indent=1))
+
+
+def _describe(module: Any) -> str:
+    """A layer's class and settings, without its name and its functions."""
+    names = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
+    values = {name: getattr(module, name) for name in sorted(names)}
+    settings = (f"{k}={v}" for k, v in values.items() if not callable(v))
+    return f"{type(module).__name__}({', '.join(settings)})"
+
+
+def _median(run: Callable[[], Any]) -> float:
+    """Median seconds of a call, once it is compiled."""
+    jax.block_until_ready(run())
+    seconds: list[float] = []
+    while len(seconds) < _CALLS or sum(seconds) < _SECONDS:
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds))

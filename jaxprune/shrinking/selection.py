@@ -1,0 +1,117 @@
+r"""Which units of a group go first: forward selection by what the readers lose.
+
+With C the covariance of the units at a reader's input, G = W W' of the rows that read
+them and lambda the ridge, keeping a set S leaves the residual covariance
+R = C - C_S (C_SS + lambda I)^{-1} C_S' and the squared error tr(R G) at the reader's
+output. The unit that lowers it most has the largest gain (R G R)_jj / (R_jj + lambda).
+Units are chosen one after another; what is chosen last is pruned first. A reader counts
+by its error relative to what it is without any unit.
+
+This is orthogonal matching pursuit with the reader's output as the target (Chen,
+Billings and Luo 1989), run on moments instead of on rows. R is never formed: a factor
+with a column for each chosen unit takes its place, as in a pivoted Cholesky
+decomposition.
+
+Axes: P units.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxprune.channels.fills import Fill
+
+# Units that are chosen one by one; a few hundred images do not tell more apart.
+_CHOSEN = 1024
+
+# Of one layer that reads the units, at one position.
+Reader = tuple[
+    Float[np.ndarray, "P P"], Float[np.ndarray, "P P"], Float[np.ndarray, "P P"]
+]
+
+
+def selection_order(fill: Fill) -> Int[np.ndarray, " P"]:
+    """The order in which a group's units are to be pruned.
+
+    Args:
+      fill: the group's linear fill, see `jaxprune.channels.calibration.linear_fills`.
+    """
+    parts: list[Reader] = []
+    for moments in fill.moments.values():
+        channels = moments.channels
+        parts += zip(
+            _by_position(moments.covariance, channels),
+            _by_position(moments.gram, channels),
+            _by_position(moments.ridged - moments.covariance, channels),
+            strict=True,
+        )
+    return forward_selection(parts)
+
+
+def forward_selection(readers: Iterable[Reader]) -> Int[np.ndarray, " P"]:
+    """Units in the order of pruning: the reverse of the order of being chosen.
+
+    Args:
+      readers: C, G and lambda I of each.
+    """
+    states = [_State(*reader) for reader in readers]
+    chosen: list[int] = []
+    gains = np.sum([state.gains() for state in states], axis=0)
+    left = np.ones(len(gains), bool)
+    while left.any() and len(chosen) < _CHOSEN:
+        unit = int(np.argmax(np.where(left, gains, -1.0)))
+        chosen.append(unit)
+        left[unit] = False
+        for state in states:
+            state.choose(unit)
+        gains = np.sum([state.gains() for state in states], axis=0)
+    rest = np.flatnonzero(left)
+    return np.array([*rest[np.argsort(gains[rest], kind="stable")], *chosen[::-1]])
+
+
+class _State:
+    """One reader's covariance and Gram matrix, and what the chosen units leave."""
+
+    def __init__(self, covariance: np.ndarray, gram: np.ndarray, ridge: np.ndarray):
+        self.covariance, self.gram, self.ridge = covariance, gram, np.diag(ridge)
+        self.variance = np.diag(covariance).copy()
+        product = covariance @ gram
+        self.unexplained = np.einsum("ij,ij->i", product, covariance)
+        self.error = np.trace(product)
+        self.factor = np.empty((len(gram), min(len(gram), _CHOSEN)))
+        self.chosen = 0
+
+    def gains(self) -> Float[np.ndarray, " P"]:
+        """By how much each unit would lower the error, relative to that at first."""
+        if self.error <= 0:
+            return np.zeros(len(self.variance))
+        # Rounding can make what is left of a unit negative.
+        explained = np.maximum(self.unexplained, 0) / (self.variance + self.ridge)
+        return explained / self.error
+
+    def choose(self, unit: int) -> None:
+        """Takes what a unit explains out of the others."""
+        column = self._times(np.eye(1, len(self.variance), unit)[0])
+        column /= np.sqrt(self.variance[unit] + self.ridge[unit])
+        weighted = self.gram @ column
+        moved = self._times(weighted)
+        self.unexplained += column * (column * (weighted @ column) - 2 * moved)
+        self.variance = np.maximum(self.variance - column**2, 0)
+        self.factor[:, self.chosen] = column
+        self.chosen += 1
+
+    def _times(self, vector: np.ndarray) -> np.ndarray:
+        """The residual covariance times a vector."""
+        factor = self.factor[:, : self.chosen]
+        return self.covariance @ vector - factor @ (factor.T @ vector)
+
+
+def _by_position(
+    matrix: Float[np.ndarray, "G Q Q"], channels: int
+) -> Float[np.ndarray, "R P P"]:
+    """Of a matrix over groups of features, those of each position by itself."""
+    held = matrix.shape[-1] // channels
+    shape = (len(matrix), held, channels, held, channels)
+    blocks = np.einsum("grprq->grpq", matrix.reshape(shape))
+    return blocks.reshape(-1, channels, channels)

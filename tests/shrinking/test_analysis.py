@@ -1,0 +1,118 @@
+"""From images to the smaller network: any linen model, and bad input."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_split, random_variables
+from flax import linen as nn
+from zoo import EXAMPLE_SHAPE, ZOO
+
+import jaxprune
+from jaxprune.compaction.cost import multiply_adds
+from jaxprune.errors import InputError
+from jaxprune.shrinking.analysis import Budget, analyse
+
+SOME = ("vgg_plain", "cifar_resnet")
+
+
+def network(name="vgg_plain"):
+    model = ZOO[name]()
+    variables = random_variables(model, jnp.zeros((1, *EXAMPLE_SHAPE)))
+    images = random_split(n=48, shape=EXAMPLE_SHAPE).images.astype(np.float32) / 255
+    return model, variables, jnp.asarray(images)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in ZOO]
+)
+def test_the_budget_is_kept_and_the_network_proved(name):
+    model, variables, images = network(name)
+    analysis = analyse(model, variables, images)
+    before = multiply_adds(model.apply, variables, images[:1])
+    for budget in (Budget(speedup=1.4), Budget(size=0.6)):
+        small = analysis.shrink(budget)
+        assert small.proof.different_predictions == 0
+        if budget.speedup:
+            after = multiply_adds(small.apply, small.variables, images[:1])
+            assert before / after >= 1.4
+        else:
+            widths = analysis.widths(budget)
+            parameters = analysis.costs.parameters
+            whole = parameters(analysis.costs.whole)
+            assert parameters({**analysis.costs.whole, **widths}) <= 0.6 * whole
+            kept = {name: len(layer.kept) for name, layer in small.layers.items()}
+            assert {**widths, **kept} == widths
+
+
+def test_known_curves_are_not_measured_again_and_groups_can_stay_whole():
+    model, variables, images = network()
+    measured = []
+    analysis = analyse(
+        model, variables, images, on_curve=lambda name, _: measured.append(name)
+    )
+    assert measured == list(analysis.curves)
+    first, *rest = measured
+    again = analyse(
+        model, variables, images, known=analysis.curves, keep_whole=[first],
+        on_curve=lambda name, _: measured.append(name),
+    )  # fmt: skip
+    assert measured == [first, *rest] and list(again.curves) == rest
+    assert first not in again.shrink(Budget(speedup=1.3)).layers
+
+
+def test_widths_that_change_the_models_way_are_moved():
+    """The identity shortcut would come back where both widths are equal."""
+    model, variables, images = network("resnet_v1")
+    analysis = analyse(model, variables, images)
+    equal = min(analysis.costs.whole.values()) // 2
+    widths = dict.fromkeys(analysis.curves, equal)
+    small = analysis.cut(widths)
+    kept = [len(layer.kept) for layer in small.layers.values()]
+    assert sum(kept) in (equal * len(kept), equal * len(kept) - 1)
+
+
+def test_shrink_is_all_of_it():
+    model, variables, images = network()
+    small = jaxprune.shrink(model, variables, images, size=0.5)
+    assert isinstance(small, jaxprune.Compact) and small.layers
+    assert small(images).shape == (48, 10) or small(images).ndim == 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "got none"),
+        ({"speedup": 2, "size": 0.5}, "got speedup and size"),
+        ({"speedup": 0.5}, "speedup is at least 1"),
+        ({"speedup": float("nan")}, "speedup is at least 1"),
+        ({"latency": float("inf")}, "latency is at least 1"),
+        ({"size": 0}, "share of the parameters"),
+        ({"size": 1.5}, "share of the parameters"),
+    ],
+)
+def test_bad_budgets(budget, message):
+    with pytest.raises(InputError, match=message):
+        Budget(**budget)
+
+
+def test_a_budget_out_of_reach_names_the_least():
+    model, variables, images = network()
+    with pytest.raises(InputError, match="least possible is"):
+        jaxprune.shrink(model, variables, images, size=1e-6)
+
+
+def test_too_few_images_no_logits_unknown_groups():
+    model, variables, images = network()
+    with pytest.raises(InputError, match="at least 16 images"):
+        analyse(model, variables, images[:5])
+    with pytest.raises(InputError, match="unknown group"):
+        analyse(model, variables, images, keep_whole=["conv9"])
+
+    class Maps(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(3, (3, 3))(nn.relu(nn.Conv(4, (3, 3))(x)))
+
+    maps = Maps()
+    with pytest.raises(InputError, match=r"logits \[N, C\]"):
+        analyse(maps, random_variables(maps, images[:1]), images)

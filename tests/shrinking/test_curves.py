@@ -1,0 +1,98 @@
+"""Loss curves against masked networks written out, and answers that are planted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_split
+from toys import network as toy
+
+from jaxprune.channels import taps
+from jaxprune.channels.calibration import linear_fills
+from jaxprune.channels.groups import find_groups
+from jaxprune.networks.models import PairCNN
+from jaxprune.shrinking.curves import Curve, divergence, loss_curves
+
+SHAPE = (16, 16, 2)
+MODEL = PairCNN(widths=(6, 8, 9), dense=(11, 3))
+
+
+def network():
+    apply, variables = toy(MODEL, SHAPE)
+    return apply, variables, jnp.asarray(random_split(n=70, shape=SHAPE).images)
+
+
+def curves_of(apply, variables, images, names):
+    groups = find_groups(apply, variables, images)
+    flows = [groups.find(name) for name in names]
+    fills = linear_fills(apply, variables, images, flows, ridge=0.01)
+    return dict(loss_curves(apply, variables, images, flows, fills)), groups, fills
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def slow_loss(apply, variables, images, fill, keep, reader):
+    """The reader's pruned inputs written over, its input's other features left."""
+    regression = fill.regressions(keep)[reader]
+    whole = softmax(np.asarray(apply(variables, images), np.float64))
+
+    def masked(call):
+        if call.name != reader:
+            return call.run()
+        x = np.array(call.input, np.float64)
+        for features, a, c in zip(
+            regression.features, regression.coefficients, regression.constants,
+            strict=True,
+        ):  # fmt: skip
+            kept = keep[np.arange(len(features)) % len(keep)]
+            part = x[..., features]
+            predicted = part @ a + c
+            x[..., features] = np.where(kept, part, predicted)
+        return call.run_on(jnp.asarray(x, jnp.float32))
+
+    cut = softmax(np.asarray(taps.intercept(apply, masked)(variables, images)))
+    return (whole * np.log(whole / cut)).sum(-1).mean()
+
+
+@pytest.mark.parametrize(
+    ("group", "reader"), [("conv2", "conv3"), ("conv3", "dense1"), ("dense1", "dense2")]
+)
+def test_losses_equal_the_slow_way(group, reader):
+    apply, variables, images = network()
+    curves, _, fills = curves_of(apply, variables, images, [group])
+    curve = curves[group]
+    assert curve.losses[0] == 0 and curve.widths[0] == len(curve.order)
+    for i in (1, len(curve.widths) - 1):
+        keep = curve.keep(curve.widths[i])
+        assert keep.sum() == curve.widths[i]
+        fill = fills[group]
+        slow = slow_loss(apply, variables, images, fill, keep, reader)
+        assert curve.losses[i] >= slow - 1e-6  # never falling
+        assert min(abs(loss - slow) for loss in curve.losses) < 1e-5
+
+
+def test_a_dead_unit_and_a_copy_cost_nothing():
+    apply, variables, images = network()
+    variables["params"]["dense2"]["kernel"][3] = 0
+    variables["params"]["dense1"]["kernel"][:, 5] = 0
+    variables["params"]["dense1"]["bias"][5] = 0
+    curves, _, _ = curves_of(apply, variables, images, ["dense1"])
+    curve = curves["dense1"]
+    assert {3, 5} <= set(curve.order[:4])  # others never fire on these images
+    assert curve.loss(9) == pytest.approx(0, abs=1e-5)
+    assert curve.loss(2) > 100 * max(curve.loss(9), 1e-7)
+
+
+def test_between_measured_widths_lies_a_straight_line():
+    curve = Curve((0, 1, 2, 3), (4, 2, 1), (0.0, 1.0, 5.0))
+    assert [curve.loss(w) for w in (4, 3, 2, 1.5, 1)] == [0, 0.5, 1, 3, 5]
+    assert curve.keep(3).tolist() == [False, True, True, True]
+
+
+def test_divergence_is_zero_for_equal_predictions_and_positive_otherwise():
+    z = jax.random.normal(jax.random.key(0), (5, 4))
+    np.testing.assert_allclose(divergence(z + 3, z), 0, atol=1e-6)
+    assert (divergence(-z, z) > 0).all()

@@ -1,0 +1,66 @@
+"""Predicted times from tables that are made up; what is kept and what is not."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_variables
+from zoo import EXAMPLE_SHAPE, ZOO
+
+from jaxprune.channels.groups import find_groups
+from jaxprune.compaction.compact import as_compact
+from jaxprune.shrinking import latency
+from jaxprune.shrinking.costs import Costs, Product, Side, model_costs
+from jaxprune.shrinking.latency import LatencyTable, Timed, measure_latency
+
+
+def test_between_timed_widths_lies_a_straight_line():
+    timed = Timed((2, 4), (10, 20), np.array([[1.0, 3.0], [2.0, 8.0]]), 5)
+    assert timed.at(2, 10) == 1 and timed.at(4, 20) == 8
+    assert timed.at(3, 15) == pytest.approx((2 + 5) / 2)
+    assert timed.at(1, 10) == 1  # below what was timed
+
+
+def test_what_is_not_the_layers_goes_with_their_outputs():
+    sides = Side(3, {}), Side(0, {"a": 2.0})
+    costs = Costs({"a": 10}, {"layer": Product(9, *sides)}, {})
+    flat = Timed((3,), (20,), np.array([[1.0]]), 4)
+    table = LatencyTable(1, costs, {"layer": flat}, rest=0.5)
+    assert table.seconds({"a": 10}) == pytest.approx(1.5)
+    assert table.seconds({"a": 5}) == pytest.approx(1.25)
+
+
+def network(name):
+    model, x = ZOO[name](), jnp.ones((2, *EXAMPLE_SHAPE))
+    whole = as_compact(model, random_variables(model, x), x, None)
+    groups = find_groups(whole.apply, whole.variables, x)
+    return whole, model_costs(whole.apply, whole.variables, x, groups), x
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """A clock by which every program takes a second, and the calls it was asked for."""
+    asked = []
+    monkeypatch.setattr(latency, "_median", lambda run: asked.append(run) or 1.0)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["resnext", "mobilenet_v3"])
+def test_every_layer_is_timed_once_at_widths_that_run(name, instant, tmp_path):
+    whole, costs, x = network(name)
+    seen = []
+    table = measure_latency(whole, costs, x, cache=tmp_path, on_layer=seen.append)
+    assert sorted(seen) == sorted(costs.layers) == sorted(table.layers)
+    assert table.batch == 2
+    assert table.seconds(costs.whole) == pytest.approx(0)  # all is overhead
+    for run in instant[1::7]:
+        run()
+    asked = len(instant)
+    (path,) = tmp_path.iterdir()
+    assert len(json.loads(path.read_text())) == asked - 2  # overhead, whole network
+    measure_latency(whole, costs, x, cache=tmp_path)
+    assert len(instant) == asked + 2
+    path.write_text("{")
+    measure_latency(whole, costs, x, cache=tmp_path)
+    assert len(instant) == asked + 2 + asked

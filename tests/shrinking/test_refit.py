@@ -1,0 +1,190 @@
+"""Least squares against NumPy's, patches against the convolution, planted answers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_split, random_variables
+from flax import linen as nn
+
+from jaxprune.channels.groups import find_groups
+from jaxprune.compaction.compact import compact_groups
+from jaxprune.errors import InputError
+from jaxprune.shrinking.least_squares import least_squares, patches
+from jaxprune.shrinking.refit import refit
+
+SHAPE = (6, 6, 2)
+
+
+def images(n=32):
+    return random_split(n=n, shape=SHAPE).images.astype(np.float32) / 255
+
+
+def test_least_squares_equals_the_augmented_system():
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(50, 7)), rng.normal(size=(50, 3))
+    penalty = np.sqrt(0.3 * np.square(z).sum() / 7) * np.eye(7)
+    slow, *_ = np.linalg.lstsq(
+        np.vstack([z, penalty]), np.vstack([y, np.zeros((7, 3))]), rcond=None
+    )
+    np.testing.assert_allclose(least_squares(z, y, 0.3), slow, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"strides": 2},
+        {"strides": (2, 1), "padding": ((1, 0), (2, 1))},
+        {"padding": "VALID"},
+        {"padding": 1, "kernel_dilation": 2},
+        {"padding": "CIRCULAR"},
+        {"padding": "REFLECT"},
+        {"kernel_size": (2, 4)},
+        {"kernel_size": (1, 1), "strides": 2},
+    ],
+)
+def test_patches_times_the_kernel_are_the_convolution(options):
+    options = {"kernel_size": (3, 3), **options}
+    conv = nn.Conv(5, use_bias=False, **options)
+    x = images(4)
+    kernel = np.random.default_rng(1).normal(size=(*options["kernel_size"], 2, 5))
+    kernel = kernel.astype(np.float32)
+    y = np.asarray(conv.apply({"params": {"kernel": kernel}}, x))
+    pick = np.random.default_rng(2).permutation(y[..., 0].size)[:40]
+    found = patches(conv, x, pick, y.shape) @ kernel.reshape(-1, 5)
+    np.testing.assert_allclose(found, y.reshape(-1, 5)[pick], atol=1e-5)
+
+
+def test_patches_of_a_causal_convolution():
+    conv = nn.Conv(3, (4,), padding="CAUSAL", kernel_dilation=2, use_bias=False)
+    x = np.random.default_rng(0).normal(size=(2, 9, 2)).astype(np.float32)
+    kernel = np.random.default_rng(1).normal(size=(4, 2, 3)).astype(np.float32)
+    y = np.asarray(conv.apply({"params": {"kernel": kernel}}, x))
+    found = patches(conv, x, np.arange(18), y.shape) @ kernel.reshape(-1, 3)
+    np.testing.assert_allclose(found, y.reshape(-1, 3), atol=1e-5)
+
+
+class Net(nn.Module):
+    """Convolutions with and without bias, a norm, a dense layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3), name="first")(x))
+        x = nn.Conv(8, (3, 3), strides=2, use_bias=False, name="second")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=True, name="norm")(x))
+        x = nn.relu(nn.Dense(7, name="third")(x.reshape(len(x), -1)))
+        return nn.Dense(3, name="last")(x)
+
+
+def network():
+    return Net(), random_variables(Net(), jnp.zeros((1, *SHAPE)))
+
+
+def cut(model, variables, x, keeps):
+    groups = find_groups(model.apply, variables, x)
+    fitted = refit(model.apply, variables, x, groups, keeps)
+    drops = {name: (keep, "drop") for name, keep in keeps.items()}
+    return fitted, compact_groups(model, fitted, drops, example=x[:4])
+
+
+def test_copies_of_units_leave_without_a_trace():
+    model, variables = network()
+    params = variables["params"]
+    for name in ("first", "second"):  # the last unit says what the one before it says
+        params[name]["kernel"][..., -1] = params[name]["kernel"][..., -2]
+    params["first"]["bias"][-1] = params["first"]["bias"][-2]
+    for leaves in (params["norm"], variables["batch_stats"]["norm"]):
+        for leaf in leaves.values():
+            leaf[-1] = leaf[-2]
+    x = images(200)
+    keeps = {"first": np.arange(6) < 5, "second": np.arange(8) < 7}
+    _, small = cut(model, variables, x, keeps)
+    whole = np.asarray(model.apply(variables, x))
+    spread = whole.std()
+    # What is left is the ridge's doing.
+    assert np.abs(np.asarray(small(x)) - whole).max() < 0.02 * spread
+
+
+def test_pruned_rows_are_zero_and_the_rest_of_the_network_is_as_it_was():
+    model, variables = network()
+    keep = np.array([True, False, True, True, False, True])
+    fitted, small = cut(model, variables, images(), {"first": keep})
+    assert not fitted["params"]["second"]["kernel"][:, :, ~keep].any()
+    np.testing.assert_array_equal(
+        fitted["params"]["first"]["kernel"], variables["params"]["first"]["kernel"]
+    )
+    assert fitted["offsets"]["second"]["rows"].shape == (1, 8)
+    assert small.variables["params"]["second"]["kernel"].shape == (3, 3, 4, 8)
+    assert small.proof.different_predictions == 0
+
+
+def test_a_refitted_network_is_nearer_to_the_whole_one_than_a_sliced_one():
+    model, variables = network()
+    x, new = images(128), images(200)[128:]
+    keeps = {"first": np.arange(6) % 3 > 0, "second": np.arange(8) % 4 > 0}
+    _, small = cut(model, variables, x, keeps)
+    drops = {name: (keep, "drop") for name, keep in keeps.items()}
+    sliced = compact_groups(model, variables, drops, example=x[:4])
+    whole = np.asarray(model.apply(variables, new))
+
+    def error(network):
+        return np.square(np.asarray(network(new)) - whole).mean()
+
+    assert error(small) < 0.5 * error(sliced)
+
+
+def test_dense_layers_are_the_ridge_regression_on_kept_units():
+    model, variables = network()
+    x = images(64)
+    keep = np.arange(7) < 4
+    fitted, _ = cut(model, variables, x, {"third": keep})
+    state = model.apply(variables, x, capture_intermediates=True, mutable=True)[1]
+    hidden = np.asarray(nn.relu(state["intermediates"]["third"]["__call__"][0]))
+    target = np.asarray(state["intermediates"]["last"]["__call__"][0])
+    z, y = hidden[:, keep].astype(float), target.astype(float)
+    z0, y0 = z - z.mean(0), y - y.mean(0)
+    gram = z0.T @ z0
+    slow = np.linalg.solve(gram + 1e-3 * np.trace(gram) / 4 * np.eye(4), z0.T @ y0)
+    last = fitted["params"]["last"]
+    np.testing.assert_allclose(last["kernel"][keep], slow, atol=1e-4)
+    np.testing.assert_allclose(last["bias"], y.mean(0) - z.mean(0) @ slow, atol=1e-4)
+
+
+def test_a_network_can_be_cut_again():
+    model, variables = network()
+    x = images(64)
+    first = {"first": np.arange(6) < 4}
+    _, small = cut(model, variables, x, first)
+    keeps = {"second": np.arange(8) < 5, "third": np.arange(7) < 6}
+    groups = find_groups(small.apply, small.variables, x)
+    fitted = refit(small.apply, small.variables, x, groups, keeps)
+    drops = {name: (keep, "drop") for name, keep in keeps.items()}
+    again = compact_groups(small, fitted, drops, example=x[:4])
+    assert again.proof.different_predictions == 0
+    assert set(again.layers) == {"first", "second", "third"}
+    difference = np.abs(np.asarray(again(x)) - np.asarray(small(x))).mean()
+    assert difference < np.asarray(small(x)).std()
+
+
+def test_a_jitted_part_is_refused():
+    class Jitted(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.jit(nn.Conv)(4, (3, 3), name="first")(x))
+            return nn.jit(nn.Dense)(3, name="last")(x.mean((1, 2)))
+
+    model = Jitted()
+    variables = random_variables(model, jnp.zeros((1, *SHAPE)))
+    x = images(8)
+
+    def jitted(v, x):
+        return jax.jit(model.apply)(v, x)
+
+    groups = find_groups(Jitted().apply, variables, x)
+    for keep in ({}, {"first": np.arange(4) < 2}):
+        if keep and "first" not in groups.groups:
+            continue
+        if keep:
+            with pytest.raises(InputError, match="inside a transformation"):
+                refit(jitted, variables, x, groups, keep)
