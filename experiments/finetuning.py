@@ -1,6 +1,7 @@
 """What can be won back without going back: BatchNorm statistics, and fine-tuning."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,9 @@ from jax import Array
 from jax.tree_util import Partial
 
 from experiments.job import Job
+from experiments.whole import Whole
 from jaxprune.channels import taps
+from jaxprune.compaction.network import Compact
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
@@ -84,6 +87,51 @@ def describe(run: Job) -> dict[str, Any]:
         facts["distill_temperature"] = FLAGS.distill_temperature
         facts["distill_weight"] = FLAGS.distill_weight
     return facts
+
+
+def train_on(
+    run: Job, whole: Whole, small: Compact, accuracy_before: float
+) -> tuple[Compact, dict[str, Any], list[dict[str, Any]]]:
+    """Recalibrates and fine-tunes where that is asked for.
+
+    Returns:
+      The network, accuracies to add to the figures, and a line for each epoch, the
+      first of which is before any training.
+    """
+    changes: dict[str, Any] = {}
+    program = whole.program(small.apply)
+
+    def accuracy(variables: Any) -> float:
+        return whole.accuracy(whole.evaluate(program, variables, "test"))
+
+    variables = small.variables
+    if FLAGS.recalibrate:
+        variables, images = recalibrated(run, small.apply, variables)
+        changes["accuracy_recalibrated"] = accuracy(variables)
+        print(f"  recalibrated over {images} training images: accuracy "
+              f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
+    start = changes.get("accuracy_recalibrated", accuracy_before)
+    lines = [{"epoch": 0, "test_accuracy": start}]
+    if FLAGS.finetune_epochs:
+        for result in finetune(run, small.apply, variables, whole.variables):
+            variables = jax.tree.map(np.asarray, result.state.variables)
+            lines.append(
+                {
+                    "epoch": result.epoch,
+                    "loss": result.loss,
+                    "train_accuracy": result.accuracy,
+                    "test_accuracy": accuracy(variables),
+                    "seconds": round(result.seconds, 2),
+                }
+            )
+            print(
+                f"  fine-tuned, epoch {result.epoch}/{FLAGS.finetune_epochs}: loss "
+                f"{result.loss:.4f}, test accuracy {lines[-1]['test_accuracy']:.4f}"
+            )
+        changes["accuracy_finetuned"] = lines[-1]["test_accuracy"]
+    if changes:  # another network than the one that was compared
+        small = replace(small, variables=variables, proof=None)
+    return small, changes, lines
 
 
 def recalibrated(run: Job, apply: taps.Apply, variables: Any) -> tuple[Any, int]:

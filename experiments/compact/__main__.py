@@ -23,9 +23,8 @@ from experiments import calibration, choices, cli, cluster, facts, finetuning, j
 from experiments.choices import check_names, parse_ks
 from experiments.compact.masked import Masked
 from experiments.compact.plan import Plan, make_plan
-from experiments.compact.prune import Pruned, figures, prove, save
+from experiments.compact.prune import Pruned, save
 from experiments.compact.report import print_row, write_table
-from experiments.compact.training import train_on
 from experiments.flags import (
     define_batch_size,
     define_choices,
@@ -138,14 +137,18 @@ def _one(
         run.model, whole.variables, plan.choices.layer, plan.keep(k),
         fill=plan.fill, example=whole.example, call={"train": False},
     )  # fmt: skip
-    proof = prove(whole, small, k)
+    proof = whole.prove(whole.logits[k], small)
     row = {
         "k": k,
         "channels": len(plan.order),
-        **figures(whole, small, proof, batches, FLAGS.repeats),
+        "baseline_accuracy": whole.baseline,
+        "accuracy": proof.accuracy_compact,
+        "different_predictions": proof.different_predictions,
+        "largest_difference": proof.largest_difference,
+        **whole.figures(small, batches, FLAGS.repeats),
     }
     print_row(row, proof, f"layer {plan.choices.layer}, fill {plan.choices.fill}")
-    small, changes, lines = train_on(
+    small, changes, lines = finetuning.train_on(
         run, whole, small, float(proof.accuracy_compact or 0)
     )
     row |= changes

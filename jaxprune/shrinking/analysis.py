@@ -11,7 +11,7 @@ nothing is trained, and no label is used.
 import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,18 @@ class Budget:
             raise InputError(f"{name} is at least 1, and finite: got {value}")
 
 
+class Cut(NamedTuple):
+    """A smaller network, and the masked one that it is proved equal to.
+
+    Attributes:
+      small: the smaller network.
+      variables: of the whole network's shapes, with zeros for all that is pruned.
+    """
+
+    small: Compact
+    variables: Any
+
+
 @dataclass(frozen=True)
 class Analysis:
     """What is known of a network before it is cut.
@@ -115,9 +127,9 @@ class Analysis:
 
     def shrink(self, budget: Budget, *, multiple_of: int = 1) -> Compact:
         """The network cut to a budget, its layers fitted to the whole network's."""
-        return self.cut(self.widths(budget, multiple_of=multiple_of))
+        return self.cut(self.widths(budget, multiple_of=multiple_of)).small
 
-    def cut(self, widths: Widths) -> Compact:
+    def cut(self, widths: Widths) -> "Cut":
         """The network with these widths, its layers fitted to the whole network's.
 
         Where the model's code would call other layers, as one that compares shapes at
@@ -138,22 +150,19 @@ class Analysis:
                     continue
             raise
 
-    def _cut(self, widths: Widths) -> Compact:
+    def _cut(self, widths: Widths) -> "Cut":
         keeps = {
             name: self.curves[name].keep(width)
             for name, width in widths.items()
             if width < self.costs.whole[name]
         }
         if not keeps:
-            return self.whole
+            return Cut(self.whole, self.whole.variables)
         whole = self.whole
         fitted = refit(whole.apply, whole.variables, self.images, self.groups, keeps)
-        return compact_groups(
-            whole,
-            fitted,
-            {name: (keep, "drop") for name, keep in keeps.items()},
-            example=self.images[:_EXAMPLES],
-        )
+        drops = {name: (keep, "drop") for name, keep in keeps.items()}
+        example = self.images[:_EXAMPLES]
+        return Cut(compact_groups(whole, fitted, drops, example=example), fitted)
 
 
 def analyse(

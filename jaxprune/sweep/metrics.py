@@ -6,7 +6,8 @@ Axes: K masks (or any leading axes), N images, C classes.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
+from scipy import stats
 from sklearn.metrics import confusion_matrix
 
 from jaxprune.errors import InputError
@@ -66,3 +67,23 @@ def largest_k_within(
     # A loss of exactly `drop` counts, whatever the rounding of the two quotients;
     # accuracies over up to 10^9 images differ by more than this.
     return int(max(np.asarray(ks)[scores >= scores[0] - drop - 1e-10]))
+
+
+def largest_drop(
+    before: Bool[np.ndarray, " N"], after: Bool[np.ndarray, " N"]
+) -> float:
+    """How much accuracy may have been lost: the one-sided 95 % upper limit.
+
+    Agresti and Min 2005: Wald's limit for paired proportions with half an image added
+    to each of the four cells.
+
+    Args:
+      before: whether each image was predicted right.
+      after: the same of the other network.
+    """
+    images = len(before) + 2
+    lost = (before & ~after).sum() + 0.5
+    won = (after & ~before).sum() + 0.5
+    drop = (lost - won) / images
+    variance = (lost + won - (lost - won) ** 2 / images) / images**2
+    return float(drop + stats.norm.ppf(0.95) * np.sqrt(variance))

@@ -66,7 +66,7 @@ def test_widths_that_change_the_models_way_are_moved():
     analysis = analyse(model, variables, images)
     equal = min(analysis.costs.whole.values()) // 2
     widths = dict.fromkeys(analysis.curves, equal)
-    small = analysis.cut(widths)
+    small = analysis.cut(widths).small
     kept = [len(layer.kept) for layer in small.layers.values()]
     assert sum(kept) in (equal * len(kept), equal * len(kept) - 1)
 
