@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,29 @@ from experiments.job import Job
 from jaxprune.networks import checkpoint
 from jaxprune.sweep.result import SweepResult
 
+_OF_A_SWEEP = (
+    "weights", "tap", "rank_split", "eval_split", "dtype", "calibration_split", "ridge",
+)  # fmt: skip
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def describe(run: Job, choices: Choices, fill: str, variables: Any) -> dict[str, Any]:
     """Network, choices, device, versions and commit; JSON-able."""
     return {
-        "model": run.config.model,
-        "dataset": run.config.dataset,
         "criterion": choices.criterion,
         "tap": choices.tap,
         "rank_split": choices.rank_split,
         "eval_split": choices.eval_split,
         **choices.calibration(fill),
+        **network(run, variables),
+    }
+
+
+def network(run: Job, variables: Any) -> dict[str, Any]:
+    """Network, device, versions and commit; JSON-able."""
+    return {
+        "model": run.config.model,
+        "dataset": run.config.dataset,
         "dtype": run.config.dtype,
         "seed": run.config.seed,
         "weights": checkpoint.fingerprint(variables),
@@ -45,18 +56,17 @@ def device() -> str:
 
 def differences(saved: SweepResult, facts: dict[str, Any]) -> list[str]:
     """What a saved sweep was made with that is otherwise now."""
+    return differing(saved.about, facts, _OF_A_SWEEP)
+
+
+def differing(
+    saved: dict[str, Any], facts: dict[str, Any], keys: Iterable[str]
+) -> list[str]:
+    """Which of the facts are otherwise than when something was saved."""
     return [
-        f"{key} is {saved.about.get(key)!s:.24}, not {facts.get(key)!s:.24}"
-        for key in (
-            "weights",
-            "tap",
-            "rank_split",
-            "eval_split",
-            "dtype",
-            "calibration_split",
-            "ridge",
-        )
-        if saved.about.get(key) != facts.get(key)
+        f"{key} is {saved.get(key)!s:.24}, not {facts.get(key)!s:.24}"
+        for key in keys
+        if saved.get(key) != facts.get(key)
     ]
 
 

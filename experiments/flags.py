@@ -15,9 +15,11 @@ from experiments.config import Config
 from experiments.recipes import RECIPES
 from jaxprune.channels.fills import FILLS
 from jaxprune.channels.taps import TAPS
+from jaxprune.errors import InputError, check_choice
 from jaxprune.ranking.criteria import CRITERIA
 
 FLAGS = flags.FLAGS
+EXPORTS = ("stablehlo",)
 _DEFINE: dict[Any, Callable[..., Any]] = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
@@ -108,8 +110,50 @@ def define_finetuning() -> None:
 
 
 @functools.cache
+def define_images() -> None:
+    """The images that networks are measured on, and those that fits are made on."""
+    flags.DEFINE_string("eval_split", "test", "Images that predictions are made for.")
+    flags.DEFINE_string(
+        "calibration_split", "train[:512]",
+        "Images without labels that fill linear, or a smaller network, is fitted on.",
+    )  # fmt: skip
+    flags.DEFINE_bool(
+        "allow_overlap", False, "Let the calibration split hold images of eval_split."
+    )
+
+
+@functools.cache
+def define_smaller() -> None:
+    """How far a network is pruned, how it is timed and in which form it is written."""
+    flags.DEFINE_float("max_drop", None, "Lose no more accuracy than this.", 0.0, 1.0)
+    flags.DEFINE_string("export", None, f"Also write: {', '.join(EXPORTS)}.")
+    flags.DEFINE_integer("repeats", 10, "Timed calls at each batch size.", 1)
+    flags.DEFINE_list("latency_batches", ["1", "32", "256"], "Batch sizes to time.")
+
+
+def check_smaller() -> list[int]:
+    """The batch sizes to time.
+
+    Raises:
+      InputError: they are no positive numbers, or an unknown form is to be written.
+    """
+    if FLAGS.export is not None:
+        check_choice("export", FLAGS.export, EXPORTS)
+    try:
+        batches = [int(text) for text in FLAGS.latency_batches]
+    except ValueError:
+        batches = []
+    if not batches or min(batches) < 1:
+        raise InputError(
+            f"--latency_batches takes positive numbers: {FLAGS.latency_batches}"
+        )
+    return batches
+
+
+@functools.cache
 def define_choices() -> None:
     """Which channels are pruned, what they become, and on which images."""
+    define_images()
     flags.DEFINE_string(
         "layer", None,
         "Convolution to prune. Default: the last; of cifar_resnet the last block's "
@@ -126,18 +170,11 @@ def define_choices() -> None:
         f"What a pruned channel becomes: {', '.join(FILLS)}; in a sweep also all.",
     )  # fmt: skip
     flags.DEFINE_string("rank_split", "test", "Images that channels are scored on.")
-    flags.DEFINE_string("eval_split", "test", "Images that predictions are made for.")
-    flags.DEFINE_string(
-        "calibration_split", "train[:512]", "Images that fill linear is fitted on."
-    )
     flags.DEFINE_float(
         "ridge",
         None,
         "Of fill linear, in units of the mean variance. Default: "
         "the smallest leave-one-out error.",
-    )
-    flags.DEFINE_bool(
-        "allow_overlap", False, "Let the calibration split hold images of eval_split."
     )
     flags.DEFINE_string(
         "ks", None, "Numbers of pruned channels, start:stop:step or a,b,c."

@@ -26,10 +26,12 @@ from experiments.compact.plan import Plan, make_plan
 from experiments.compact.prune import Pruned, save
 from experiments.compact.report import print_row, write_table
 from experiments.flags import (
+    check_smaller,
     define_batch_size,
     define_choices,
     define_finetuning,
     define_network,
+    define_smaller,
 )
 from experiments.job import Job
 from experiments.weights import train_or_restore
@@ -38,33 +40,26 @@ from jaxprune.channels.fills import FILLS
 from jaxprune.compaction import artefact
 from jaxprune.compaction.compact import compact
 from jaxprune.data import datasets
-from jaxprune.errors import InputError, check_choice
+from jaxprune.errors import InputError
 from jaxprune.ranking.order import check_ks
 
 FLAGS = flags.FLAGS
-EXPORTS = ("stablehlo",)
 define_network()
 define_batch_size()
 define_choices()
 define_finetuning()
 flags.DEFINE_integer("k", None, "Channels to prune: the k lowest.", lower_bound=0)
-flags.DEFINE_float(
-    "max_drop", None, "Prune the largest K that loses no more accuracy in the sweep.",
-    0.0, 1.0,
-)  # fmt: skip
-flags.DEFINE_string("export", None, f"Also write: {', '.join(EXPORTS)}.")
-flags.DEFINE_integer("repeats", 10, "Timed calls at each batch size.", lower_bound=1)
-flags.DEFINE_list("latency_batches", ["1", "32", "256"], "Batch sizes to time.")
+define_smaller()
 
 
 def main() -> None:
     """Restores, prunes, proves, measures, saves."""
     _check_flags()
+    batches = check_smaller()
     run = job.load(train_imported=False)
     cluster.require_one_process("experiments.compact")
     split = datasets.choose_split(run.splits, FLAGS.eval_split)
     batch_size = run.batch_size(split)
-    batches = _latency_batches()
     chosen = choices.resolve(run)
     p = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output.shape[-1]
     ks = _ks(p)
@@ -102,24 +97,10 @@ def _check_flags() -> None:
     given = [name for name in ("k", "max_drop", "ks") if FLAGS[name].value is not None]
     if len(given) != 1:
         raise InputError("say how many channels to prune: one of --k, --max_drop, --ks")
-    if FLAGS.export is not None:
-        check_choice("export", FLAGS.export, EXPORTS)
     if FLAGS.fill == "all":
         raise InputError(f"--fill takes one of {', '.join(FILLS)} here")
     check_names(tuple(FILLS))
     finetuning.check_flags()
-
-
-def _latency_batches() -> list[int]:
-    try:
-        batches = [int(text) for text in FLAGS.latency_batches]
-    except ValueError:
-        batches = []
-    if not batches or min(batches) < 1:
-        raise InputError(
-            f"--latency_batches takes positive numbers: {FLAGS.latency_batches}"
-        )
-    return batches
 
 
 def _ks(p: int) -> tuple[int, ...] | None:

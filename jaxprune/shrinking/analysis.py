@@ -53,17 +53,29 @@ class Budget:
     latency: Number | None = None
 
     def __post_init__(self) -> None:
-        given = {k: v for k, v in vars(self).items() if v is not None}
+        given = [name for name, value in vars(self).items() if value is not None]
         if len(given) != 1:
-            names = " and ".join(given) or "none"
             raise InputError(
-                f"give one budget of speedup, size and latency, got {names}"
+                "give one budget of speedup, size and latency, got "
+                f"{' and '.join(given) or 'none'}"
             )
-        ((name, value),) = given.items()
-        if name == "size" and not 0 < value <= 1:
-            raise InputError(f"size is a share of the parameters in (0, 1]: {value}")
-        if name != "size" and not 1 <= value < np.inf:
-            raise InputError(f"{name} is at least 1, and finite: got {value}")
+        if self.kind == "size" and not 0 < self.value <= 1:
+            raise InputError(
+                f"size is a share of the parameters in (0, 1], got {self.value:g}"
+            )
+        if self.kind != "size" and not 1 <= self.value < np.inf:
+            raise InputError(f"{self.kind} is at least 1, and finite: {self.value:g}")
+
+    @property
+    def kind(self) -> str:
+        """Which of the three."""
+        return next(name for name, value in vars(self).items() if value is not None)
+
+    @property
+    def value(self) -> Number:
+        """How far."""
+        value: Number = getattr(self, self.kind)
+        return value
 
 
 class Cut(NamedTuple):

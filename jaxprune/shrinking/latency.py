@@ -29,6 +29,8 @@ from jaxprune.shrinking.costs import Costs, Number, Widths
 
 # Shares of the features that a layer is timed at, on either side.
 _SHARES = (0.06, 0.25, 0.5, 0.75, 1.0)
+# Multiples that widths may be rounded to, in a window of widths; what is as fast.
+_MULTIPLES, _WINDOW, _AS_FAST = (1, 2, 4, 8, 16, 32), 32, 1.03
 # Seconds that a program is timed for, and the fewest calls.
 _SECONDS, _CALLS = 0.03, 5
 
@@ -64,12 +66,14 @@ class LatencyTable:
       costs: how many features each layer has.
       layers: what was timed.
       rest: seconds of the whole network that are not its layers'.
+      multiple: numbers of features that are multiples of this are faster here.
     """
 
     batch: int
     costs: Costs
     layers: Mapping[str, Timed]
     rest: float
+    multiple: int = 1
 
     def seconds(self, widths: Widths) -> float:
         """Of a call; `widths` of all groups."""
@@ -77,11 +81,13 @@ class LatencyTable:
         return self._of_layers(widths) + self.rest * elements
 
     def _of_layers(self, widths: Widths) -> float:
-        sides = ((name, self.costs.layers[name]) for name in self.layers)
-        return sum(
-            self.layers[name].at(p.inputs.features(widths), p.outputs.features(widths))
-            for name, p in sides
-        )
+        return sum(self.layer(name, widths) for name in self.layers)
+
+    def layer(self, name: str, widths: Widths) -> float:
+        """Seconds of one layer."""
+        product = self.costs.layers[name]
+        given, returned = product.inputs, product.outputs
+        return self.layers[name].at(given.features(widths), returned.features(widths))
 
     def _elements(self, widths: Widths) -> Number:
         return sum(
@@ -109,15 +115,18 @@ def measure_latency(
     """
     clock = _Clock(cache)
     layers = {}
-    for name, (module, given, returned) in _shapes(whole, x).items():
+    shapes = _shapes(whole, x)
+    for name, (module, given, returned) in shapes.items():
         if name in costs.layers:
             on_layer(name)
             layers[name] = _time_layer(clock, module, given, returned)
+    largest = max(layers, key=lambda name: costs.layers[name].count(costs.whole))
+    multiple = _fastest_multiple(clock, *shapes[largest])
     clock.save()
     program = jax.jit(lambda v, x: whole.apply(v, x))
     variables = jax.device_put(whole.variables)
     seconds = clock.measure(lambda: program(variables, x))
-    table = LatencyTable(len(x), costs, layers, 0.0)
+    table = LatencyTable(len(x), costs, layers, 0.0, multiple)
     return replace(table, rest=seconds - table.seconds(costs.whole))
 
 
@@ -156,6 +165,24 @@ def _time_layer(clock: "_Clock", module: Any, given: Any, returned: Any) -> Time
     grid = np.reshape(seconds, [len(w) for w in widths])
     positions = int(np.prod(returned.shape[1:-1]))
     return Timed(widths[0], widths[1], grid, positions)
+
+
+def _fastest_multiple(clock: "_Clock", module: Any, given: Any, returned: Any) -> int:
+    """What widths should be rounded up to: the least that is as fast as any.
+
+    Any width in a window is as likely as another.
+    """
+    top = returned.shape[-1] // 2 // _WINDOW * _WINDOW
+    if getattr(module, "feature_group_count", 1) != 1 or not top:
+        return 1
+    shape, dtype = given.shape, given.dtype
+    seconds = {
+        width: clock.time(module.clone(features=width), shape, dtype)
+        for width in range(top - _WINDOW + 1, top + 1)
+    }
+    mean = {m: np.mean([seconds[-(-w // m) * m] for w in seconds]) for m in _MULTIPLES}
+    best = min(mean.values())
+    return next(m for m in _MULTIPLES if mean[m] <= _AS_FAST * best)
 
 
 def _grid(features: int) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""Whole networks, smaller to a budget."""

@@ -1,0 +1,174 @@
+r"""Makes the whole network smaller to a budget, without training, and proves it.
+
+    python -m experiments.shrink --model=cifar_vgg --speedup=2
+    python -m experiments.shrink --model=cifar_vgg --latency=2 --batch=1
+    python -m experiments.shrink --model=cifar_vgg --size=0.25
+    python -m experiments.shrink --model=cifar_vgg --max_drop=0.01
+    python -m experiments.shrink --model=cifar_resnet --speedup=2 \
+        --finetune_epochs=3 --distill
+
+Which channels go together is found from the traced network; what each width costs, and
+what every layer takes on this machine, is measured once. The ladder of budgets and the
+one that is asked for share that. Writes shrink/ (layers.csv, pareto.csv and .png,
+summary.json) and the network, as shrink-<budget>/. Run the same command again after an
+interruption: what is finished is kept.
+"""
+
+import itertools
+
+import numpy as np
+from absl import flags
+
+from experiments import cli, cluster, finetuning, job
+from experiments.flags import (
+    check_smaller,
+    define_batch_size,
+    define_finetuning,
+    define_images,
+    define_network,
+    define_smaller,
+)
+from experiments.shrink.ladder import Ladder, Rung
+from experiments.shrink.report import print_rung, save_network, write_files
+from experiments.weights import train_or_restore
+from jaxprune.compaction import artefact
+from jaxprune.data import datasets
+from jaxprune.errors import InputError
+from jaxprune.shrinking.analysis import Budget
+
+FLAGS = flags.FLAGS
+define_network()
+define_batch_size()
+define_finetuning()
+define_images()
+define_smaller()
+flags.DEFINE_float("speedup", None, "How many times fewer multiply-adds.")
+flags.DEFINE_float("size", None, "Share of the parameters that may be left.")
+flags.DEFINE_float("latency", None, "How many times less time, as predicted here.")
+flags.DEFINE_integer("batch", 32, "Images in a batch that --latency is for.", 1)
+flags.DEFINE_list(
+    "ladder", ["1.25", "1.5", "2", "2.5", "3", "4"],
+    "Times fewer multiply-adds, for pareto.csv; empty for none.",
+)  # fmt: skip
+flags.DEFINE_list("keep_whole", [], "Groups, or layers, of which nothing is pruned.")
+flags.DEFINE_integer(
+    "multiple_of", None,
+    "Widths are multiples of this. Default: what is faster on this machine.", 1,
+)  # fmt: skip
+
+# Steps of --max_drop: each is this many times faster than the one before.
+_STEP = 1.1
+
+
+def main() -> None:
+    """Restores, analyses, cuts, proves, measures, saves."""
+    budget = _budget()
+    steps = _steps()
+    batches = check_smaller()
+    finetuning.check_flags()
+    run = job.load(train_imported=False)
+    cluster.require_one_process("experiments.shrink")
+    split = datasets.choose_split(run.splits, FLAGS.eval_split)
+    calibration = datasets.choose_split(run.splits, FLAGS.calibration_split)
+    _check_overlap(run)
+    finetuning.images(run)  # raises now where there are too few
+    folder = run.workdir / f"shrink-{_name(budget)}"
+    artefact.check_target(folder)
+    variables = train_or_restore(run)
+    ladder = Ladder(
+        run, variables, split, calibration.read(np.arange(len(calibration))), batches
+    )
+    if budget is not None:
+        ladder.widths(budget)  # raises now where it is out of reach
+    chosen: Rung | None = None
+    try:
+        for step in steps:
+            print_rung(ladder.rung(Budget(speedup=step)))
+        chosen = _within(ladder) if budget is None else ladder.rung(budget)
+        print_rung(chosen)
+        small, changes, lines = finetuning.train_on(
+            run, ladder.whole, ladder.cut(chosen).small, chosen.row["accuracy"]
+        )
+    except KeyboardInterrupt:
+        if ladder.rungs:
+            write_files(ladder, chosen)
+        raise cli.Interrupted(
+            f"interrupted: {ladder.folder} keeps what is measured and "
+            f"{len(ladder.rungs)} finished budgets; run the same command again to go on"
+        ) from None
+    write_files(ladder, chosen)
+    save_network(folder, ladder, chosen, small, changes, lines)
+
+
+def _budget() -> Budget | None:
+    """The budget that the flags give; None where --max_drop decides."""
+    names = ("speedup", "size", "latency")
+    given = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
+    if len(given) + (FLAGS.max_drop is not None) != 1:
+        raise InputError(
+            "say how far to go: one of --speedup, --size, --latency, --max_drop"
+        )
+    return None if FLAGS.max_drop is not None else Budget(**given)
+
+
+def _name(budget: Budget | None) -> str:
+    """As part of a folder's name.
+
+    >>> _name(Budget(speedup=2.0))
+    'speedup2'
+    """
+    if budget is None:
+        return f"max_drop{FLAGS.max_drop:g}"
+    batch = f"-batch{FLAGS.batch}" if budget.latency is not None else ""
+    return f"{budget.kind}{budget.value:g}{batch}"
+
+
+def _steps() -> list[float]:
+    """The ladder's numbers."""
+    texts = [text for text in FLAGS.ladder if text]
+    try:
+        steps = sorted({float(text) for text in texts})
+        for step in steps:
+            Budget(speedup=step)
+    except ValueError:
+        raise InputError(
+            f"--ladder takes numbers of at least 1, got {','.join(texts)}"
+        ) from None
+    return steps
+
+
+def _check_overlap(run: job.Job) -> None:
+    shared = datasets.overlap(run.splits, FLAGS.calibration_split, FLAGS.eval_split)
+    if shared and not FLAGS.allow_overlap:
+        raise InputError(
+            f"--calibration_split={FLAGS.calibration_split} holds {shared} images of "
+            f"--eval_split={FLAGS.eval_split}: choose others, or --allow_overlap"
+        )
+
+
+def _within(ladder: Ladder) -> Rung:
+    """The last budget before the first whose drop may be more than is allowed.
+
+    Budgets are tested one after another, up to the first failure, so that the whole
+    choice has the confidence of one test (fixed sequence; Maurer et al. 1995).
+    """
+    passed: Rung | None = None
+    for power in itertools.count(1):
+        budget = Budget(speedup=round(_STEP**power, 3))
+        if passed is not None and not ladder.reaches(budget):
+            return passed
+        rung = ladder.rung(budget)
+        print_rung(rung)
+        if rung.row["largest_drop"] > FLAGS.max_drop:
+            break
+        passed = rung
+    if passed is None:
+        raise InputError(
+            f"--max_drop={FLAGS.max_drop:g}: {budget.value:g} times fewer "
+            f"multiply-adds may already cost {rung.row['largest_drop']:.4f}"
+        )
+    return passed
+
+
+if __name__ == "__main__":
+    cli.run(main)

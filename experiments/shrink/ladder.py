@@ -1,0 +1,202 @@
+"""One analysis, and a network for each budget: cut, proved, measured, remembered."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import cluster, facts
+from experiments.job import Job
+from experiments.whole import Whole
+from jaxprune.compaction.network import Compact
+from jaxprune.data.splits import Split
+from jaxprune.data.tfds import cache_folder
+from jaxprune.errors import InputError
+from jaxprune.files import write_text
+from jaxprune.shrinking.analysis import Analysis, Budget, Cut, analyse
+from jaxprune.shrinking.curves import Curve
+from jaxprune.shrinking.latency import LatencyTable, measure_latency
+from jaxprune.sweep.metrics import largest_drop
+
+FLAGS = flags.FLAGS
+
+
+class Rung(NamedTuple):
+    """A budget and what it comes to.
+
+    Attributes:
+      budget: how far to go.
+      widths: units that each group keeps.
+      row: figures of the network.
+    """
+
+    budget: Budget
+    widths: dict[str, int]
+    row: dict[str, Any]
+
+
+class Ladder:
+    """The networks for several budgets, from one analysis.
+
+    Attributes:
+      run: the run directory's job.
+      folder: where what is measured is kept.
+      facts: network, images, device and versions, for the files.
+      whole: the whole network over the evaluation split.
+      baseline: its accuracy, in [0, 1].
+      analysis: of the network.
+      latency: its layers' times.
+      rungs: what is finished, by budget.
+    """
+
+    def __init__(
+        self,
+        run: Job,
+        variables: Any,
+        split: Split,
+        images: np.ndarray,
+        batches: Sequence[int],
+    ):
+        self.run, self.batches = run, sorted({*batches, FLAGS.batch})
+        self.folder = run.workdir / "shrink"
+        self.facts = {
+            **facts.network(run, variables),
+            "eval_split": FLAGS.eval_split,
+            "calibration_split": FLAGS.calibration_split,
+        }
+        self._state = _read(self.folder / "state.json", self.facts)
+        self.whole = Whole(run, variables, split, run.batch_size(split))
+        analysis = self._analyse(variables, run.scale(jnp.asarray(images)))
+        self.latency = self._measure(analysis)
+        self.analysis: Analysis = replace(analysis, latency=self.latency)
+        program = self.whole.program(self.whole.apply)
+        self._whole_logits = self.whole.evaluate(program, variables, "whole network")
+        self.baseline = self.whole.accuracy(self._whole_logits)
+        self.rungs: dict[str, Rung] = {}
+        self._last: tuple[dict[str, int], Cut] | None = None
+
+    def widths(self, budget: Budget) -> dict[str, int]:
+        """Units that each group keeps."""
+        multiple = FLAGS.multiple_of or self.latency.multiple
+        return self.analysis.widths(budget, multiple_of=multiple)
+
+    def reaches(self, budget: Budget) -> bool:
+        """Whether the network can be cut to the budget."""
+        try:
+            self.widths(budget)
+        except InputError:
+            return False
+        return True
+
+    def cut(self, rung: Rung) -> Cut:
+        """The rung's network, made again where it is not the last that was made."""
+        if self._last is None or self._last[0] != rung.widths:
+            self._last = rung.widths, self.analysis.cut(rung.widths)
+        return self._last[1]
+
+    def rung(self, budget: Budget) -> Rung:
+        """A budget's network, cut, proved and measured; or as it was remembered."""
+        widths = self.widths(budget)
+        key = f"{budget.kind}={budget.value:g}"
+        saved = self._state["rungs"].get(key)
+        same = (
+            saved is not None
+            and saved["widths"] == widths
+            and set(saved["row"]["latency"]) == {str(b) for b in self.batches}
+        )
+        rung = Rung(budget, widths, saved["row"] if same else {})
+        if not same:
+            rung.row.update(self._measured(rung))
+            self._state["rungs"][key] = {"widths": widths, "row": rung.row}
+            self._save()
+        self.rungs[key] = rung
+        return rung
+
+    def _measured(self, rung: Rung) -> dict[str, Any]:
+        small, variables = self.cut(rung)
+        whole = self.whole
+        # Unlike the model itself, this knows what is added where there is no bias.
+        program = whole.program(self.analysis.whole.apply)
+        masked = whole.evaluate(program, variables, "masked network")
+        proof = whole.prove(masked, small)
+        right = [
+            logits.argmax(-1) == whole.split.labels
+            for logits in (self._whole_logits, masked)
+        ]
+        predicted = [
+            self.latency.seconds({**self.analysis.costs.whole, **widths})
+            for widths in ({}, _kept(small, rung.widths))
+        ]
+        return {
+            "baseline_accuracy": self.baseline,
+            "accuracy": proof.accuracy_compact,
+            "largest_drop": largest_drop(*right),
+            "proof": proof.to_json(),
+            **whole.figures(small, self.batches, FLAGS.repeats),
+            "predicted_speedup": predicted[0] / predicted[1],
+            "predicted_seconds": predicted[1],
+        }
+
+    def _analyse(self, variables: Any, images: Any) -> Analysis:
+        known = {name: _curve(c) for name, c in self._state["curves"].items()}
+        with cluster.progress(desc="loss curves", unit="group") as bar:
+
+            def keep(name: str, curve: Curve) -> None:
+                self._state["curves"][name] = asdict(curve)
+                self._save()
+                bar.update()
+
+            return analyse(
+                self.run.model, variables, images, call={"train": False},
+                keep_whole=FLAGS.keep_whole, known=known, on_curve=keep,
+            )  # fmt: skip
+
+    def _measure(self, analysis: Analysis) -> LatencyTable:
+        shape = (FLAGS.batch, *analysis.images.shape[1:])
+        with cluster.progress(desc="layers' times", unit="layer") as bar:
+            return measure_latency(
+                analysis.whole, analysis.costs, jnp.resize(analysis.images, shape),
+                cache=cache_folder(FLAGS.cache_dir), on_layer=lambda name: bar.update(),
+            )  # fmt: skip
+
+    def _save(self) -> None:
+        text = json.dumps({"facts": self.facts, **self._state}) + "\n"
+        write_text(self.folder / "state.json", text)
+
+
+def _kept(small: Compact, widths: dict[str, int]) -> dict[str, int]:
+    """Widths as they came out, which may be a unit less than was asked for."""
+    return {**widths, **{n: len(p.kept) for n, p in small.layers.items()}}
+
+
+def _curve(fields: dict[str, Any]) -> Curve:
+    return Curve(**{name: tuple(values) for name, values in fields.items()})
+
+
+def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run has measured, if it is of the same network and images.
+
+    Raises:
+      InputError: it is of others, or damaged.
+    """
+    if not path.exists():
+        return {"curves": {}, "rungs": {}}
+    try:
+        state = json.loads(path.read_text())
+        found = facts.differing(state.pop("facts"), about, _DECISIVE)
+    except (ValueError, KeyError, AttributeError):
+        raise InputError(f"{path} is damaged: remove it to measure anew") from None
+    if found:
+        raise InputError(
+            f"{path.parent} is of another network or other images: {'; '.join(found)}."
+            " Remove it, or give another --workdir"
+        )
+    return state
+
+
+_DECISIVE = ("weights", "eval_split", "calibration_split", "dtype", "device")
