@@ -24,11 +24,11 @@ class Somebodys(nn.Module):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sweep, compact, groups = (
+    sweep, compact, shrink, groups = (
         block.split("```")[0] for block in README.read_text().split("```python\n")[1:]
     )
     assert len([line for line in sweep.splitlines() if line]) <= 10
-    split = random_split()
+    split = random_split(n=40)
     model = Somebodys()
     images = np.asarray(split.images, dtype)
     variables = model.init(jax.random.key(0), jnp.asarray(images[:1]), train=False)
@@ -40,7 +40,7 @@ def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     exec(sweep, names)
     assert names["tapped"].name == "Conv_0"
     result = names["result"]
-    assert result.predictions.shape == (8, 23)
+    assert result.predictions.shape == (8, 40)
     assert capsys.readouterr().out
     exec(compact, names)
     assert len(names["small"].layers["Conv_0"].kept) == 8 - names["k"]
@@ -48,6 +48,9 @@ def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     expected = result.predictions[row, :16]
     np.testing.assert_array_equal(names["logits"].argmax(-1), expected)
     np.testing.assert_array_equal(names["small"](images[:16]), names["logits"])
+    exec(shrink, names)
+    assert names["fast"](images[:4]).shape == (4, 4)
+    assert len(names["fast"].layers["Conv_0"].kept) <= 4
     exec(groups, names)
     assert names["smaller"].layers["Conv_0"].kept == (0, 2, 4, 6)
 

@@ -140,9 +140,8 @@ def make_train_step(
       seed: dropout and augmentation of step t draw from (seed, t).
       l2: coefficient for each layer that has one.
       augment: (key, images) -> images, before scaling.
-      teacher: scaled images -> logits of a network that is not trained. Arrays that a
-        function closes over become constants of the program; those that a
-        `jax.tree_util.Partial` holds are given to it.
+      teacher: scaled images -> logits of a network that is not trained. Arrays that it
+        closes over become constants of the program; a `jax.tree_util.Partial`'s do not.
       temperature: that both sides' logits are divided by.
       weight: of the teacher, in [0, 1]; with 1, labels play no part.
 
@@ -170,9 +169,10 @@ def make_train_step(
         return _descend(objective, optimizer, state, x, labels, target, dropout_key)
 
     step = jax.jit(step_function, donate_argnums=0)
-    if teacher and not isinstance(teacher, Partial):
-        teacher = Partial(teacher)
-    return partial(step, teacher=teacher) if teacher else step
+    if teacher is None:
+        return step
+    held = teacher if isinstance(teacher, Partial) else Partial(teacher)
+    return partial(step, teacher=held)
 
 
 def _descend(

@@ -231,11 +231,15 @@ class _Clock:
 
 
 def _describe(module: Any) -> str:
-    """A layer's class and settings, without its name and its functions."""
+    """A layer's class and settings, without its name; functions by theirs."""
     names = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
     values = {name: getattr(module, name) for name in sorted(names)}
-    settings = (f"{k}={v}" for k, v in values.items() if not callable(v))
+    settings = (f"{k}={_name(v) if callable(v) else v}" for k, v in values.items())
     return f"{type(module).__name__}({', '.join(settings)})"
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def _median(run: Callable[[], Any]) -> float:
