@@ -2,9 +2,10 @@
 
 Starting from the whole network, the group and width with the least loss for what they
 save come next, costs being those of the network as cut so far. Losses are taken to add
-up over groups. The last step goes only as far as the budget asks for.
+up over groups. What the last step saves too much is given back where it helps most.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 from jaxprune.errors import InputError
@@ -53,15 +54,33 @@ def allocate(
             widths = dict(narrowest)
             break
         _, _, name, width = best
-        if cost({**widths, name: width}) <= budget:
-            enough = [
-                w
-                for w in _multiples(width, widths[name], multiple_of)
-                if cost({**widths, name: w}) <= budget
-            ]
-            width = max(enough, default=width)
         widths[name] = width
-    return widths
+    return _give_back(curves, cost, budget, widths, multiple_of)
+
+
+def _give_back(
+    curves: Mapping[str, Curve],
+    cost: Callable[[Widths], Number],
+    budget: Number,
+    widths: dict[str, int],
+    multiple_of: int,
+) -> dict[str, int]:
+    """Widens one group after another, by the most loss for its cost, in the budget."""
+    while True:
+        now, best = cost(widths), None
+        for name, curve in curves.items():
+            wider = (widths[name] // multiple_of + 1) * multiple_of
+            wider = min(wider, curve.widths[0])
+            added = cost({**widths, name: wider}) - now
+            if wider == widths[name] or now + added > budget:
+                continue
+            gained = curve.loss(widths[name]) - curve.loss(wider)
+            value = gained / added if added > 0 else math.inf
+            best = max(best or (value, name, wider), (value, name, wider))
+        if best is None:
+            return widths
+        _, name, wider = best
+        widths = {**widths, name: wider}
 
 
 def _widths(curve: Curve, multiple_of: int) -> list[int]:
@@ -70,8 +89,3 @@ def _widths(curve: Curve, multiple_of: int) -> list[int]:
     counts = {max(1, round(width / multiple_of)) for width in curve.widths}
     below = (n * multiple_of for n in counts if n * multiple_of < whole)
     return sorted({whole, *below}, reverse=True)
-
-
-def _multiples(low: int, high: int, multiple_of: int) -> range:
-    """Multiples above `low` and below `high`."""
-    return range(low + multiple_of, high, multiple_of)

@@ -170,14 +170,14 @@ def _time_layer(clock: "_Clock", module: Any, given: Any, returned: Any) -> Time
 def _fastest_multiple(clock: "_Clock", module: Any, given: Any, returned: Any) -> int:
     """What widths should be rounded up to: the least that is as fast as any.
 
-    Any width in a window is as likely as another.
+    Any width in a window is as likely as another, given and returned alike.
     """
-    top = returned.shape[-1] // 2 // _WINDOW * _WINDOW
+    top = returned.shape[-1] // _WINDOW * _WINDOW
     if getattr(module, "feature_group_count", 1) != 1 or not top:
         return 1
-    shape, dtype = given.shape, given.dtype
+    shape, dtype = given.shape[:-1], given.dtype
     seconds = {
-        width: clock.time(module.clone(features=width), shape, dtype)
+        width: clock.time(module.clone(features=width), (*shape, width), dtype)
         for width in range(top - _WINDOW + 1, top + 1)
     }
     mean = {m: np.mean([seconds[-(-w // m) * m] for w in seconds]) for m in _MULTIPLES}

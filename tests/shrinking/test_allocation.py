@@ -33,6 +33,17 @@ def test_the_last_step_goes_as_far_as_the_budget_asks():
     assert allocate(CURVES, units, 22) == {"free": 5, "dear": 7, "cliff": 10}
 
 
+def test_what_is_saved_too_much_goes_where_it_helps_most():
+    curves = {"light": curve((8, 0.0), (4, 1.6)), "heavy": curve((8, 0.0), (4, 6.0))}
+
+    def cost(widths):
+        return widths["light"] + 3 * widths["heavy"]
+
+    # `light` is cut first, for 4; then `heavy`, for 12, which is enough without it.
+    assert allocate(curves, cost, 24, multiple_of=4) == {"light": 8, "heavy": 4}
+    assert allocate(curves, cost, 27) == {"light": 6, "heavy": 7}
+
+
 def test_a_step_over_a_cliff_counts_all_it_saves():
     both = {"cliff": CURVES["cliff"]}
     assert allocate(both, units, 1) == {"cliff": 1}
