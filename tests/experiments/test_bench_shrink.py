@@ -15,14 +15,14 @@ from conftest import random_split, random_variables
 
 from experiments import cli, train
 from experiments.bench import __main__ as bench
-from jaxprune.networks.models import CifarResNet, CifarVGG
+from jaxprune.networks.models import CifarResNet
 from jaxprune.shrinking import latency as layer_times
 
 pytest.importorskip("torch_pruning")
-import torch  # noqa: E402 - after the skip
+import torch
 
-from experiments.bench.shrink import theirs  # noqa: E402
-from experiments.bench.twins import Twin, multiply_adds  # noqa: E402
+from experiments.bench.shrink import contest, theirs
+from experiments.bench.twins import Twin, multiply_adds
 
 NETWORK = (
     "--model=cifar_resnet", "--depth=8", "--widths=4,6,8", "--dataset=digits",
@@ -64,21 +64,8 @@ def cut(run, model, variables, size, method, speedup):
 
 
 @pytest.mark.parametrize("method", theirs.METHODS)
-def test_it_reaches_the_multiply_adds_and_hardly_more(small_run, method):
-    model = CifarResNet(8, (16, 24, 32), 4)
-    variables = random_variables(model, jnp.zeros((1, 8, 8, 3)))
-    small, speedup = cut(small_run, model, variables, 8, method, 2)
-    assert 2 <= speedup < 2.2
-    assert small(example(8)).shape == (1, 4)
-    assert theirs._widths(small)["dense"] == 4
-    # The block's two convolutions meet in a sum.
-    widths = theirs._widths(small)
-    assert widths["conv"] == widths["stage1_block0/conv2"]
-
-
-@pytest.mark.parametrize("method", theirs.METHODS)
-def test_planted_channels_go(small_run, method):
-    """Inner channels with hundredfold smaller kernels are worth the least."""
+def test_it_reaches_the_multiply_adds_with_what_is_worth_least(small_run, method):
+    """In each block, half of the inner channels have hundredfold smaller kernels."""
     model = CifarResNet(8, (16, 16, 16), 4)
     variables = random_variables(model, jnp.zeros((1, 8, 8, 3)))
     faint = np.arange(16) % 2 == 1
@@ -86,35 +73,37 @@ def test_planted_channels_go(small_run, method):
         block = variables["params"][f"stage{stage}_block0"]
         block["conv1"]["kernel"][..., faint] *= 0.01
         block["conv2"]["kernel"][:, :, faint] *= 0.01
-    expected = {
-        stage: variables["params"][f"stage{stage}_block0"]["conv2"]["kernel"][
-            :, :, ~faint
-        ].sum()
-        for stage in (1, 2, 3)
-    }
-    small, _ = cut(small_run, model, variables, 8, method, 1.3)
-    gone = 0
-    for stage, total in expected.items():
-        weight = small.layers[f"stage{stage}_block0/conv2"].weight
-        # What is left holds all that is not faint, where the sum's channels are whole.
-        gone += 16 - weight.shape[1]
-        assert weight.shape[1] >= 8
-        if len(weight) == 16:
-            assert float(weight.sum()) == pytest.approx(float(total), abs=0.5)
-    assert gone >= 12
+    small, speedup = cut(small_run, model, variables, 8, method, 1.3)
+    # A step removes a channel or two of some ninety in each form of group.
+    assert 1.3 <= speedup < 1.6
+    assert small(example(8)).shape == (1, 4)
+    widths = theirs._widths(small)
+    assert widths["dense"] == 4
+    # The block's two convolutions meet in a sum.
+    assert widths["conv"] == widths["stage1_block0/conv2"]
+    norms = torch.cat(
+        [
+            small.layers[f"stage{stage}_block0/conv1"].weight.flatten(1).norm(dim=1)
+            for stage in (1, 2, 3)
+        ]
+    )
+    assert int((norms > 0.2).sum()) == 24 and len(norms) <= 43
 
 
 def test_isomorphic_groups_are_compared_among_themselves(small_run):
-    """Dense units that are worth nothing do not save the convolutions."""
-    model = CifarVGG(widths=[8] * 13, dense=(64, 64, 64, 4))
-    variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
-    widths = {
-        name: theirs._widths(
-            cut(small_run, model, variables, 32, f"group L2, {name}", 1.5)[0]
+    """Inner convolutions that are worth little stay out of the others' way."""
+    model = CifarResNet(8, (16, 16, 16), 4)
+    variables = random_variables(model, jnp.zeros((1, 8, 8, 3)))
+    for stage in (1, 2, 3):
+        variables["params"][f"stage{stage}_block0"]["conv1"]["kernel"][..., 8:] *= 0.01
+    whole, isomorphic = (
+        theirs._widths(
+            cut(small_run, model, variables, 8, f"group L2, {name}", 1.15)[0]
         )
         for name in ("global", "isomorphic")
-    }
-    assert widths["global"] != widths["isomorphic"]
+    )
+    assert whole["conv"] > isomorphic["conv"]
+    assert whole["stage1_block0/conv1"] < isomorphic["stage1_block0/conv1"]
 
 
 def test_gradients_are_those_of_the_summed_cross_entropy(small_run):
@@ -176,13 +165,26 @@ def run(script, tmp_path, trained, monkeypatch, _settings):
 
 
 def test_the_table(run, monkeypatch):
+    """And an interruption before, which keeps what is finished."""
+    figures = contest.figures
+
+    def interrupted(run, competitor):
+        if "Taylor" in competitor.method:
+            raise KeyboardInterrupt
+        return figures(run, competitor)
+
     monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "standard")
-    (code, out, err), workdir = run(
-        "--model=cifar_resnet", "--speedup=1.5", "--finetune_epochs=1", "--distill",
-        "--finetune_images=64",
-    )  # fmt: skip
-    assert code == 0, err
+    flags = ("--model=cifar_resnet", "--speedup=1.5", "--finetune_epochs=1",
+             "--distill", "--finetune_images=64")  # fmt: skip
+    monkeypatch.setattr(contest, "figures", interrupted)
+    (code, _, err), workdir = run(*flags)
     folder = workdir / "bench-speedup1.5"
+    assert code == 130 and "keeps 3 finished networks" in err
+    assert not (folder / "summary.json").exists()
+    kept = json.loads((folder / "finished.json").read_text())["finished"]
+    monkeypatch.setattr(contest, "figures", figures)
+    (code, out, err), _ = run(*flags)
+    assert code == 0, err
     assert (folder / "networks.png").stat().st_size > 10_000
     summary = json.loads((folder / "summary.json").read_text())
     rows = summary["rows"]
@@ -193,6 +195,12 @@ def test_the_table(run, monkeypatch):
     ]  # fmt: skip
     assert rows[0]["accuracy"] == rows[1]["accuracy"]
     about = summary["about"]
+    assert [out.count(f"{name}: 0.") for name in ("refitted", "Taylor, global")] == [
+        0, 1
+    ]  # fmt: skip
+    for name, row in kept.items():
+        after = next(r for r in rows if r["method"] == name)
+        assert after["accuracy_finetuned"] == row["accuracy_finetuned"]
     assert about["largest_logit_difference_of_the_twin"] < 1e-4
     assert about["versions"]["torch_pruning"] and about["speedup"] == 1.5
     assert about["learning_rates"] == [pytest.approx(2e-4), pytest.approx(2e-3)]

@@ -116,7 +116,7 @@ def test_dropout_is_off_when_recalibrated(images):
     twin = twins.Twin(VGG, random_variables(VGG, images), images[:1])
 
     class Run:
-        class config:  # noqa: N801 - stands for a configuration
+        class config:
             train_batch_size, pixel_mean, pixel_std = 4, (0.0,), (255.0,)
 
     rng = np.random.default_rng(0)

@@ -1,8 +1,9 @@
 """The contest: a whole network, cut by this project and by Torch-Pruning."""
 
 import importlib.metadata
-import tempfile
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from absl import flags
 
-from experiments import cluster, finetuning, job
+from experiments import cli, cluster, finetuning, job
 from experiments.bench.plan import OURS, PYTORCH
 from experiments.bench.pytorch import ready, scaled
 from experiments.bench.shrink import latency, ours, peer, report, theirs
@@ -24,6 +25,7 @@ from experiments.weights import train_or_restore
 from experiments.whole import splits
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
+from jaxprune.files import write_text
 from jaxprune.shrinking.analysis import Budget
 
 FLAGS = flags.FLAGS
@@ -46,21 +48,89 @@ def main() -> None:
     ladder = Ladder(run, variables, split, images, batches)
     ladder.widths(budget)  # raises now where it is out of reach
     twin = ready(Twin(run.model, jax.device_get(variables), run.scale(run.image)))
-    rows = [*_wholes(ladder, twin)]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for framework in (OURS, PYTORCH):
-            (folder / framework).mkdir()
-        torch.save(twin, folder / PYTORCH / latency.WHOLE)
-        for competitor in _competitors(ladder, budget, twin, calibration):
-            rows.append(figures(run, competitor))
-            competitor.save(folder / _framework(competitor.by) / competitor.method)
-        times = latency.measure(folder, batches, FLAGS.repeats)
+    target = run.workdir / f"bench-speedup{FLAGS.speedup:g}"
+    contest = Contest(target, ladder, twin, budget, calibration)
+    try:
+        rows = contest.rows()
+        times = latency.measure(contest.networks, batches, FLAGS.repeats)
+    except KeyboardInterrupt:
+        raise cli.Interrupted(
+            f"interrupted: {target} keeps {len(contest.finished)} finished networks; "
+            "run the same command again to go on"
+        ) from None
     for row in rows:
         _compare(row, rows[0], times[_framework(row["by"])])
     report.show(rows)
-    target = run.workdir / f"bench-speedup{FLAGS.speedup:g}"
-    report.save(target, _about(ladder, twin), rows)
+    about = {
+        **contest.about,
+        "turns": FLAGS.repeats,
+        "largest_logit_difference_of_the_twin": _difference(ladder, twin),
+    }
+    report.save(target, about, rows)
+
+
+class Contest:
+    """The networks and their rows, each kept as soon as it is finished.
+
+    Attributes:
+      about: what a reader must know to trust or repeat the rows.
+      networks: the folder that the networks are kept in.
+      finished: rows, by method.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ladder: Ladder,
+        twin: Twin,
+        budget: Budget,
+        calibration: Split,
+    ):
+        self.networks, self._path = folder / "networks", folder / "finished.json"
+        self._ladder, self._twin = ladder, twin
+        self._budget, self._calibration = budget, calibration
+        self.about = _about(ladder)
+        self.finished: dict[str, dict[str, Any]] = _read(self._path, self.about)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Those of the whole networks, then of those that are cut."""
+        for framework in (OURS, PYTORCH):
+            (self.networks / framework).mkdir(parents=True, exist_ok=True)
+        theirs.save(self._twin, self.networks / PYTORCH / latency.WHOLE)
+        makers = {ours.METHOD: self._ours} | {
+            name: partial(self._theirs, name) for name in theirs.METHODS
+        }
+        whole = _wholes(self._ladder, self._twin)
+        return [*whole, *(self._row(name, make) for name, make in makers.items())]
+
+    def _ours(self) -> Competitor:
+        rung = self._ladder.rung(self._budget)
+        return ours.competitor(self._ladder, rung, self._calibration)
+
+    def _theirs(self, name: str) -> Competitor:
+        limit = self._ladder.whole.cost.multiply_adds / self._budget.value
+        return theirs.competitor(
+            self._ladder, self._twin, name, limit, self._calibration
+        )
+
+    def _row(self, name: str, make: Callable[[], Competitor]) -> dict[str, Any]:
+        """The row, as it is kept or after all stages."""
+        if name not in self.finished:
+            competitor = make()
+            competitor.save(self.networks / _framework(competitor.by) / name)
+            self.finished[name] = figures(self._ladder.run, competitor)
+            state = {"about": self.about, "finished": self.finished}
+            write_text(self._path, json.dumps(state) + "\n")
+        return self.finished[name]
+
+
+def _read(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows that an earlier run with the same facts has finished."""
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return state["finished"] if state["about"] == about else {}
 
 
 def _check(run: job.Job, calibration: Split) -> None:
@@ -96,16 +166,6 @@ def _wholes(ladder: Ladder, twin: Twin) -> Iterator[dict[str, Any]]:
         }
 
 
-def _competitors(
-    ladder: Ladder, budget: Budget, twin: Twin, calibration: Split
-) -> Iterator[Competitor]:
-    """Each is made when the one before has been through all stages."""
-    yield ours.competitor(ladder, ladder.rung(budget), calibration)
-    limit = ladder.whole.cost.multiply_adds / budget.value
-    for name in theirs.METHODS:
-        yield theirs.competitor(ladder, twin, name, limit, calibration)
-
-
 def _framework(by: str) -> str:
     return OURS if by == OURS else PYTORCH
 
@@ -127,13 +187,18 @@ def _compare(
     }
 
 
-def _about(ladder: Ladder, twin: Twin) -> dict[str, Any]:
-    """What a reader must know to trust or repeat the table."""
+def _difference(ladder: Ladder, twin: Twin) -> float:
+    """The largest between a logit of the network and of its twin, on a few images."""
     run, split = ladder.run, ladder.whole.split
     images = split.read(np.arange(min(_EXAMPLES, len(split))))
     with torch.inference_mode():
-        theirs_logits = twin(scaled(run.config, images)).cpu().numpy()
-    logits = np.asarray(run.apply(ladder.whole.variables, jnp.asarray(images)))
+        logits = twin(scaled(run.config, images)).cpu().numpy()
+    expected = run.apply(ladder.whole.variables, jnp.asarray(images))
+    return float(np.abs(logits - np.asarray(expected)).max())
+
+
+def _about(ladder: Ladder) -> dict[str, Any]:
+    """What a reader must know to trust or repeat the rows."""
     return {
         **ladder.facts,
         "versions": {
@@ -141,11 +206,15 @@ def _about(ladder: Ladder, twin: Twin) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
         "speedup": FLAGS.speedup,
-        "images": len(split),
-        "largest_logit_difference_of_the_twin": float(
-            np.abs(logits - theirs_logits).max()
+        "images": len(ladder.whole.split),
+        "multiple_of": ladder.latency.multiple
+        if FLAGS.multiple_of is None
+        else FLAGS.multiple_of,
+        "keep_whole": list(FLAGS.keep_whole),
+        **finetuning.describe_epochs(ladder.run),
+        **(
+            {"learning_rates": learning_rates(ladder.run)}
+            if FLAGS.finetune_epochs
+            else {}
         ),
-        "turns": FLAGS.repeats,
-        **finetuning.describe_epochs(run),
-        **({"learning_rates": learning_rates(run)} if FLAGS.finetune_epochs else {}),
     }

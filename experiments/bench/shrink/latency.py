@@ -93,7 +93,8 @@ Calls = dict[str, dict[int, Callable[[], Any]]]
 
 
 def _ours(run: job.Job, images: Mapping[int, np.ndarray]) -> Calls:
-    networks = {WHOLE: (partial(run.model.apply, train=False), train_or_restore(run))}
+    whole = partial(run.model.apply, train=False)
+    networks: dict[str, tuple[Any, Any]] = {WHOLE: (whole, train_or_restore(run))}
     for path in (Path(FLAGS.networks) / OURS).iterdir():
         small = load_compact(path)
         networks[path.name] = small.apply, small.variables

@@ -12,6 +12,8 @@ from experiments.bench.shrink.stages import Competitor
 from experiments.shrink.ladder import Ladder, Rung
 from jaxprune.data.splits import Split
 
+METHOD = "refitted"
+
 
 def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
     """The rung's network.
@@ -38,7 +40,7 @@ def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
 
     return Competitor(
         by=OURS,
-        method="refitted",
+        method=METHOD,
         labels=False,
         facts={
             "multiply_adds": rung.row["multiply_adds"],
@@ -49,5 +51,5 @@ def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
         accuracy=accuracy,
         recalibrated=recalibrated,
         epochs=epochs,
-        save=small.save,
+        save=lambda path: small.save(path),
     )

@@ -115,7 +115,7 @@ def finetuned(
             loss.backward()
             optimizer.step()
             schedule.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             if not np.isfinite(losses[-1]):
                 raise InputError(
                     f"the loss of a network of Torch-Pruning is {losses[-1]} in epoch "

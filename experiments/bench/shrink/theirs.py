@@ -8,6 +8,7 @@ computed again whenever the network has become a little smaller.
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from experiments.job import Job
 from experiments.shrink.ladder import Ladder
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
+from jaxprune.files import replacing
 
 FLAGS = flags.FLAGS
 PEER = "Torch-Pruning"
@@ -96,8 +98,14 @@ def competitor(
         accuracy=lambda network: peer.accuracy(run, network, split),
         recalibrated=lambda network: peer.recalibrated(run, network, calibration),
         epochs=lambda network, rate: peer.finetuned(run, network, whole, rate),
-        save=lambda path: torch.save(network, path),
+        save=lambda path: save(network, path),
     )
+
+
+def save(network: Twin, path: Path) -> None:
+    """Writes the network, whole or not at all, for `torch.load`."""
+    with replacing(path) as temporary:
+        torch.save(network, temporary)
 
 
 def cut(
