@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 from conftest import random_split, random_variables
 
@@ -21,7 +22,7 @@ from jaxprune.shrinking import latency as layer_times
 pytest.importorskip("torch_pruning")
 import torch
 
-from experiments.bench.shrink import contest, theirs
+from experiments.bench.shrink import contest, stages, theirs
 from experiments.bench.twins import Twin, multiply_adds
 
 NETWORK = (
@@ -130,6 +131,35 @@ def test_gradients_are_those_of_the_summed_cross_entropy(small_run):
         np.testing.assert_allclose(found, kernel, atol=1e-4 * np.abs(kernel).max())
 
 
+def test_stages_and_the_better_of_two_rates(small_run):
+    """A network is a list of what was done to it; its accuracy is known for each."""
+    accuracies = {(): 0.1, ("r",): 0.4, ("r", 0.02, 0.02): 0.8}
+    losses = {0.002: [1.0, 0.5], 0.02: [0.9, 0.3], 0.3: [0.8, 0.4]}
+
+    def epochs(state, rate):
+        for loss in losses[rate]:
+            state = (*state, rate)
+            yield state, loss
+
+    competitor = stages.Competitor(
+        by="b", method="m", labels=True, facts={"multiply_adds": 7}, state=(),
+        accuracy=lambda state: accuracies[state],
+        recalibrated=lambda state: (*state, "r"), epochs=epochs, save=None,
+    )  # fmt: skip
+    run = SimpleNamespace(config=SimpleNamespace(learning_rate=0.02))
+    row = {"by": "b", "method": "m", "labels": True, "multiply_adds": 7,
+           "accuracy": 0.1, "accuracy_recalibrated": 0.4}  # fmt: skip
+    assert stages.figures(run, competitor) == row
+    flags.FLAGS.finetune_epochs = 2
+    tuned = {"accuracy_finetuned": 0.8, "learning_rate": 0.02, "training_loss": 0.3}
+    assert stages.learning_rates(run) == [0.002, 0.02]
+    assert stages.figures(run, competitor) == row | tuned
+    flags.FLAGS.finetune_learning_rate = 0.3
+    accuracies["r", 0.3, 0.3] = 0.7
+    assert stages.learning_rates(run) == [0.3]
+    assert stages.figures(run, competitor)["accuracy_finetuned"] == 0.7
+
+
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch):
     # A layer takes as long as it has inputs and outputs: none is compiled to be timed.
@@ -174,16 +204,17 @@ def test_the_table(run, monkeypatch):
         return figures(run, competitor)
 
     monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "standard")
-    flags = ("--model=cifar_resnet", "--speedup=1.5", "--finetune_epochs=1",
-             "--distill", "--finetune_images=64")  # fmt: skip
+    given = ("--model=cifar_resnet", "--speedup=1.5", "--finetune_epochs=1",
+             "--distill", "--finetune_images=64",
+             "--finetune_learning_rate=0.001")  # fmt: skip
     monkeypatch.setattr(contest, "figures", interrupted)
-    (code, _, err), workdir = run(*flags)
+    (code, _, err), workdir = run(*given)
     folder = workdir / "bench-speedup1.5"
     assert code == 130 and "keeps 3 finished networks" in err
     assert not (folder / "summary.json").exists()
     kept = json.loads((folder / "finished.json").read_text())["finished"]
     monkeypatch.setattr(contest, "figures", figures)
-    (code, out, err), _ = run(*flags)
+    (code, out, err), _ = run(*given)
     assert code == 0, err
     assert (folder / "networks.png").stat().st_size > 10_000
     summary = json.loads((folder / "summary.json").read_text())
@@ -203,7 +234,7 @@ def test_the_table(run, monkeypatch):
         assert after["accuracy_finetuned"] == row["accuracy_finetuned"]
     assert about["largest_logit_difference_of_the_twin"] < 1e-4
     assert about["versions"]["torch_pruning"] and about["speedup"] == 1.5
-    assert about["learning_rates"] == [pytest.approx(2e-4), pytest.approx(2e-3)]
+    assert about["learning_rates"] == [0.001]
     for row in rows:
         latency = row["latency"]
         assert set(latency) == {"1", "3"}
@@ -211,7 +242,7 @@ def test_the_table(run, monkeypatch):
             assert 0 < times["lower_quartile"] <= times["median"]
     for row in rows[2:]:
         assert 1.5 <= row["theoretical_speedup"] < 1.9
-        assert row["learning_rate"] in about["learning_rates"]
+        assert row["learning_rate"] == 0.001
         assert row["accuracy_finetuned"] * 60 == pytest.approx(
             round(row["accuracy_finetuned"] * 60)
         )
