@@ -1,6 +1,6 @@
 """What can be won back without going back: BatchNorm statistics, and fine-tuning."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -40,13 +40,14 @@ def check_flags() -> None:
       InputError: a flag that does nothing without another, or a value out of range.
     """
     if not FLAGS.finetune_epochs:
-        _refuse(_OF_FINETUNING, "--finetune_epochs")
+        refuse(_OF_FINETUNING, "--finetune_epochs")
     if not FLAGS.distill:
-        _refuse(_OF_DISTILLATION, "--distill")
+        refuse(_OF_DISTILLATION, "--distill")
     training.check_distillation(FLAGS.distill_temperature, FLAGS.distill_weight)
 
 
-def _refuse(names: tuple[str, ...], without: str) -> None:
+def refuse(names: Iterable[str], without: str) -> None:
+    """Raises InputError if one of the flags is given, which need another."""
     for name in names:
         flag = FLAGS[name]
         if not flag.using_default_value and flag.value is not False:
@@ -76,13 +77,17 @@ def images(run: Job) -> Split:
 
 def describe(run: Job) -> dict[str, Any]:
     """What the flags have done to the network; JSON-able."""
-    facts: dict[str, Any] = {
-        "recalibrated": FLAGS.recalibrate,
-        "finetune_epochs": FLAGS.finetune_epochs,
-    }
+    facts = {"recalibrated": FLAGS.recalibrate, **describe_epochs(run)}
+    if FLAGS.finetune_epochs:
+        facts["finetune_learning_rate"] = learning_rate(run)
+    return facts
+
+
+def describe_epochs(run: Job) -> dict[str, Any]:
+    """How a network is fine-tuned, as the flags say; JSON-able."""
+    facts: dict[str, Any] = {"finetune_epochs": FLAGS.finetune_epochs}
     if FLAGS.finetune_epochs:
         facts["finetune_images"] = len(images(run))
-        facts["finetune_learning_rate"] = _learning_rate(run)
     if FLAGS.distill:
         facts["distill_temperature"] = FLAGS.distill_temperature
         facts["distill_weight"] = FLAGS.distill_weight
@@ -134,20 +139,25 @@ def train_on(
     return small, changes, lines
 
 
-def recalibrated(run: Job, apply: taps.Apply, variables: Any) -> tuple[Any, int]:
+def recalibrated(
+    run: Job, apply: taps.Apply, variables: Any, split: Split | None = None
+) -> tuple[Any, int]:
     """Variables with BatchNorm statistics of this network, and images used.
 
     Args:
       run: the run directory's job.
       apply: the network on scaled images, such as `Compact.apply`; takes `train`.
       variables: its variables.
+      split: the images; by default some of the training split, drawn.
     """
-    split = datasets.choose_split(run.splits, run.config.train_split)
     size = run.config.train_batch_size
-    order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
-    count = min(_RECALIBRATION_BATCHES, training.steps_per_epoch(split, size))
+    if split is None:
+        split = datasets.choose_split(run.splits, run.config.train_split)
+        order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
+        split = split.select(order[: _RECALIBRATION_BATCHES * size])
+    count = training.steps_per_epoch(split, size)
     inputs = (
-        run.scale(jnp.asarray(split.read(order[i * size : (i + 1) * size])))
+        run.scale(jnp.asarray(split.read(np.arange(i * size, (i + 1) * size))))
         for i in range(count)
     )
 
@@ -158,7 +168,11 @@ def recalibrated(run: Job, apply: taps.Apply, variables: Any) -> tuple[Any, int]
 
 
 def finetune(
-    run: Job, apply: taps.Apply, variables: Any, whole: Any
+    run: Job,
+    apply: taps.Apply,
+    variables: Any,
+    whole: Any,
+    rate: float | None = None,
 ) -> Iterator[EpochResult]:
     """Epochs of the same loop as training's, at a lower rate, as the flags say.
 
@@ -168,6 +182,7 @@ def finetune(
         `rngs` and `mutable`.
       variables: its variables.
       whole: variables of the whole network, which --distill learns from.
+      rate: the highest learning rate; by default the flag's.
 
     Raises:
       InputError: see `images`.
@@ -176,12 +191,12 @@ def finetune(
     steps = FLAGS.finetune_epochs * training.steps_per_epoch(
         split, conf.train_batch_size
     )
-    optimizer = training.adam(_learning_rate(run), steps, 0)
+    optimizer = training.adam(rate or learning_rate(run), steps, 0)
     step = training.make_train_step(
         apply,
         optimizer,
         run.scale,
-        seed=conf.seed + 1,
+        seed=seed(run),
         l2=run.l2,
         augment=training.crop_and_flip if run.recipe.crop_and_flip else None,
         teacher=_teacher(run, whole) if FLAGS.distill else None,
@@ -191,13 +206,18 @@ def finetune(
     state = training.init_state(jax.tree.map(jnp.array, variables), optimizer)
     return training.fit(
         step, state, split, epochs=FLAGS.finetune_epochs,
-        batch_size=conf.train_batch_size, seed=conf.seed + 1,
+        batch_size=conf.train_batch_size, seed=seed(run),
     )  # fmt: skip
 
 
-def _learning_rate(run: Job) -> float:
+def learning_rate(run: Job) -> float:
     """The highest of fine-tuning."""
     return FLAGS.finetune_learning_rate or run.config.learning_rate / 10
+
+
+def seed(run: Job) -> int:
+    """Of fine-tuning's order, augmentation and dropout: another than training's."""
+    return run.config.seed + 1
 
 
 def _teacher(run: Job, variables: Any) -> Partial:

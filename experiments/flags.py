@@ -89,6 +89,12 @@ def define_batch_size() -> None:
 def define_finetuning() -> None:
     """What is done to win back what pruning cost; `experiments.finetuning` does it."""
     flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
+    define_epochs()
+
+
+@functools.cache
+def define_epochs() -> None:
+    """Training after pruning."""
     flags.DEFINE_integer("finetune_epochs", 0, "Epochs of training after pruning.", 0)
     flags.DEFINE_float(
         "finetune_learning_rate", None,
@@ -127,6 +133,12 @@ def define_smaller() -> None:
     """How far a network is pruned, how it is timed and in which form it is written."""
     flags.DEFINE_float("max_drop", None, "Lose no more accuracy than this.", 0.0, 1.0)
     flags.DEFINE_string("export", None, f"Also write: {', '.join(EXPORTS)}.")
+    define_timing()
+
+
+@functools.cache
+def define_timing() -> None:
+    """How smaller networks are timed."""
     flags.DEFINE_integer("repeats", 10, "Timed calls at each batch size.", 1)
     flags.DEFINE_list("latency_batches", ["1", "32", "256"], "Batch sizes to time.")
 
@@ -139,6 +151,15 @@ def check_smaller() -> list[int]:
     """
     if FLAGS.export is not None:
         check_choice("export", FLAGS.export, EXPORTS)
+    return check_timing()
+
+
+def check_timing() -> list[int]:
+    """The batch sizes to time.
+
+    Raises:
+      InputError: they are no positive numbers.
+    """
     try:
         batches = [int(text) for text in FLAGS.latency_batches]
     except ValueError:
@@ -148,6 +169,20 @@ def check_smaller() -> list[int]:
             f"--latency_batches takes positive numbers: {FLAGS.latency_batches}"
         )
     return batches
+
+
+@functools.cache
+def define_widths() -> None:
+    """How a whole network's widths are chosen for a budget of multiply-adds."""
+    flags.DEFINE_float("speedup", None, "How many times fewer multiply-adds.")
+    flags.DEFINE_integer("batch", 32, "Images in a batch that layers are timed at.", 1)
+    flags.DEFINE_list(
+        "keep_whole", [], "Groups, or layers, of which nothing is pruned."
+    )
+    flags.DEFINE_integer(
+        "multiple_of", None,
+        "Widths are multiples of this. Default: what is faster on this machine.", 1,
+    )  # fmt: skip
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from experiments import cluster
 from experiments.job import Job
@@ -15,16 +16,38 @@ from jaxprune.channels import taps
 from jaxprune.compaction import cost
 from jaxprune.compaction.network import Compact
 from jaxprune.compaction.proof import Proof, compare
+from jaxprune.data import datasets
 from jaxprune.data.splits import Split
+from jaxprune.errors import InputError
 from jaxprune.mesh import Sharded
 from jaxprune.networks.predict import compiled, predict
 
+FLAGS = flags.FLAGS
 # Images that the rounding bound is worked out for, and how much more sensitive to
 # rounding any other may be than the most sensitive of them.
 _EXAMPLES, _MARGIN = 16, 4.0
 
 # The bound knows float32's rounding: no matrix unit may round factors more coarsely.
 PRECISION = "highest"
+
+
+def splits(run: Job) -> tuple[Split, Split]:
+    """The images that networks are measured on, and those that fits are made on.
+
+    Raises:
+      InputError: they have images in common, which --allow_overlap would allow.
+    """
+    split, calibration = (
+        datasets.choose_split(run.splits, which)
+        for which in (FLAGS.eval_split, FLAGS.calibration_split)
+    )
+    shared = datasets.overlap(run.splits, FLAGS.calibration_split, FLAGS.eval_split)
+    if shared and not FLAGS.allow_overlap:
+        raise InputError(
+            f"--calibration_split={FLAGS.calibration_split} holds {shared} images of "
+            f"--eval_split={FLAGS.eval_split}: choose others, or --allow_overlap"
+        )
+    return split, calibration
 
 
 class Whole:

@@ -12,7 +12,7 @@ SOURCES = "jaxprune experiments README.md LICENSE pyproject.toml setup.cfg".spli
 ROOMS = "data channels networks ranking sweep compaction report".split()
 
 # Imports every module, and prints the file of each and of what is read beside them.
-# Only the benchmark's peer may be missing.
+# Only the benchmark's peers may be missing.
 IMPORT = """
 import importlib, importlib.util, pkgutil
 from importlib import resources
@@ -24,7 +24,7 @@ for package in (jaxprune, experiments):
         try:
             importlib.import_module(found.name)
         except ModuleNotFoundError as error:
-            if error.name != "torch":
+            if error.name not in ("torch", "torch_pruning"):
                 raise
 print("py.typed", resources.files(jaxprune) / "py.typed")
 """

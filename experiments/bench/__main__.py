@@ -1,14 +1,23 @@
-r"""Measures the sweep, evaluation and training beside what people would use instead.
+r"""Measures this project beside what people would use instead.
 
+    pip install -e '.[bench]'        # PyTorch, Torch-Pruning
     python -m experiments.bench --init_from=cifar_vgg.h5 --data_dir=...
-    pip install -e '.[bench]'        # PyTorch beside it
+    python -m experiments.bench --what=shrink --init_from=cifar_vgg.h5 \
+        --finetune_epochs=3 --finetune_images=4000 --distill
+    python -m experiments.bench --what=shrink --model=cifar_resnet --speedup=2
 
-cifar_vgg only. Every measurement has a process of its own, which loads, compiles and
-warms up. Those that are compared then take turns, one timed run each, so that a machine
-that becomes slower is slower for all of them. Slow loops are measured for a few K on
-some of the images and extrapolated; the table says so. Writes bench.csv,
-bench_ratios.csv and bench.png to the run directory. The whole takes about half an hour
-on 2 CPU cores; `--images=1000 --runs=1` is enough for a first look.
+The first is --what=sweep: the sweep, evaluation and training of cifar_vgg. Every
+measurement has a process of its own, which loads, compiles and warms up. Those that are
+compared then take turns, one timed run each, so that a machine that becomes slower is
+slower for all of them. Slow loops are measured for a few K on some of the images and
+extrapolated; the table says so. Writes bench.csv, bench_ratios.csv and bench.png to the
+run directory. The whole takes about half an hour on 2 CPU cores;
+`--images=1000 --runs=1` is enough for a first look.
+
+--what=shrink cuts a whole network by this project and by Torch-Pruning (group L2 and
+Taylor importance, global and isomorphic) to the same multiply-adds; see
+`experiments.bench.shrink`. Writes bench-speedup<speedup>/ (networks.csv, networks.png,
+summary.json). With the flags above it takes about an hour on 2 CPU cores.
 """
 
 import dataclasses
@@ -20,18 +29,30 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, cluster, facts, job
+from experiments import cli, cluster, facts, finetuning, job
 from experiments.bench import ours, report
 from experiments.bench.measure import Bench, Prepared
 from experiments.bench.plan import OURS, PYTORCH, RACES, Key, Measured
 from experiments.bench.race import race, serve
-from experiments.flags import define_network
+from experiments.flags import (
+    check_timing,
+    define_epochs,
+    define_images,
+    define_network,
+    define_timing,
+    define_widths,
+)
 from experiments.weights import train_or_restore
 from jaxprune.channels import taps
-from jaxprune.errors import InputError
+from jaxprune.errors import InputError, check_choice
 
 FLAGS = flags.FLAGS
 define_network()
+define_epochs()
+define_images()
+define_timing()
+define_widths()
+flags.DEFINE_string("what", "sweep", "What is measured: sweep, shrink.")
 flags.DEFINE_integer("images", None, "Images of the whole sweep. Default: all.", 1)
 flags.DEFINE_integer("some_images", 1024, "Images that slow loops are measured on.", 1)
 flags.DEFINE_list("loop_ks", ["0", "200", "400"], "K that slow loops are measured for.")
@@ -39,15 +60,55 @@ flags.DEFINE_integer("runs", 3, "Timed runs of each measurement.", 1)
 flags.DEFINE_bool("scaling", True, "Measure how time and memory grow, too.")
 flags.DEFINE_string("measure", None, "What this process measures: used by itself.")
 flags.DEFINE_integer("channels", None, "Channels of that layer: used by itself.")
+flags.DEFINE_string("networks", None, "Folder of networks: used by itself.")
+
+# The flags that play a part in one benchmark alone.
+ONLY = {
+    "sweep": ("images", "some_images", "loop_ks", "runs", "scaling"),
+    "shrink": (
+        "eval_split", "calibration_split", "allow_overlap", "finetune_epochs",
+        "finetune_learning_rate", "finetune_images", "distill", "distill_temperature",
+        "distill_weight", "repeats", "latency_batches", "speedup", "batch",
+        "keep_whole", "multiple_of",
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
     """Measures everything, or, in a child process, one thing."""
     # On a GPU, a process must leave memory to those that it takes turns with.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    check_choice("benchmark", FLAGS.what, ONLY)
+    for what, names in ONLY.items():
+        if what != FLAGS.what:
+            finetuning.refuse(names, f"--what={what}")
     FLAGS.set_default("model", "cifar_vgg")
+    if FLAGS.what == "shrink":
+        _shrink()
+    else:
+        _sweep()
+
+
+def _shrink() -> None:
+    FLAGS.set_default("speedup", 2.0)
+    FLAGS.set_default("latency_batches", ["1", "32"])
+    for name, package in (("torch", "PyTorch"), ("torch_pruning", "Torch-Pruning")):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"--what=shrink needs {package}: pip install 'jaxprune[bench]'"
+            )
+    from experiments.bench.shrink import contest, latency
+
+    if FLAGS.measure:
+        by, _ = FLAGS.measure.split(":")
+        serve(lambda: latency.prepare(by, check_timing()))
+    else:
+        contest.main()
+
+
+def _sweep() -> None:
     if FLAGS.model != "cifar_vgg":
-        raise InputError("experiments.bench measures --model=cifar_vgg only")
+        raise InputError("--what=sweep measures --model=cifar_vgg only")
     if FLAGS.measure:
         serve(_prepare)
         return

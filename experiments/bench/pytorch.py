@@ -4,13 +4,12 @@ On a GPU in its best setting: channels last, torch.compile, TF32 as JAX uses it.
 CPU channels last, which is faster than the default there too; compiling is not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from flax import linen
 from jax import Array
 from torch import nn
 
@@ -22,13 +21,14 @@ from experiments.bench.measure import (
     trunk_and_heads,
     turn_of,
 )
-from jaxprune.channels.taps import at_path, list_layers
+from experiments.bench.twins import modules_of
+from experiments.config import Config
 from jaxprune.data.splits import Split, batches
 from jaxprune.networks.models import CifarVGG
 
 _CUDA = torch.cuda.is_available()
-_DEVICE = "cuda" if _CUDA else "cpu"
-_BATCH = 2048 if _CUDA else 128
+DEVICE = "cuda" if _CUDA else "cpu"
+BATCH = 2048 if _CUDA else 128
 
 
 class Network(nn.Module):
@@ -50,14 +50,13 @@ class Network(nn.Module):
           layer: the convolution to cut after.
         """
         super().__init__()
-        layers = _layers(model, variables, example)
-        cut = [name for name, _ in layers].index(layer) + 2
-        modules = [module for _, module in layers]
+        layers, modules = modules_of(model, variables, example)
+        cut = modules.index(layers[layer]) + 2
         self.trunk = nn.Sequential(*modules[:cut])
         self.head = nn.Sequential(*modules[cut:])
         self.weights = {
             name: module.weight
-            for name, module in layers
+            for name, module in layers.items()
             if isinstance(module, nn.Conv2d | nn.Linear)
         }
 
@@ -66,103 +65,42 @@ class Network(nn.Module):
         return self.head(self.trunk(x))
 
 
-def _layers(
-    model: CifarVGG, variables: Any, example: Array
-) -> list[tuple[str, nn.Module]]:
-    """Modules in order; those without parameters have no name."""
-    calls = list_layers(partial(model.apply, train=False), variables, example)
-    found: list[tuple[str, nn.Module]] = []
-    pool_dropout, dense_dropout = iter(model.pool_dropout), iter(model.dense_dropout)
-
-    def add(*modules: nn.Module) -> None:
-        found.extend(("", module) for module in modules)
-
-    side = example.shape[1]
-    dense = 0
-    for name, layer, output in calls:
-        params = _tensors(at_path(variables["params"], name))
-        if isinstance(layer, linen.Conv):
-            if output.shape[1] < side:
-                add(nn.MaxPool2d(2), nn.Dropout(next(pool_dropout)))
-                side = output.shape[1]
-            found.append((name, _conv(params)))
-            add(nn.ReLU())
-        elif isinstance(layer, linen.BatchNorm):
-            stats = _tensors(at_path(variables["batch_stats"], name))
-            found.append((name, _norm(layer, params, stats)))
-        else:
-            if dense == 0:
-                add(nn.MaxPool2d(2), nn.Dropout(next(pool_dropout)), nn.Flatten())
-            if dense < len(model.dense_dropout):
-                add(nn.Dropout(next(dense_dropout)))
-            found.append((name, _linear(params)))
-            dense += 1
-            if dense < len(model.dense):
-                add(nn.ReLU())
-    return found
-
-
-def _tensors(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor(np.array(array)) for name, array in arrays.items()}
-
-
-def _conv(params: Mapping[str, torch.Tensor]) -> nn.Conv2d:
-    out, into = params["kernel"].shape[3], params["kernel"].shape[2]
-    conv = nn.Conv2d(into, out, 3, padding=1)
-    conv.weight.data = params["kernel"].permute(3, 2, 0, 1).contiguous()
-    conv.bias.data = params["bias"]
-    return conv
-
-
-def _norm(
-    layer: linen.BatchNorm,
-    params: Mapping[str, torch.Tensor],
-    stats: Mapping[str, torch.Tensor],
-) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(
-        len(params["scale"]), eps=layer.epsilon, momentum=1 - layer.momentum
-    )
-    norm.weight.data, norm.bias.data = params["scale"], params["bias"]
-    norm.running_mean, norm.running_var = stats["mean"], stats["var"]
-    return norm
-
-
-def _linear(params: Mapping[str, torch.Tensor]) -> nn.Linear:
-    linear = nn.Linear(*params["kernel"].shape)
-    linear.weight.data = params["kernel"].T.contiguous()
-    linear.bias.data = params["bias"]
-    return linear
-
-
 def _network(bench: Bench) -> Network:
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
     run = bench.run
     example = run.scale(run.image)
     assert isinstance(run.model, CifarVGG)
     network = Network(run.model, bench.variables, example, bench.layer)
-    return network.eval().to(_DEVICE, memory_format=torch.channels_last)
+    return ready(network)
 
 
-def _compiled(module: Any) -> Any:
+def ready(network: nn.Module) -> Any:
+    """The network on the device, in evaluation mode, in its fastest layout."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return network.eval().to(DEVICE, memory_format=torch.channels_last)
+
+
+def compiled(module: Any) -> Any:
+    """The module in its fastest form."""
     return torch.compile(module, mode="max-autotune") if _CUDA else module
 
 
-def _batches(bench: Bench, split: Split, size: int = _BATCH) -> list[torch.Tensor]:
-    """Scaled images on the device, as PyTorch likes them."""
-    config = bench.run.config
-    mean = np.array(config.pixel_mean, np.float32)
-    std = np.array(config.pixel_std, np.float32)
-    result = []
-    for batch in batches(split, size):
-        x = (batch.images.astype(np.float32) - mean) / std
-        x = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(_DEVICE)
-        result.append(x.to(memory_format=torch.channels_last))
-    return result
+def _batches(bench: Bench, split: Split, size: int = BATCH) -> list[torch.Tensor]:
+    """Scaled images on the device."""
+    return [scaled(bench.run.config, b.images) for b in batches(split, size)]
 
 
-def _finish() -> None:
+def scaled(config: Config, images: np.ndarray) -> torch.Tensor:
+    """Images [N, H, W, C] on the device, as the network and PyTorch like them."""
+    mean, std = (np.array(v, np.float32) for v in (config.pixel_mean, config.pixel_std))
+    x = (images.astype(np.float32) - mean) / std
+    x = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(DEVICE)
+    return x.to(memory_format=torch.channels_last)
+
+
+def finish() -> None:
+    """Waits for the device."""
     if _CUDA:
         torch.cuda.synchronize()
 
@@ -184,7 +122,7 @@ def _no_gradients(function: Callable[[], Any]) -> Callable[[], Any]:
 
 def evaluation(bench: Bench) -> Prepared:
     """The network's predictions of all images, once; images lie scaled in memory."""
-    network = _compiled(_network(bench))
+    network = compiled(_network(bench))
     images = _batches(bench, bench.split)
 
     @_no_gradients
@@ -199,12 +137,12 @@ def train(bench: Bench) -> Prepared:
     """STEPS training steps of one batch each, with the same loss, no augmentation."""
     size = bench.run.config.train_batch_size
     base = _network(bench).train()
-    network = _compiled(base)
+    network = compiled(base)
     l2 = bench.run.l2
     optimizer = torch.optim.Adam(base.parameters(), fused=_CUDA or None)
     index = np.arange(size) % len(bench.split)
     x = _batches(bench, bench.split.select(index), size)[0]
-    y = torch.tensor(bench.split.labels[index]).to(_DEVICE)
+    y = torch.tensor(bench.split.labels[index]).to(DEVICE)
 
     def steps() -> None:
         for _ in range(STEPS):
@@ -214,7 +152,7 @@ def train(bench: Bench) -> Prepared:
                 loss = loss + coefficient * (base.weights[name] ** 2).sum()
             loss.backward()
             optimizer.step()
-        _finish()
+        finish()
 
     steps()
     return _prepared(turn_of(steps))
@@ -223,7 +161,7 @@ def train(bench: Bench) -> Prepared:
 def one_pass(bench: Bench) -> Prepared:
     """For a few K: weights zeroed, and one pass over some of the images."""
     base = _network(bench)
-    network = _compiled(base)
+    network = compiled(base)
     images = _batches(bench, bench.some)
     conv = [m for m in base.trunk if isinstance(m, nn.Conv2d)][-1]
 
@@ -242,13 +180,13 @@ def one_pass(bench: Bench) -> Prepared:
 def cached_trunk(bench: Bench) -> Prepared:
     """The head for a few K on kept feature maps of some images, and the trunk once."""
     base = _network(bench)
-    trunk, head = _compiled(base.trunk), _compiled(base.head)
+    trunk, head = compiled(base.trunk), compiled(base.head)
     images = _batches(bench, bench.some)
 
     @_no_gradients
     def run_trunk() -> list[torch.Tensor]:
         maps = [trunk(x).clone() for x in images]
-        _finish()
+        finish()
         return maps
 
     maps = run_trunk()
@@ -256,7 +194,7 @@ def cached_trunk(bench: Bench) -> Prepared:
     @_no_gradients
     def run_heads() -> None:
         for k in bench.loop_ks:
-            mask = (torch.arange(bench.channels) >= k).to(_DEVICE)[:, None, None]
+            mask = (torch.arange(bench.channels) >= k).to(DEVICE)[:, None, None]
             for feature_map in maps:
                 head(feature_map * mask).argmax(-1).cpu()
 

@@ -68,9 +68,9 @@ def save(
 ) -> None:
     """Writes bench.csv, bench_ratios.csv and bench.png."""
     rows = [_row(m) for m in (*measured.values(), *scaling)]
-    _write_csv(workdir / "bench.csv", _COLUMNS, rows)
+    write_csv(workdir / "bench.csv", _COLUMNS, rows)
     spreads = [spread._asdict() for spread in ratios(measured)]
-    _write_csv(workdir / "bench_ratios.csv", Spread._fields, spreads)
+    write_csv(workdir / "bench_ratios.csv", Spread._fields, spreads)
     figure = bars(
         [bar for m in measured.values() for bar in _bars(m)], _title(measured)
     )
@@ -90,9 +90,10 @@ def _row(m: Measured) -> dict[str, Any]:
     }
 
 
-def _write_csv(
+def write_csv(
     target: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> None:
+    """Writes the columns of the rows; what a row lacks stays empty."""
     with replacing(target) as path, open(path, "w") as file:
         table = csv.DictWriter(
             file, columns, extrasaction="ignore", restval="", lineterminator="\n"

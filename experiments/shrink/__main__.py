@@ -19,7 +19,7 @@ import itertools
 import numpy as np
 from absl import flags
 
-from experiments import cli, cluster, finetuning, job
+from experiments import cli, cluster, finetuning, job, whole
 from experiments.flags import (
     check_smaller,
     define_batch_size,
@@ -27,12 +27,12 @@ from experiments.flags import (
     define_images,
     define_network,
     define_smaller,
+    define_widths,
 )
 from experiments.shrink.ladder import Ladder, Rung
 from experiments.shrink.report import print_rung, save_network, write_files
 from experiments.weights import train_or_restore
 from jaxprune.compaction import artefact
-from jaxprune.data import datasets
 from jaxprune.errors import InputError
 from jaxprune.shrinking.analysis import Budget
 
@@ -42,18 +42,12 @@ define_batch_size()
 define_finetuning()
 define_images()
 define_smaller()
-flags.DEFINE_float("speedup", None, "How many times fewer multiply-adds.")
+define_widths()
 flags.DEFINE_float("size", None, "Share of the parameters that may be left.")
 flags.DEFINE_float("latency", None, "How many times less time, as predicted here.")
-flags.DEFINE_integer("batch", 32, "Images in a batch that --latency is for.", 1)
 flags.DEFINE_list(
     "ladder", ["1.25", "1.5", "2", "2.5", "3", "4"],
     "Times fewer multiply-adds, for pareto.csv; empty for none.",
-)  # fmt: skip
-flags.DEFINE_list("keep_whole", [], "Groups, or layers, of which nothing is pruned.")
-flags.DEFINE_integer(
-    "multiple_of", None,
-    "Widths are multiples of this. Default: what is faster on this machine.", 1,
 )  # fmt: skip
 
 # Steps of --max_drop: each is this many times faster than the one before.
@@ -68,9 +62,7 @@ def main() -> None:
     finetuning.check_flags()
     run = job.load(train_imported=False)
     cluster.require_one_process("experiments.shrink")
-    split = datasets.choose_split(run.splits, FLAGS.eval_split)
-    calibration = datasets.choose_split(run.splits, FLAGS.calibration_split)
-    _check_overlap(run)
+    split, calibration = whole.splits(run)
     finetuning.images(run)  # raises now where there are too few
     folder = run.workdir / f"shrink-{_name(budget)}"
     artefact.check_target(folder)
@@ -135,15 +127,6 @@ def _steps() -> list[float]:
             f"--ladder takes numbers of at least 1, got {','.join(texts)}"
         ) from None
     return steps
-
-
-def _check_overlap(run: job.Job) -> None:
-    shared = datasets.overlap(run.splits, FLAGS.calibration_split, FLAGS.eval_split)
-    if shared and not FLAGS.allow_overlap:
-        raise InputError(
-            f"--calibration_split={FLAGS.calibration_split} holds {shared} images of "
-            f"--eval_split={FLAGS.eval_split}: choose others, or --allow_overlap"
-        )
 
 
 def _within(ladder: Ladder) -> Rung:

@@ -162,8 +162,7 @@ def make_train_step(
     def step_function(
         state: TrainState, images: Array, labels: Array, teacher: Any = None
     ) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        augment_key, dropout_key = jax.random.split(key)
+        augment_key, dropout_key = step_keys(seed, state.step)
         x = scale(augment(augment_key, images) if augment else images)
         target = teacher(x) if teacher else None
         return _descend(objective, optimizer, state, x, labels, target, dropout_key)
@@ -173,6 +172,11 @@ def make_train_step(
         return step
     held = teacher if isinstance(teacher, Partial) else Partial(teacher)
     return partial(step, teacher=held)
+
+
+def step_keys(seed: int, step: Int[Array, ""] | int) -> Array:
+    """Two keys of a step: its augmentation's and its dropout's."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
 
 
 def _descend(
@@ -236,6 +240,19 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return len(split) // batch_size
 
 
+def epoch_order(
+    seed: int, epoch: int, images: int, batch_size: int
+) -> Int[np.ndarray, "steps B"]:
+    """The images of each step of an epoch: in an order that follows from (seed, epoch).
+
+    >>> epoch_order(0, 0, images=5, batch_size=2).shape
+    (2, 2)
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(images)
+    steps = images // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
 def fit(
     step: Step,
     state: TrainState,
@@ -260,12 +277,11 @@ def fit(
     mesh = mesh or make_mesh(jax.local_devices()[:1])
     state = replicate(state, mesh)
     for epoch in range(int(state.step) // per_epoch, epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(split))
+        order = epoch_order(seed, epoch, len(split), batch_size)
         started = time.perf_counter()
         waiting: list[StepMetrics] = []
         done: list[StepMetrics] = []
-        for i in range(per_epoch):
-            index = order[i * batch_size : (i + 1) * batch_size]
+        for i, index in enumerate(order):
             own = np.array_split(index, jax.process_count())[jax.process_index()]
             batch = spread((split.read(own), split.labels[own]), mesh)
             state, metrics = step(state, *batch)

@@ -71,6 +71,9 @@ def test_everything_is_measured_and_written(planted):
         ("--loop_ks=0,14", "--loop_ks=14: the layer has 14"),
         ("--loop_ks=a", "--loop_ks takes a,b,c"),
         ("--images=99999", "--images: there are"),
+        ("--what=nonsense", "unknown benchmark 'nonsense'; choices: sweep, shrink"),
+        ("--speedup=3", "--speedup does nothing without --what=shrink"),
+        ("--distill", "--distill does nothing without --what=shrink"),
     ],
 )
 def test_bad_input(planted, script, flag, message):
@@ -78,6 +81,20 @@ def test_bad_input(planted, script, flag, message):
     code, _, err = script(bench, *arguments, flag)
     assert code == 2 and message in err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "name"), [("torch", "PyTorch"), ("torch_pruning", "Torch-Pruning")]
+)
+def test_without_the_peer(script, monkeypatch, missing, name):
+    monkeypatch.setattr(
+        bench.importlib.util,
+        "find_spec",
+        lambda module: None if module == missing else module,
+    )
+    code, _, err = script(bench, "--what=shrink")
+    assert code == 2
+    assert err == f"error: --what=shrink needs {name}: pip install 'jaxprune[bench]'\n"
 
 
 def measured(by, what, *seconds, **facts):

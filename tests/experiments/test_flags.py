@@ -39,8 +39,10 @@ FLAGS = {
     },
     "plot": {"workdir", "order", "normalize", "confusion_k"},
     "bench": {
-        *NETWORK, "images", "some_images", "loop_ks", "runs", "scaling", "measure",
-        "channels",
+        *NETWORK, *(FINETUNING - {"recalibrate"}), "images", "some_images", "loop_ks",
+        "runs", "scaling", "measure", "channels", "what", "networks", "eval_split",
+        "calibration_split", "allow_overlap", "repeats", "latency_batches", "speedup",
+        "batch", "keep_whole", "multiple_of",
     },
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxprune.errors import InputError
+from jaxprune.report import contest
 from jaxprune.report import curves as plots
 from jaxprune.report import feature_maps as plots_maps
 from jaxprune.sweep.result import SweepResult
@@ -155,3 +156,30 @@ def test_fills_side_by_side(unbalanced):
         labels = [line.get_label() for line in curves]
         assert labels == ["fill zero", "fill drop", "fill linear"]
         np.testing.assert_array_equal(curves[0].get_ydata(), values)
+
+
+def test_a_contest_shows_every_network_stage_and_time():
+    def row(by, median, **accuracies):
+        spread = {"lower_quartile": median / 2, "median": median}
+        times = {**spread, "upper_quartile": 2 * median, "speedup": 1.0}
+        return {"by": by, "method": "m", "latency": {"32": times, "4": times},
+                **accuracies}  # fmt: skip
+
+    rows = [
+        row("whole", 0.010, accuracy=0.9),
+        row("one", 0.004, accuracy=0.8, accuracy_recalibrated=0.85),
+        row("two", 0.006, accuracy=0.2, accuracy_recalibrated=0.5,
+            accuracy_finetuned=0.7),
+    ]  # fmt: skip
+    accuracy, small, large = contest.stages(rows, "title").axes
+    whole, one, two = accuracy.lines
+    assert set(whole.get_ydata()) == {0.9}
+    np.testing.assert_array_equal(one.get_ydata(), [0.8, 0.85])
+    np.testing.assert_array_equal(two.get_ydata(), [0.2, 0.5, 0.7])
+    assert [t.get_text() for t in accuracy.get_legend().get_texts()] == [
+        "whole, m", "one, m", "two, m"
+    ]  # fmt: skip
+    assert small.get_xlabel() == "batch 4, ms" and large.get_xlabel() == "batch 32, ms"
+    np.testing.assert_allclose([bar.get_width() for bar in large.patches], [10, 4, 6])
+    whiskers = [c.get_segments()[0][:, 0] for c in large.collections]
+    np.testing.assert_allclose(whiskers, [[5, 20], [2, 8], [3, 12]])

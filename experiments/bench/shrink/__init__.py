@@ -1,0 +1,1 @@
+"""Whole networks made smaller by this project and by Torch-Pruning, side by side."""

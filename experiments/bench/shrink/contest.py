@@ -1,0 +1,220 @@
+"""The contest: a whole network, cut by this project and by Torch-Pruning."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from absl import flags
+
+from experiments import cli, cluster, finetuning, job
+from experiments.bench.plan import OURS, PYTORCH
+from experiments.bench.pytorch import ready, scaled
+from experiments.bench.shrink import latency, ours, peer, report, theirs
+from experiments.bench.shrink.stages import Competitor, figures, learning_rates
+from experiments.bench.twins import TWINS, Twin
+from experiments.flags import check_timing
+from experiments.shrink.ladder import Ladder
+from experiments.weights import train_or_restore
+from experiments.whole import splits
+from jaxprune.data.splits import Split
+from jaxprune.errors import InputError
+from jaxprune.files import write_text
+from jaxprune.shrinking.analysis import Budget
+
+FLAGS = flags.FLAGS
+PACKAGES = ("torch", "torch_pruning")
+# Images that the twin's logits are compared on.
+_EXAMPLES = 16
+
+
+def main() -> None:
+    """Cuts, recalibrates, fine-tunes, times, writes."""
+    budget = Budget(speedup=FLAGS.speedup)
+    batches = check_timing()
+    finetuning.check_flags()
+    run = job.load(train_imported=False)
+    cluster.require_one_process("experiments.bench")
+    split, calibration = splits(run)
+    _check(run, calibration)
+    variables = train_or_restore(run)
+    images = calibration.read(np.arange(len(calibration)))
+    ladder = Ladder(run, variables, split, images, batches)
+    ladder.widths(budget)  # raises now where it is out of reach
+    twin = ready(Twin(run.model, jax.device_get(variables), run.scale(run.image)))
+    target = run.workdir / f"bench-speedup{FLAGS.speedup:g}"
+    contest = Contest(target, ladder, twin, budget, calibration)
+    try:
+        rows = contest.rows()
+        times = latency.measure(contest.networks, batches, FLAGS.repeats)
+    except KeyboardInterrupt:
+        raise cli.Interrupted(
+            f"interrupted: {target} keeps {len(contest.finished)} finished networks; "
+            "run the same command again to go on"
+        ) from None
+    for row in rows:
+        _compare(row, rows[0], times[_framework(row["by"])])
+    report.show(rows)
+    about = {
+        **contest.about,
+        "turns": FLAGS.repeats,
+        "largest_logit_difference_of_the_twin": _difference(ladder, twin),
+    }
+    report.save(target, about, rows)
+
+
+class Contest:
+    """The networks and their rows, each kept as soon as it is finished.
+
+    Attributes:
+      about: what a reader must know to trust or repeat the rows.
+      networks: the folder that the networks are kept in.
+      finished: rows, by method.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ladder: Ladder,
+        twin: Twin,
+        budget: Budget,
+        calibration: Split,
+    ):
+        self.networks, self._path = folder / "networks", folder / "finished.json"
+        self._ladder, self._twin = ladder, twin
+        self._budget, self._calibration = budget, calibration
+        self.about = _about(ladder)
+        self.finished: dict[str, dict[str, Any]] = _read(self._path, self.about)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Those of the whole networks, then of those that are cut."""
+        for framework in (OURS, PYTORCH):
+            (self.networks / framework).mkdir(parents=True, exist_ok=True)
+        theirs.save(self._twin, self.networks / PYTORCH / latency.WHOLE)
+        makers = {ours.METHOD: self._ours} | {
+            name: partial(self._theirs, name) for name in theirs.METHODS
+        }
+        whole = _wholes(self._ladder, self._twin)
+        return [*whole, *(self._row(name, make) for name, make in makers.items())]
+
+    def _ours(self) -> Competitor:
+        rung = self._ladder.rung(self._budget)
+        return ours.competitor(self._ladder, rung, self._calibration)
+
+    def _theirs(self, name: str) -> Competitor:
+        limit = self._ladder.whole.cost.multiply_adds / self._budget.value
+        return theirs.competitor(
+            self._ladder, self._twin, name, limit, self._calibration
+        )
+
+    def _row(self, name: str, make: Callable[[], Competitor]) -> dict[str, Any]:
+        """The row, as it is kept or after all stages."""
+        if name not in self.finished:
+            competitor = make()
+            competitor.save(self.networks / _framework(competitor.by) / name)
+            self.finished[name] = figures(self._ladder.run, competitor)
+            state = {"about": self.about, "finished": self.finished}
+            write_text(self._path, json.dumps(state) + "\n")
+        return self.finished[name]
+
+
+def _read(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows that an earlier run with the same facts has finished."""
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return state["finished"] if state["about"] == about else {}
+
+
+def _check(run: job.Job, calibration: Split) -> None:
+    """Raises InputError if the network or the images cannot be compared on."""
+    size = run.config.train_batch_size
+    if type(run.model) not in TWINS or run.config.dtype != "float32":
+        raise InputError(
+            "--what=shrink compares --model=cifar_vgg or cifar_resnet in float32, got "
+            f"{run.config.model} in {run.config.dtype}"
+        )
+    if len(calibration) < size:
+        raise InputError(
+            f"--calibration_split={FLAGS.calibration_split} has {len(calibration)} "
+            f"images, fewer than one batch of {size} to recalibrate on"
+        )
+    finetuning.images(run)  # raises now where there are too few
+
+
+def _wholes(ladder: Ladder, twin: Twin) -> Iterator[dict[str, Any]]:
+    """The rows of the whole network."""
+    run, whole = ladder.run, ladder.whole
+    for by, accuracy in (
+        (OURS, ladder.baseline),
+        (PYTORCH, peer.accuracy(run, twin, whole.split)),
+    ):
+        yield {
+            "by": by,
+            "method": latency.WHOLE,
+            "labels": False,
+            "multiply_adds": whole.cost.multiply_adds,
+            "parameters": whole.cost.parameters,
+            "accuracy": accuracy,
+        }
+
+
+def _framework(by: str) -> str:
+    return OURS if by == OURS else PYTORCH
+
+
+def _compare(
+    row: dict[str, Any],
+    whole: dict[str, Any],
+    times: dict[str, dict[str, dict[str, float]]],
+) -> None:
+    """Adds times, and ratios to the whole network in the same framework."""
+    row["theoretical_speedup"] = whole["multiply_adds"] / row["multiply_adds"]
+    row["smaller"] = whole["parameters"] / row["parameters"]
+    row["latency"] = {
+        batch: {
+            **spread,
+            "speedup": times[latency.WHOLE][batch]["median"] / spread["median"],
+        }
+        for batch, spread in times[row["method"]].items()
+    }
+
+
+def _difference(ladder: Ladder, twin: Twin) -> float:
+    """The largest between a logit of the network and of its twin, on a few images."""
+    run, split = ladder.run, ladder.whole.split
+    images = split.read(np.arange(min(_EXAMPLES, len(split))))
+    with torch.inference_mode():
+        logits = twin(scaled(run.config, images)).cpu().numpy()
+    expected = run.apply(ladder.whole.variables, jnp.asarray(images))
+    return float(np.abs(logits - np.asarray(expected)).max())
+
+
+def _about(ladder: Ladder) -> dict[str, Any]:
+    """What a reader must know to trust or repeat the rows."""
+    return {
+        **ladder.facts,
+        "versions": {
+            **ladder.facts["versions"],
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "speedup": FLAGS.speedup,
+        "images": len(ladder.whole.split),
+        "multiple_of": ladder.latency.multiple
+        if FLAGS.multiple_of is None
+        else FLAGS.multiple_of,
+        "keep_whole": list(FLAGS.keep_whole),
+        **finetuning.describe_epochs(ladder.run),
+        **(
+            {"learning_rates": learning_rates(ladder.run)}
+            if FLAGS.finetune_epochs
+            else {}
+        ),
+    }

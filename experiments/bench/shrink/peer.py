@@ -1,0 +1,153 @@
+"""What is done to a PyTorch network besides pruning it: tested, recalibrated, trained.
+
+Fine-tuning is `experiments.finetuning`'s, step by step: the same images in the same
+order, with the same shifts and flips (they are drawn by the same keys), the same loss,
+L2 penalty, teacher, Adam and cosine decay, BatchNorm's momentum and dropout rates. Only
+what dropout draws is another, and rounding.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from absl import flags
+from torch import nn
+from torch.nn import functional
+
+from experiments import cluster, finetuning
+from experiments.bench.pytorch import DEVICE, scaled
+from experiments.bench.twins import Twin
+from experiments.job import Job
+from jaxprune.data.splits import Split
+from jaxprune.errors import InputError
+from jaxprune.networks import training
+
+FLAGS = flags.FLAGS
+
+
+def accuracy(run: Job, network: Twin, split: Split) -> float:
+    """Share of the split's images that the network predicts right, in [0, 1]."""
+    size, right = run.batch_size(split), 0
+    network.eval()
+    with (
+        cluster.progress(total=len(split), unit="img", desc="PyTorch") as bar,
+        torch.inference_mode(),
+    ):
+        for x, labels in labelled(run, split, size):
+            right += int((network(x).argmax(-1) == labels).sum())
+            bar.update(len(labels))
+    return right / len(split)
+
+
+def labelled(
+    run: Job, split: Split, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Scaled images and labels in order; the last batch is as small as it is."""
+    for start in range(0, len(split), size):
+        index = np.arange(start, min(start + size, len(split)))
+        yield scaled(run.config, split.read(index)), _tensor(split.labels[index])
+
+
+def recalibrated(run: Job, network: Twin, split: Split) -> Twin:
+    """A copy of the network with BatchNorm's statistics estimated over whole batches.
+
+    Each batch is normalised by its own statistics, dropout is off, and the means of the
+    batches' statistics are kept: `torch.optim.swa_utils.update_bn` without dropout.
+    """
+    network = copy.deepcopy(network).eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    size = run.config.train_batch_size
+    whole_batches = split.select(np.arange(len(split) // size * size))
+    with torch.no_grad():
+        for x, _ in labelled(run, whole_batches, size):
+            network(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()
+
+
+def finetuned(
+    run: Job, network: Twin, whole: Twin, rate: float
+) -> Iterator[tuple[Twin, float]]:
+    """The network, which stays as it is, and the mean loss, after each epoch.
+
+    Args:
+      run: the run directory's job.
+      network: to be trained; a copy is.
+      whole: that --distill learns from.
+      rate: the highest learning rate.
+
+    Raises:
+      InputError: a loss is not finite.
+    """
+    network = copy.deepcopy(network)
+    split, size = finetuning.images(run), run.config.train_batch_size
+    per_epoch = training.steps_per_epoch(split, size)
+    optimizer = torch.optim.Adam(network.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, FLAGS.finetune_epochs * per_epoch
+    )
+    torch.manual_seed(finetuning.seed(run))
+    augment = jax.jit(training.crop_and_flip)
+    for epoch in range(FLAGS.finetune_epochs):
+        network.train()
+        losses = []
+        order = training.epoch_order(finetuning.seed(run), epoch, len(split), size)
+        for i, index in enumerate(order):
+            images = split.read(index)
+            if run.recipe.crop_and_flip:
+                step = epoch * per_epoch + i
+                key = training.step_keys(finetuning.seed(run), jnp.int32(step))[0]
+                images = np.asarray(augment(key, jnp.asarray(images)))
+            optimizer.zero_grad()
+            loss = _loss(
+                run, network, whole, scaled(run.config, images), split.labels[index]
+            )
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            if not np.isfinite(losses[-1]):
+                raise InputError(
+                    f"the loss of a network of Torch-Pruning is {losses[-1]} in epoch "
+                    f"{epoch + 1}: lower --finetune_learning_rate"
+                )
+        yield network, float(np.mean(losses))
+
+
+def _loss(
+    run: Job, network: Twin, whole: Twin, x: torch.Tensor, labels: np.ndarray
+) -> torch.Tensor:
+    """Of a batch, as `jaxprune.networks.training` has it."""
+    logits, weight = network(x), FLAGS.distill_weight if FLAGS.distill else 0.0
+    loss = torch.zeros((), device=DEVICE)
+    if FLAGS.distill:
+        with torch.no_grad():
+            target = whole(x)
+        student, teacher = (
+            functional.log_softmax(y / FLAGS.distill_temperature, -1)
+            for y in (logits, target)
+        )
+        divergence = functional.kl_div(
+            student, teacher, reduction="batchmean", log_target=True
+        )
+        loss = loss + weight * FLAGS.distill_temperature**2 * divergence
+    if weight < 1:
+        loss = loss + (1 - weight) * functional.cross_entropy(logits, _tensor(labels))
+    for name, coefficient in run.l2.items():
+        kernel: Any = network.layers[name].weight
+        loss = loss + coefficient * (kernel**2).sum()
+    return loss
+
+
+def _tensor(labels: np.ndarray) -> torch.Tensor:
+    return torch.tensor(labels, dtype=torch.int64, device=DEVICE)
