@@ -79,7 +79,7 @@ def _layers(
 
     side = example.shape[1]
     dense = 0
-    for name, layer, output in calls:
+    for name, layer, _, output in calls:
         params = _tensors(at_path(variables["params"], name))
         if isinstance(layer, linen.Conv):
             if output.shape[1] < side:

@@ -10,7 +10,6 @@ Axes: N images, P channels of a layer.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from jaxprune.channels.groups import find_groups
 from jaxprune.channels.masking import Pruning
 from jaxprune.compaction.cut import cut_variables
 from jaxprune.compaction.network import Compact, PrunedLayer, by_widths
-from jaxprune.compaction.proof import Magnitude, Proof, compare, rounding_bound
+from jaxprune.compaction.proof import Proof, compare, rounding_bound
 from jaxprune.errors import InputError, first_line
 
 AnyFill = str | np.ndarray | Fill
@@ -112,7 +111,8 @@ def compact_groups(
       model: any linen model, or a network that has been compacted before.
       variables: its variables.
       groups: name of a group, see `find_groups` -> (mask of its units, fill). The fill
-        takes effect at what the readers are given: "drop", or of `linear_fills`.
+        takes effect at what the readers are given: "drop", or of `linear_fills` or
+        `mean_fills`.
       example: inputs [N, ...], for tracing and for the comparison; a few images.
       call: keyword arguments of the model's call.
 
@@ -124,9 +124,10 @@ def compact_groups(
       InputError: as `compact_layers`; a group that there is not, or another fill.
     """
     for name, (_, fill) in groups.items():
-        if not (fill == "drop" if isinstance(fill, str) else fill.moments):
+        if not (fill == "drop" if isinstance(fill, str) else fill.values is None):
             raise InputError(
-                f"group '{name}' takes the fill 'drop', or one of jaxprune.linear_fills"
+                f"group '{name}' takes the fill 'drop', or one of "
+                "jaxprune.linear_fills or jaxprune.mean_fills"
             )
 
     def flows(apply: taps.Apply, variables: Any, x: Array) -> dict[str, ChannelFlow]:
@@ -188,29 +189,12 @@ def prove(
     whole: Compact, prunings: Sequence[Pruning], small: Compact, x: Array
 ) -> Proof:
     """Compares the compact network with the masked one; see `compaction.proof`."""
-    sums: dict[str, list[Magnitude]] = {}
-    for pruning in prunings:
-        for name, regression in pruning.fill.regressions(pruning.keep).items():
-            size = partial(regression.magnitude, keep=pruning.keep)
-            sums.setdefault(name, []).append(size)
-    magnitudes = {name: partial(_one_by_one, sizes) for name, sizes in sums.items()}
+    masks = [pruning.mask for pruning in prunings]
     # A matrix unit that rounds its factors would need a wider bound.
     with jax.default_matmul_precision("highest"):
-        before, bound = rounding_bound(
-            whole.apply,
-            whole.variables,
-            x,
-            lambda apply: masking.mask_channels(apply, prunings),
-            magnitudes,
-        )
+        before, bound = rounding_bound(whole.apply, whole.variables, x, masks)
         after = jax.jit(lambda v, x: small.apply(v, x))(small.variables, x)
     return compare(before, np.asarray(after, np.float32), bound)
-
-
-def _one_by_one(sizes: Sequence[Magnitude], x: Array) -> Array:
-    for size in sizes:
-        x = size(x)
-    return x
 
 
 def as_compact(
