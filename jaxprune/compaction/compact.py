@@ -25,7 +25,7 @@ from jaxprune.channels.fills import Fill
 from jaxprune.channels.flow import ChannelFlow, channel_flow
 from jaxprune.channels.groups import find_groups
 from jaxprune.channels.masking import Pruning
-from jaxprune.compaction.cut import cut_variables
+from jaxprune.compaction.cut import cut_variables, given_behind_values
 from jaxprune.compaction.network import Compact, PrunedLayer, by_widths
 from jaxprune.compaction.proof import Proof, compare, rounding_bound
 from jaxprune.errors import InputError, first_line
@@ -174,14 +174,16 @@ def _remove(
         masking.make_pruning(variables, flows[name], *how)
         for name, how in layers.items()
     ]
-    smaller = cut_variables(apply, variables, prunings, example[:1])
+    called = taps.list_layers(apply, variables, example[:1])
+    given = given_behind_values(apply, variables, prunings, example[:1])
+    smaller = cut_variables(called, variables, prunings, given)
     small = replace(
         whole,
-        model=_narrow(whole, smaller, example),
+        model=_narrow(whole, smaller, called),
         variables=smaller,
         layers={**whole.layers, **{p.flow.layer: _pruned(whole, p) for p in prunings}},
     )
-    _check_runs(small, example, whole)
+    _check_runs(small, example, whole, called)
     return replace(small, proof=prove(whole, prunings, small, example))
 
 
@@ -229,12 +231,11 @@ def _pruned(whole: Compact, pruning: Pruning) -> PrunedLayer:
     )
 
 
-def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
+def _narrow(whole: Compact, variables: Any, layers: Sequence[taps.Layer]) -> nn.Module:
     """The model with the widths of its variables, where it is built from widths."""
     model = whole.model
     if not by_widths(model):
         return model
-    layers = taps.list_layers(whole.apply, whole.variables, example[:1])
 
     def features(kind: type[nn.Module]) -> tuple[int, ...]:
         names = [layer.name for layer in layers if isinstance(layer.module, kind)]
@@ -243,7 +244,9 @@ def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
     return model.clone(widths=features(nn.Conv), dense=features(nn.Dense))
 
 
-def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
+def _check_runs(
+    small: Compact, example: Array, whole: Compact, layers: Sequence[taps.Layer]
+) -> None:
     """Raises if the model's code cannot run with fewer channels."""
     try:
         output = jax.eval_shape(
@@ -254,10 +257,8 @@ def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
             f"the model's code does not run with fewer channels, as one that writes "
             f"their number into a reshape or a parameter: {first_line(error)}"
         ) from error
-    names = [
-        [layer.name for layer in taps.list_layers(n.apply, n.variables, example[:1])]
-        for n in (whole, small)
-    ]
+    left = taps.list_layers(small.apply, small.variables, example[:1])
+    names = [[layer.name for layer in calls] for calls in (layers, left)]
     if names[0] != names[1]:
         other = sorted(set(names[0]) ^ set(names[1]))
         raise OtherWayError(

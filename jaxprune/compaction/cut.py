@@ -28,28 +28,50 @@ from jaxprune.compaction.proof import linear
 from jaxprune.errors import InputError
 
 
-def cut_variables(
+def given_behind_values(
     apply: taps.Apply, variables: Any, prunings: Sequence[Pruning], x: Array
-) -> Any:
-    """The smaller variables, what pruned channels send on folded in.
+) -> dict[str, Array]:
+    """What the readers of channels that have `values` are given, with them masked.
 
     Args:
       apply: the network.
       variables: its variables.
-      prunings: what to remove.
+      prunings: what is removed. Fills that take effect at the readers need no run.
       x: one input.
+    """
+    filled = [p for p in prunings if p.fill.values is not None]
+    readers = {name for p in filled for name in p.flow.readers}
+    if not readers:
+        return {}
+    masked = masking.mask_channels(apply, [p.mask for p in prunings])
+    run = jax.jit(lambda v, x: taps.capture_inputs(masked, v, x, readers))
+    return run(variables, x)
+
+
+def cut_variables(
+    layers: Sequence[taps.Layer],
+    variables: Any,
+    prunings: Sequence[Pruning],
+    given: Mapping[str, Array],
+) -> Any:
+    """The smaller variables, what pruned channels send on folded in.
+
+    Args:
+      layers: the network's, called with one input.
+      variables: its variables.
+      prunings: what to remove.
+      given: see `given_behind_values`.
 
     Raises:
       InputError: a layer would read nothing that is left.
     """
     flat = flatten_dict(variables, sep="/")
     readers = {name for p in prunings for name in p.flow.readers}
-    layers = {layer.name: layer for layer in taps.list_layers(apply, variables, x)}
-    given = _given(apply, variables, prunings, x)
+    called = {layer.name: layer for layer in layers}
     for name in sorted(readers):
-        shape = layers[name].input.shape
+        shape = called[name].input.shape
         constants = _constants(name, prunings, shape, given)
-        _fold_constants(flat, layers[name], constants)
+        _fold_constants(flat, called[name], constants)
         for pruning in prunings:
             if name in pruning.fill.moments:
                 regression = pruning.mask.at_readers[name]
@@ -82,22 +104,6 @@ def _kept_of(prunings: Sequence[Pruning], name: str, role: str) -> np.ndarray:
     return np.logical_and.reduce(masks)
 
 
-def _given(
-    apply: taps.Apply, variables: Any, prunings: Sequence[Pruning], x: Array
-) -> dict[str, Array]:
-    """What layers are given in the masked network that read a layer's output values.
-
-    Fills that take effect at the readers need no such run.
-    """
-    filled = [p for p in prunings if p.fill.values is not None]
-    readers = {name for p in filled for name in p.flow.readers}
-    if not readers:
-        return {}
-    masked = masking.mask_channels(apply, [p.mask for p in prunings])
-    run = jax.jit(lambda v, x: taps.capture_inputs(masked, v, x, readers))
-    return run(variables, x)
-
-
 def _constants(
     name: str,
     prunings: Sequence[Pruning],
@@ -110,7 +116,7 @@ def _constants(
       name: the layer.
       prunings: what is removed.
       shape: of what the layer is given for one image.
-      given: the same in the masked network, see `_given`.
+      given: the same in the masked network, see `given_behind_values`.
     """
     constants = np.zeros(shape, np.float32)
     for pruning in prunings:
