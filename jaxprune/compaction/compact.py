@@ -8,6 +8,7 @@ See `jaxprune.compaction.cut` for what is cut and what is folded in.
 Axes: N images, P channels of a layer.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,9 +23,10 @@ from jaxtyping import Array
 from jaxprune.channels import masking, taps
 from jaxprune.channels.coupling import GROUP_NORMS
 from jaxprune.channels.fills import Fill
-from jaxprune.channels.flow import ChannelFlow, channel_flow
+from jaxprune.channels.flow import ChannelFlow, channel_flow, operations
 from jaxprune.channels.groups import find_groups
 from jaxprune.channels.masking import Pruning
+from jaxprune.channels.tags import MOVING
 from jaxprune.compaction.cut import cut_variables, given_behind_values
 from jaxprune.compaction.network import Compact, PrunedLayer, by_widths
 from jaxprune.compaction.proof import Proof, compare, rounding_bound
@@ -245,7 +247,7 @@ def _narrow(whole: Compact, variables: Any, layers: Sequence[taps.Layer]) -> nn.
 
 
 def _check_runs(
-    small: Compact, example: Array, whole: Compact, layers: Sequence[taps.Layer]
+    small: Compact, example: Array, whole: Compact, called: Sequence[taps.Layer]
 ) -> None:
     """Raises if the model's code cannot run with fewer channels."""
     try:
@@ -257,16 +259,39 @@ def _check_runs(
             f"the model's code does not run with fewer channels, as one that writes "
             f"their number into a reshape or a parameter: {first_line(error)}"
         ) from error
-    left = taps.list_layers(small.apply, small.variables, example[:1])
-    names = [[layer.name for layer in calls] for calls in (layers, left)]
-    if names[0] != names[1]:
-        other = sorted(set(names[0]) ^ set(names[1]))
+    if other := other_way(whole, called, small, example[:1]):
         raise OtherWayError(
-            f"with these widths the model's code takes another way: '{other[0]}' is "
-            "called in one network alone, as where it compares shapes at a residual "
-            "sum; keep one channel more or less"
+            f"with these widths the model's code takes another way: {other} in one "
+            "network alone, as where it compares shapes at a residual sum; keep one "
+            "channel more or less"
         )
     expected = jax.eval_shape(lambda v, x: whole.apply(v, x), whole.variables, example)
     if getattr(output, "ndim", 0) != 2 or output.shape != expected.shape:
         shapes = jax.tree.map(jnp.shape, output)
         raise InputError(f"the network must return logits [N, C], got {shapes}")
+
+
+def other_way(
+    whole: Compact, called: Sequence[taps.Layer], small: Compact, x: Array
+) -> str | None:
+    """What one of two networks alone calls or computes between its layers, if any.
+
+    Args:
+      whole: the network.
+      called: its layers.
+      small: the same with fewer channels.
+      x: one input.
+    """
+    left = taps.list_layers(small.apply, small.variables, x)
+    names = [[layer.name for layer in layers] for layers in (called, left)]
+    if names[0] != names[1]:
+        return f"'{min({*names[0]} ^ {*names[1]}, default='')}' is called"
+    ways = [
+        [name for name in operations(n.apply, n.variables, x, layers)
+         if name not in MOVING]
+        for n, layers in ((whole, called), (small, left))
+    ]  # fmt: skip
+    if ways[0] == ways[1]:
+        return None
+    more, less = (Counter(way) for way in sorted(ways, key=len, reverse=True))
+    return f"the operation '{min(more - less, default='')}' is found"
