@@ -37,8 +37,8 @@ class Campaign:
         shape = (1, *EXAMPLE_SHAPE)
         variables = random_variables(model, jnp.zeros(shape), seed)
         x = random_split(n=images, shape=EXAMPLE_SHAPE, classes=2, seed=seed).images
-        self.x = x.astype(np.float32) / 255
-        self.whole = as_compact(model, variables, jnp.asarray(self.x), None)
+        self.x = jnp.asarray(x.astype(np.float32) / 255)
+        self.whole = as_compact(model, variables, self.x, None)
         self.groups = find_groups(self.whole.apply, variables, self.x).groups
         self.layers = taps.list_layers(self.whole.apply, variables, self.x[:1])
         first = self.rng.integers(2)
@@ -113,7 +113,7 @@ class Campaign:
             return compare(masked, logits(variables), bound)
         except InputError:
             small = replace(self.whole, variables=variables)
-            if other_way(self.whole, self.layers, small, jnp.asarray(self.x[:1])):
+            if other_way(self.whole, self.layers, small, self.x[:1]):
                 return None
             raise
 
