@@ -65,8 +65,7 @@ class Campaign:
         """What is pruned of every group that has units to spare."""
         prunings = []
         for name, flow in self.groups.items():
-            units = flow.channels
-            keep = self.rng.permutation(units) < self.rng.integers(1, units + 1)
+            keep = self._mask(flow)
             fill = "drop"
             if self.moments.get(name):
                 fill = Fill("linear", moments=self.moments[name])
@@ -79,6 +78,14 @@ class Campaign:
             variables = self.whole.variables
             prunings.append(masking.make_pruning(variables, flow, keep, fill))
         return prunings
+
+    def _mask(self, flow):
+        """Leaves each layer a channel: behind a concatenation several share a group."""
+        while True:
+            kept = self.rng.integers(1, flow.channels + 1)
+            keep = self.rng.permutation(flow.channels) < kept
+            if all(keep[owner[owner >= 0]].any() for owner in flow.producers.values()):
+                return keep
 
     def masked(self, prunings):
         """The masked network's logits, and the bound on rounding."""

@@ -63,7 +63,7 @@ def cut_variables(
       given: see `given_behind_values`.
 
     Raises:
-      InputError: a layer would read nothing that is left.
+      InputError: a layer would read, or return, nothing that is left.
     """
     flat = flatten_dict(variables, sep="/")
     readers = {name for p in prunings for name in p.flow.readers}
@@ -87,7 +87,10 @@ def cut_variables(
                 raise InputError(f"'{layer}' reads pruned channels only: keep one more")
             value = value[..., keep, :]
         if layer in producers and not path.endswith("/index"):
-            value = value[..., _kept_of(prunings, layer, "producers")]
+            keep = _kept_of(prunings, layer, "producers")
+            if not keep.any():
+                raise InputError(f"'{layer}' would return nothing: keep one more of it")
+            value = value[..., keep]
         elif path in parameters:
             value = value[..., _kept_of(prunings, path, "parameters")]
         flat[path] = np.ascontiguousarray(value)

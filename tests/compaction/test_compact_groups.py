@@ -32,14 +32,14 @@ def network(name):
 @functools.cache
 def fills(name, kind):
     model, variables, images, groups = network(name)
-    fit = {"linear": linear_fills, "mean": mean_fills}[kind]
+    fit = linear_fills if kind == "linear" else mean_fills
     return fit(model.apply, variables, images, groups.groups.values())
 
 
 def cut(name, masks, fill):
     model, variables, images, _ = network(name)
     how = {
-        g: (keep, fill if fill == "drop" else fills(name, fill)[g])
+        g: (keep, fills(name, fill)[g] if fill in ("linear", "mean") else fill)
         for g, keep in masks.items()
     }
     return compact.compact_groups(model, variables, how, example=images[:2])
@@ -145,6 +145,23 @@ def test_a_sum_that_would_arise_is_refused():
     how = {"stem": (np.arange(12) < 8, "drop")}
     with pytest.raises(OtherWayError, match="the operation 'add' is found in one"):
         compact.compact_groups(model, random_variables(model, x), how, example=x)
+
+
+def test_a_layer_that_would_return_nothing_is_named():
+    """A depthwise convolution behind a concatenation makes one group of both parts."""
+
+    class Joined(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            parts = [nn.Conv(2, (1, 1), name=f"part{i}")(x) for i in range(2)]
+            x = jnp.concatenate(parts, axis=-1)
+            x = nn.Conv(4, (3, 3), feature_group_count=4, name="depthwise")(x)
+            return nn.Dense(CLASSES)(x.mean((1, 2)))
+
+    x = jnp.ones((1, 4, 4, 3))
+    how = {"part0": (np.arange(4) < 2, "drop")}
+    with pytest.raises(InputError, match="'part1' would return nothing"):
+        compact.compact_groups(Joined(), random_variables(Joined(), x), how, example=x)
 
 
 def test_other_fills_are_refused():
