@@ -3,7 +3,7 @@
 from importlib.metadata import version as _version
 
 from jaxprune import report
-from jaxprune.channels.calibration import linear_fill, linear_fills
+from jaxprune.channels.calibration import linear_fill, linear_fills, mean_fills
 from jaxprune.channels.fills import FILLS, Fill
 from jaxprune.channels.flow import ChannelFlow, channel_flow
 from jaxprune.channels.groups import Groups, find_groups
@@ -62,6 +62,7 @@ __all__ = [
     "list_layers",
     "load_compact",
     "make_mesh",
+    "mean_fills",
     "predict",
     "prefix_masks",
     "pruning_order",

@@ -49,6 +49,13 @@ settings.register_profile(
 settings.load_profile("jaxprune")
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What campaigns have counted, also in other processes."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid}: {name}: {value}")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> str:
     """The folder of prepared TFDS datasets, or a skip that says what is missing."""

@@ -1,4 +1,4 @@
-"""Fitting the linear fill on unlabelled images.
+"""Fitting the fills `linear` and `mean` on unlabelled images.
 
 Axes: N images, P channels, G groups of Q features of a reader as in
 `jaxprune.channels.linear`, n rows, which are images and positions.
@@ -24,8 +24,8 @@ from jaxprune.channels.linear import (
     group_features,
     regressed_together,
 )
+from jaxprune.channels.readings import Pair, check_images, given_rows
 from jaxprune.errors import InputError
-from jaxprune.mesh import REPLICATED, SPREAD, Sharded, make_mesh, replicate, round_up
 
 # Ridges to choose from, in units of the mean variance. Where channels predict one
 # another poorly, larger ones have less squared error, and yet cost accuracy.
@@ -68,7 +68,7 @@ def linear_fill(
       InputError: no images, a ridge that is not positive, activations that are not
         finite, or channels that cannot be followed to the layers that read them.
     """
-    _check_images(images)
+    check_images(images)
     name = layer or taps.last_conv(apply, variables, images[:1])
     flow = channel_flow(apply, variables, jnp.asarray(images[:1]), name)
     fills = linear_fills(
@@ -106,7 +106,7 @@ def linear_fills(
       InputError: no images, a ridge that is not positive, or activations that are not
         finite.
     """
-    _check_images(images)
+    check_images(images)
     if ridge is not None and not 0 < ridge < np.inf:
         raise InputError(f"ridge must be positive and finite, got {ridge}")
     flows = list(flows)
@@ -129,12 +129,53 @@ def linear_fills(
     return fills
 
 
-def _check_images(images: Any) -> None:
-    if np.ndim(images) < 2 or not len(images):
-        raise InputError(
-            f"the linear fill needs images [N, ...] to be fitted on, got shape "
-            f"{list(np.shape(images))}"
-        )
+def mean_fills(
+    apply: taps.Apply,
+    variables: Any,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    flows: Iterable[ChannelFlow],
+    *,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> dict[str, Fill]:
+    """At each reader, the mean of what it is given for a channel.
+
+    What `linear_fills` tends to with an ever larger ridge. A mean at the layer's own
+    output is another fill: the maximum of a mean is not the mean of the maximum.
+
+    Args:
+      apply: the network, see `jaxprune.channels.taps`.
+      variables: its variables.
+      images: what `apply` takes; not those that the network is evaluated on.
+      flows: where the channels go, such as `find_groups(...).groups.values()`.
+      batch_size: images in a batch.
+      mesh: the devices; by default all of this process.
+
+    Returns:
+      The fill of each, by its layer's name.
+
+    Raises:
+      InputError: no images, or activations that are not finite.
+    """
+    check_images(images)
+    flows = list(flows)
+    owners = {
+        (f.layer, name): owner for f in flows for name, owner in f.readers.items()
+    }
+    held = {key: np.flatnonzero(owner >= 0) for key, owner in owners.items()}
+    sums = {key: np.zeros(len(owner)) for key, owner in owners.items()}
+    counts = dict.fromkeys(owners, 0)
+    arrays = np.asarray(images)
+    found = given_rows(apply, variables, arrays, held, batch_size, mesh)
+    for key, rows, _ in found:
+        sums[key][held[key]] += rows.sum(0, dtype=np.float64)
+        counts[key] += len(rows)
+    means: dict[str, dict[str, np.ndarray]] = {f.layer: {} for f in flows}
+    for (layer, reader), total in sums.items():
+        count = processes.total(np.array([counts[layer, reader]]))
+        means[layer][reader] = (processes.total(total) / count).astype(np.float32)
+    facts = {"images": len(images)}
+    return {name: Fill("mean", means=own, facts=facts) for name, own in means.items()}
 
 
 def press(rows: Float[np.ndarray, "n G Q"], channels: int, ridge: float) -> float:
@@ -232,42 +273,20 @@ def _read(
     flows: Sequence[ChannelFlow],
     batch_size: int,
     mesh: Mesh | None,
-) -> dict[tuple[str, str], _Sums]:
+) -> dict[Pair, _Sums]:
     """What each flow's readers are given for the images, added up."""
     features = {
         (f.layer, name): _features(f, name) for f in flows for name in f.readers
     }
     channels = {f.layer: f.channels for f in flows}
-
-    def given(variables: Any, x: Array) -> list[Array]:
-        readers = {reader for _, reader in features}
-        inputs = taps.capture_inputs(apply, variables, x, readers)
-        return [inputs[reader][..., f] for (_, reader), f in features.items()]
-
-    mesh = mesh or make_mesh()
-    run = Sharded(given, mesh, (REPLICATED, SPREAD), SPREAD)
-    variables = replicate(variables, mesh)
-    own = images[processes.own(len(images))]
-    size = round_up(min(batch_size, len(own)), mesh.size)
-    sums: dict[tuple[str, str], _Sums] = {}
-    for start in range(0, len(own), size):
-        batch = own[start : start + size]
-        padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-        found = run(variables, np.pad(batch, padding))
-        for key, x in zip(features, found, strict=True):
-            x = np.asarray(x)[: len(batch)].astype(np.float32)
-            rows = x.reshape(-1, *x.shape[-2:])
-            if not np.isfinite(rows).all():
-                raise InputError(
-                    f"what '{key[1]}' is given is not finite on the calibration "
-                    "images: check the network's weights and the images' scale"
-                )
-            if key not in sums:
-                groups, members = features[key].shape
-                zeros = np.zeros((groups, members)), np.zeros((groups, *2 * (members,)))
-                sums[key] = _Sums(features[key], channels[key[0]], 0, *zeros, [])
-            total = len(rows) // len(batch) * len(images)
-            sums[key].add(rows, -(-total // _PRESS_ROWS))
+    sums: dict[Pair, _Sums] = {}
+    found = given_rows(apply, variables, images, features, batch_size, mesh)
+    for key, rows, total in found:
+        if key not in sums:
+            groups, members = features[key].shape
+            zeros = np.zeros((groups, members)), np.zeros((groups, *2 * (members,)))
+            sums[key] = _Sums(features[key], channels[key[0]], 0, *zeros, [])
+        sums[key].add(rows, -(-total // _PRESS_ROWS))
     return {key: s.over_processes() for key, s in sums.items()}
 
 

@@ -3,10 +3,11 @@
 A fill takes effect at one of two places. `zero`, `bias`, `mean` and values of one's own
 are constants at the layer's output. `drop` and `linear` change what is given to the
 layers that read the channels: there a pruned channel is 0, or what the kept channels
-predict for it (`jaxprune.channels.linear`). A fill means the same in a network that is
+predict for it (`jaxprune.channels.linear`); so does what `mean_fills` returns, whose
+means are those of the readers' inputs. A fill means the same in a network that is
 masked, swept or compact.
 
-Axes: P channels of the layer.
+Axes: P channels of the layer, F input features of a reader.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,12 +39,14 @@ class Fill:
       values: the channel's output at every position; None where the fill takes effect
         at the readers' inputs.
       moments: of what each reader is given; of the fill `linear` alone.
+      means: of what each reader is given, 0 where no channel is; of `mean_fills` alone.
       facts: JSON-able facts of how it was made.
     """
 
     name: str
     values: Float[np.ndarray, " P"] | None = None
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    means: Mapping[str, Float[np.ndarray, " F"]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,23 +66,33 @@ class Fill:
             return {}
         if self.moments:
             return dict(self.regressions(keep))
-        return {name: Dropped(owner) for name, owner in flow.readers.items()}
+        return {
+            name: Constant(owner, self.at_reader(flow, name))
+            for name, owner in flow.readers.items()
+        }
+
+    def at_reader(self, flow: ChannelFlow, name: str) -> Float[np.ndarray, " F"]:
+        """The constants that pruned features hold there, of `drop` and `mean_fills`."""
+        return self.means.get(name, np.zeros(len(flow.readers[name]), np.float32))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Dropped:
-    """A reader's input with 0 in the place of pruned channels.
+class Constant:
+    """A reader's input with a constant in the place of each pruned feature.
 
     Attributes:
       owner: the channel that each input feature holds, [F], negative for none.
+      values: the constants, [F].
     """
 
     owner: Any
+    values: Any
 
     def __call__(self, x: Array, keep: Any) -> Array:
         """The input [..., F], masked."""
-        return jnp.where(kept_features(keep, self.owner), x, jnp.zeros((), x.dtype))
+        values = jnp.asarray(self.values, x.dtype)
+        return jnp.where(kept_features(keep, self.owner), x, values)
 
 
 def kept_features(keep: Any, owner: Any) -> Any:

@@ -28,6 +28,7 @@ from jaxprune.channels.tags import (
     Tags,
     combine,
     constant,
+    inner_jaxpr,
     propagate,
     step,
 )
@@ -92,6 +93,25 @@ def run_cut(
 
     output = taps.intercept(apply, substitute)(variables, x)
     return inputs, output
+
+
+def operations(
+    apply: taps.Apply, variables: Any, x: Array, layers: Sequence[Layer]
+) -> list[str]:
+    """Names of the operations between the network's layers, in order."""
+    outputs = [layer.output for layer in layers]
+    jaxpr = jax.make_jaxpr(
+        lambda v, x, outputs: run_cut(apply, v, x, outputs)
+    )(variables, x, outputs)  # fmt: skip
+
+    def names(jaxpr: Any) -> list[str]:
+        found: list[str] = []
+        for eqn in jaxpr.eqns:
+            inner = inner_jaxpr(eqn)
+            found += [eqn.primitive.name] if inner is None else names(inner)
+        return found
+
+    return names(jaxpr.jaxpr)
 
 
 def channel_flow(

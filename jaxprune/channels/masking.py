@@ -4,9 +4,11 @@ Axes: B images, P channels of a layer.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
@@ -15,6 +17,26 @@ from jaxprune.channels import taps
 from jaxprune.channels.fills import AtReader, Fill, kept_features, resolve_fill
 from jaxprune.channels.flow import ChannelFlow
 from jaxprune.errors import InputError
+
+
+# What is inside a compiled program has no type to check: JAX puts placeholders there.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mask:
+    """A pruning as arrays: one compiled program serves all of the same shapes.
+
+    Attributes:
+      layer: whose channels are masked.
+      keep: True where a channel is kept, [P].
+      values: what a pruned channel is at the layer's output, [P]; None where readers
+        are masked.
+      at_readers: what becomes of the readers' inputs then.
+    """
+
+    layer: str = field(metadata={"static": True})
+    keep: Any
+    values: Any
+    at_readers: Any
 
 
 @dataclass(frozen=True)
@@ -30,6 +52,12 @@ class Pruning:
     flow: ChannelFlow
     keep: Bool[np.ndarray, " P"]
     fill: Fill
+
+    @cached_property
+    def mask(self) -> Mask:
+        """The same as arrays."""
+        at_readers = self.fill.at_readers(self.flow, self.keep)
+        return Mask(self.flow.layer, self.keep, self.fill.values, at_readers)
 
     def kept_features(self, owner: np.ndarray) -> np.ndarray:
         """True where an input feature [F] of a later layer remains."""
@@ -66,27 +94,33 @@ def make_pruning(
     if len(bias) != flow.channels:  # units of several channels: no fill is there
         bias = np.zeros(flow.channels, np.float32)
     resolved = resolve_fill(fill, layer=flow.layer, bias=bias)
-    if unknown := set(resolved.moments) - set(flow.readers):
+    fitted = {**resolved.moments, **resolved.means}
+    if unknown := set(fitted) - set(flow.readers):
         raise InputError(
             f"fill '{resolved.name}' was fitted on what '{min(unknown)}' reads, which "
             f"does not read '{flow.layer}'"
         )
+    for name, means in resolved.means.items():
+        if np.shape(means) != flow.readers[name].shape:
+            raise InputError(
+                f"fill '{resolved.name}' was fitted on {len(means)} input features of "
+                f"'{name}', which has {len(flow.readers[name])}"
+            )
     return Pruning(flow, keep, resolved)
 
 
-def mask_channels(apply: taps.Apply, prunings: Sequence[Pruning]) -> taps.Apply:
-    """The network with the prunings' channels masked and nothing removed."""
-    filled = {p.flow.layer: p for p in prunings if p.fill.values is not None}
-    for p in prunings:
-        at_readers = p.fill.at_readers(p.flow, p.keep)
-        apply = mask_readers(apply, at_readers, p.keep)
+def mask_channels(apply: taps.Apply, masks: Sequence[Mask]) -> taps.Apply:
+    """The network with channels masked and nothing removed; masks may be traced."""
+    filled = {m.layer: m for m in masks if m.values is not None}
+    for m in masks:
+        apply = mask_readers(apply, m.at_readers, m.keep)
 
     def mask(call: taps.Call) -> Any:
         output = call.run()
         if call.name not in filled:
             return output
-        pruning = filled[call.name]
-        return fill_channels(output, pruning.keep, pruning.fill.values)
+        m = filled[call.name]
+        return fill_channels(output, m.keep, m.values)
 
     return taps.intercept(apply, mask)
 

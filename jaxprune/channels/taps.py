@@ -109,11 +109,20 @@ def intercept(apply: Apply, answer: Callable[[Call], Any]) -> Apply:
 
 
 class Layer(NamedTuple):
-    """One call of a layer: its path, its module, and what it returns (shapes only)."""
+    """One call of a layer: its path, its module, what it is given and what it returns.
+
+    Of arrays there are shapes only.
+    """
 
     name: str
     module: nn.Module
+    input: Any
     output: Any
+
+
+def _shape_of(leaf: Any) -> Any:
+    is_array = hasattr(leaf, "shape")
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array else leaf
 
 
 def list_layers(
@@ -129,10 +138,8 @@ def list_layers(
     def record(call: Call) -> Any:
         output = call.run()
         if call.is_layer:
-            shapes = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), output
-            )
-            layers.append(Layer(call.name, call.module, shapes))
+            shapes = jax.tree.map(_shape_of, (call.input, output))
+            layers.append(Layer(call.name, call.module, *shapes))
         return output
 
     recorded = intercept(apply, record)

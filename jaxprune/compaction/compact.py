@@ -8,9 +8,9 @@ See `jaxprune.compaction.cut` for what is cut and what is folded in.
 Axes: N images, P channels of a layer.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -23,12 +23,13 @@ from jaxtyping import Array
 from jaxprune.channels import masking, taps
 from jaxprune.channels.coupling import GROUP_NORMS
 from jaxprune.channels.fills import Fill
-from jaxprune.channels.flow import ChannelFlow, channel_flow
+from jaxprune.channels.flow import ChannelFlow, channel_flow, operations
 from jaxprune.channels.groups import find_groups
 from jaxprune.channels.masking import Pruning
-from jaxprune.compaction.cut import cut_variables
+from jaxprune.channels.tags import MOVING
+from jaxprune.compaction.cut import cut_variables, given_behind_values
 from jaxprune.compaction.network import Compact, PrunedLayer, by_widths
-from jaxprune.compaction.proof import Magnitude, Proof, compare, rounding_bound
+from jaxprune.compaction.proof import Proof, compare, rounding_bound
 from jaxprune.errors import InputError, first_line
 
 AnyFill = str | np.ndarray | Fill
@@ -112,7 +113,8 @@ def compact_groups(
       model: any linen model, or a network that has been compacted before.
       variables: its variables.
       groups: name of a group, see `find_groups` -> (mask of its units, fill). The fill
-        takes effect at what the readers are given: "drop", or of `linear_fills`.
+        takes effect at what the readers are given: "drop", or of `linear_fills` or
+        `mean_fills`.
       example: inputs [N, ...], for tracing and for the comparison; a few images.
       call: keyword arguments of the model's call.
 
@@ -124,9 +126,10 @@ def compact_groups(
       InputError: as `compact_layers`; a group that there is not, or another fill.
     """
     for name, (_, fill) in groups.items():
-        if not (fill == "drop" if isinstance(fill, str) else fill.moments):
+        if not (fill == "drop" if isinstance(fill, str) else fill.values is None):
             raise InputError(
-                f"group '{name}' takes the fill 'drop', or one of jaxprune.linear_fills"
+                f"group '{name}' takes the fill 'drop', or one of "
+                "jaxprune.linear_fills or jaxprune.mean_fills"
             )
 
     def flows(apply: taps.Apply, variables: Any, x: Array) -> dict[str, ChannelFlow]:
@@ -173,14 +176,16 @@ def _remove(
         masking.make_pruning(variables, flows[name], *how)
         for name, how in layers.items()
     ]
-    smaller = cut_variables(apply, variables, prunings, example[:1])
+    called = taps.list_layers(apply, variables, example[:1])
+    given = given_behind_values(apply, variables, prunings, example[:1])
+    smaller = cut_variables(called, variables, prunings, given)
     small = replace(
         whole,
-        model=_narrow(whole, smaller, example),
+        model=_narrow(whole, smaller, called),
         variables=smaller,
         layers={**whole.layers, **{p.flow.layer: _pruned(whole, p) for p in prunings}},
     )
-    _check_runs(small, example, whole)
+    _check_runs(small, example, whole, called)
     return replace(small, proof=prove(whole, prunings, small, example))
 
 
@@ -188,29 +193,12 @@ def prove(
     whole: Compact, prunings: Sequence[Pruning], small: Compact, x: Array
 ) -> Proof:
     """Compares the compact network with the masked one; see `compaction.proof`."""
-    sums: dict[str, list[Magnitude]] = {}
-    for pruning in prunings:
-        for name, regression in pruning.fill.regressions(pruning.keep).items():
-            size = partial(regression.magnitude, keep=pruning.keep)
-            sums.setdefault(name, []).append(size)
-    magnitudes = {name: partial(_one_by_one, sizes) for name, sizes in sums.items()}
+    masks = [pruning.mask for pruning in prunings]
     # A matrix unit that rounds its factors would need a wider bound.
     with jax.default_matmul_precision("highest"):
-        before, bound = rounding_bound(
-            whole.apply,
-            whole.variables,
-            x,
-            lambda apply: masking.mask_channels(apply, prunings),
-            magnitudes,
-        )
+        before, bound = rounding_bound(whole.apply, whole.variables, x, masks)
         after = jax.jit(lambda v, x: small.apply(v, x))(small.variables, x)
     return compare(before, np.asarray(after, np.float32), bound)
-
-
-def _one_by_one(sizes: Sequence[Magnitude], x: Array) -> Array:
-    for size in sizes:
-        x = size(x)
-    return x
 
 
 def as_compact(
@@ -245,12 +233,11 @@ def _pruned(whole: Compact, pruning: Pruning) -> PrunedLayer:
     )
 
 
-def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
+def _narrow(whole: Compact, variables: Any, layers: Sequence[taps.Layer]) -> nn.Module:
     """The model with the widths of its variables, where it is built from widths."""
     model = whole.model
     if not by_widths(model):
         return model
-    layers = taps.list_layers(whole.apply, whole.variables, example[:1])
 
     def features(kind: type[nn.Module]) -> tuple[int, ...]:
         names = [layer.name for layer in layers if isinstance(layer.module, kind)]
@@ -259,7 +246,9 @@ def _narrow(whole: Compact, variables: Any, example: Array) -> nn.Module:
     return model.clone(widths=features(nn.Conv), dense=features(nn.Dense))
 
 
-def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
+def _check_runs(
+    small: Compact, example: Array, whole: Compact, called: Sequence[taps.Layer]
+) -> None:
     """Raises if the model's code cannot run with fewer channels."""
     try:
         output = jax.eval_shape(
@@ -270,18 +259,39 @@ def _check_runs(small: Compact, example: Array, whole: Compact) -> None:
             f"the model's code does not run with fewer channels, as one that writes "
             f"their number into a reshape or a parameter: {first_line(error)}"
         ) from error
-    names = [
-        [layer.name for layer in taps.list_layers(n.apply, n.variables, example[:1])]
-        for n in (whole, small)
-    ]
-    if names[0] != names[1]:
-        other = sorted(set(names[0]) ^ set(names[1]))
+    if other := other_way(whole, called, small, example[:1]):
         raise OtherWayError(
-            f"with these widths the model's code takes another way: '{other[0]}' is "
-            "called in one network alone, as where it compares shapes at a residual "
-            "sum; keep one channel more or less"
+            f"with these widths the model's code takes another way: {other} in one "
+            "network alone, as where it compares shapes at a residual sum; keep one "
+            "channel more or less"
         )
     expected = jax.eval_shape(lambda v, x: whole.apply(v, x), whole.variables, example)
     if getattr(output, "ndim", 0) != 2 or output.shape != expected.shape:
         shapes = jax.tree.map(jnp.shape, output)
         raise InputError(f"the network must return logits [N, C], got {shapes}")
+
+
+def other_way(
+    whole: Compact, called: Sequence[taps.Layer], small: Compact, x: Array
+) -> str | None:
+    """What one of two networks alone calls or computes between its layers, if any.
+
+    Args:
+      whole: the network.
+      called: its layers.
+      small: the same with fewer channels.
+      x: one input.
+    """
+    left = taps.list_layers(small.apply, small.variables, x)
+    names = [[layer.name for layer in layers] for layers in (called, left)]
+    if names[0] != names[1]:
+        return f"'{min({*names[0]} ^ {*names[1]}, default='')}' is called"
+    ways = [
+        [name for name in operations(n.apply, n.variables, x, layers)
+         if name not in MOVING]
+        for n, layers in ((whole, called), (small, left))
+    ]  # fmt: skip
+    if ways[0] == ways[1]:
+        return None
+    more, less = (Counter(way) for way in sorted(ways, key=len, reverse=True))
+    return f"the operation '{min(more - less, default='')}' is found"

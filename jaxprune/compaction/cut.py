@@ -3,14 +3,15 @@
 Removing a channel cuts the convolution's outputs, every BatchNorm after it and the
 rows that it feeds in the layers that read it. It still sent something there. With a
 fill at the layer's output that is a constant, since all that follows up to the next
-layer is computed from constants; with the linear fill it is a constant and a share of
-each kept channel, whose rows take up that share (W_k + A W_p). The constant is added to
+layer is computed from constants; with a mean at the readers it is that mean; with the
+linear fill it is a constant and a share of each kept channel, whose rows take up that
+share (W_k + A W_p). The constant is added to
 a dense layer's bias. A convolution pads with zeros, so that at the border it reads the
 constant less often: there it is a map, in the collection "offsets", kept as its few
 different rows and an index to them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,33 +28,53 @@ from jaxprune.compaction.proof import linear
 from jaxprune.errors import InputError
 
 
-def cut_variables(
+def given_behind_values(
     apply: taps.Apply, variables: Any, prunings: Sequence[Pruning], x: Array
-) -> Any:
-    """The smaller variables, what pruned channels send on folded in.
+) -> dict[str, Array]:
+    """What the readers of channels that have `values` are given, with them masked.
 
     Args:
       apply: the network.
       variables: its variables.
-      prunings: what to remove.
+      prunings: what is removed. Fills that take effect at the readers need no run.
       x: one input.
+    """
+    filled = [p for p in prunings if p.fill.values is not None]
+    readers = {name for p in filled for name in p.flow.readers}
+    if not readers:
+        return {}
+    masked = masking.mask_channels(apply, [p.mask for p in prunings])
+    run = jax.jit(lambda v, x: taps.capture_inputs(masked, v, x, readers))
+    return run(variables, x)
+
+
+def cut_variables(
+    layers: Sequence[taps.Layer],
+    variables: Any,
+    prunings: Sequence[Pruning],
+    given: Mapping[str, Array],
+) -> Any:
+    """The smaller variables, what pruned channels send on folded in.
+
+    Args:
+      layers: the network's, called with one input.
+      variables: its variables.
+      prunings: what to remove.
+      given: see `given_behind_values`.
 
     Raises:
-      InputError: a layer would read nothing that is left.
+      InputError: a layer would read, or return, nothing that is left.
     """
     flat = flatten_dict(variables, sep="/")
     readers = {name for p in prunings for name in p.flow.readers}
-    layers = {layer.name: layer for layer in taps.list_layers(apply, variables, x)}
-    masked = masking.mask_channels(apply, prunings)
-    given = jax.jit(lambda v, x: taps.capture_inputs(masked, v, x, readers))(
-        variables, x
-    )
+    called = {layer.name: layer for layer in layers}
     for name in sorted(readers):
-        constants = _constants(name, prunings, np.asarray(given[name]))
-        _fold_constants(flat, layers[name], constants)
+        shape = called[name].input.shape
+        constants = _constants(name, prunings, shape, given)
+        _fold_constants(flat, called[name], constants)
         for pruning in prunings:
             if name in pruning.fill.moments:
-                regression = pruning.fill.regressions(pruning.keep)[name]
+                regression = pruning.mask.at_readers[name]
                 kernel = f"params/{name}/kernel"
                 flat[kernel] = regression.fold(flat[kernel])
     producers = {name for p in prunings for name in p.flow.producers}
@@ -66,7 +87,10 @@ def cut_variables(
                 raise InputError(f"'{layer}' reads pruned channels only: keep one more")
             value = value[..., keep, :]
         if layer in producers and not path.endswith("/index"):
-            value = value[..., _kept_of(prunings, layer, "producers")]
+            keep = _kept_of(prunings, layer, "producers")
+            if not keep.any():
+                raise InputError(f"'{layer}' would return nothing: keep one more of it")
+            value = value[..., keep]
         elif path in parameters:
             value = value[..., _kept_of(prunings, path, "parameters")]
         flat[path] = np.ascontiguousarray(value)
@@ -83,25 +107,33 @@ def _kept_of(prunings: Sequence[Pruning], name: str, role: str) -> np.ndarray:
     return np.logical_and.reduce(masks)
 
 
-def _constants(name: str, prunings: Sequence[Pruning], given: np.ndarray) -> np.ndarray:
+def _constants(
+    name: str,
+    prunings: Sequence[Pruning],
+    shape: Sequence[int],
+    given: Mapping[str, Array],
+) -> np.ndarray:
     """What pruned features send a layer whatever the image is, as its input; else 0.
 
     Args:
       name: the layer.
       prunings: what is removed.
-      given: what the layer is given in the masked network for one image.
+      shape: of what the layer is given for one image.
+      given: the same in the masked network, see `given_behind_values`.
     """
-    constants = np.zeros(given.shape, np.float32)
+    constants = np.zeros(shape, np.float32)
     for pruning in prunings:
         owner = pruning.flow.readers.get(name)
         if owner is None:
             continue
         gone = ~pruning.kept_features(owner)
         if pruning.fill.values is not None:
-            constants[..., gone] = given[..., gone]
+            constants[..., gone] = np.asarray(given[name])[..., gone]
         elif pruning.fill.moments:
-            regression = pruning.fill.regressions(pruning.keep)[name]
+            regression = pruning.mask.at_readers[name]
             constants[..., regression.features] = regression.constants
+        else:
+            constants[..., gone] = pruning.fill.at_reader(pruning.flow, name)[gone]
     return constants
 
 

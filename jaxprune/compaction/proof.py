@@ -18,18 +18,22 @@ The chance that a single sum exceeds LAMBDA times its estimate is at most
 Axes: N images, C classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxprune.channels import taps
 from jaxprune.channels.flow import NORMS, READERS
+from jaxprune.channels.linear import Regression
+from jaxprune.channels.masking import Mask, mask_channels
 from jaxprune.channels.taps import at_path
 from jaxprune.errors import InputError
 
@@ -115,54 +119,85 @@ def rounding_bound(
     apply: taps.Apply,
     variables: Any,
     x: Array,
-    wrap: Callable[[taps.Apply], taps.Apply] = lambda apply: apply,
-    magnitudes: Mapping[str, Magnitude] | None = None,
+    masks: Sequence[Mask] = (),
 ) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, "N C"]]:
-    """The network's logits, and how far rounding alone can move them.
+    """The masked network's logits, and how far rounding alone can move them.
 
     Args:
       apply: the network, see `jaxprune.channels.taps`.
       variables: its variables.
       x: inputs; each costs as many backward passes as there are classes.
-      wrap: masks the network, `masking.mask_channels`.
-      magnitudes: for a layer whose input is worked out by sums of its own: the size of
-        what these sums add, from the input.
+      masks: of its channels.
     """
-    layers = [
+    program = jax.jit(
+        partial(masked_and_bound, apply, rounded_layers(apply, variables, x))
+    )
+    logits, bound = program(variables, x, masks)
+    return np.asarray(logits, np.float32), np.asarray(bound, np.float64)
+
+
+def rounded_layers(apply: taps.Apply, variables: Any, x: Array) -> list[taps.Layer]:
+    """The calls of layers whose results are rounded sums."""
+    return [
         layer
         for layer in taps.list_layers(apply, variables, x)
         if _is_rounded(layer.module)
     ]
+
+
+def masked_and_bound(
+    apply: taps.Apply,
+    layers: Sequence[taps.Layer],
+    variables: Any,
+    x: Array,
+    masks: Sequence[Mask],
+) -> tuple[Array, Array]:
+    """What `rounding_bound` compiles.
+
+    All but the first two arguments may be traced, so that one program serves many
+    masks.
+
+    Args:
+      apply: the network.
+      layers: its `rounded_layers`, for inputs of the shape of `x`.
+      variables: its variables.
+      x: inputs.
+      masks: of its channels.
+    """
+
+    def perturbed(errors: list[Array]) -> tuple[Array, list[Array]]:
+        given: list[Array] = []
+        network = mask_channels(_with_errors(apply, errors, given), masks)
+        return network(variables, x), given
+
     zeros = [jnp.zeros(a.output.shape, a.output.dtype) for a in layers]
+    logits, pull, given = jax.vjp(perturbed, zeros, has_aux=True)
+    errors = [
+        2 * _error(layer, variables, value, _sums(layer.name, masks))
+        for layer, value in zip(layers, given, strict=True)
+    ]
 
-    @jax.jit
-    def gradients(variables: Any, x: Array, direction: Array) -> tuple:
-        def perturbed(errors: list[Array]) -> tuple[Array, list[Array]]:
-            given: list[Array] = []
-            network = wrap(_with_errors(apply, errors, given))
-            return network(variables, x), given
-
-        logits, pull, given = jax.vjp(perturbed, zeros, has_aux=True)
-        return logits, pull(jnp.broadcast_to(direction, logits.shape))[0], given
-
-    classes = jax.eval_shape(lambda *a: wrap(apply)(*a), variables, x)
-    errors: list[np.ndarray] = []
-    squares = []
-    for direction in np.eye(classes.shape[-1], dtype=classes.dtype):
-        logits, jacobian, given = gradients(variables, x, direction)
-        errors = errors or [
-            _error(layer, variables, value, (magnitudes or {}).get(layer.name))
-            for layer, value in zip(layers, given, strict=True)
+    def square(direction: Array) -> Array:
+        (jacobian,) = pull(jnp.broadcast_to(direction, logits.shape))
+        squares = [
+            jnp.square(derivative.astype(jnp.float32) * error)
+            for derivative, error in zip(jacobian, errors, strict=True)
         ]
-        square = np.zeros(len(x))
-        for derivative, error in zip(jacobian, errors, strict=True):
-            moved = np.asarray(derivative, np.float64) * 2 * error
-            square += np.square(moved).reshape(len(x), -1).sum(-1)
-        squares.append(square)
-    unit = float(jnp.finfo(classes.dtype).eps) / 2
-    floor = unit * np.abs(np.asarray(logits, np.float64))
-    bound = LAMBDA * (np.sqrt(np.stack(squares, axis=-1)) + floor)
-    return np.asarray(logits, np.float32), bound
+        return jnp.stack([s.reshape(len(x), -1).sum(-1) for s in squares]).sum(0)
+
+    squares = lax.map(square, jnp.eye(logits.shape[-1], dtype=logits.dtype))
+    floor = float(jnp.finfo(logits.dtype).eps) / 2 * jnp.abs(logits)
+    return logits, LAMBDA * (jnp.sqrt(squares.T) + floor.astype(jnp.float32))
+
+
+def _sums(name: str, masks: Sequence[Mask]) -> list[Magnitude]:
+    """Of the sums that a layer's input is itself worked out by: their size."""
+    found = [(mask.at_readers.get(name), mask.keep) for mask in masks]
+    return [
+        partial(how.magnitude, keep=keep)
+        for how, keep in found
+        if isinstance(how, Regression)
+    ]
 
 
 def _is_rounded(module: nn.Module) -> bool:
@@ -188,28 +223,29 @@ def _with_errors(
 
 
 def _error(
-    layer: taps.Layer, variables: Any, x: Array, magnitude: Magnitude | None
-) -> np.ndarray:
+    layer: taps.Layer, variables: Any, x: Array, sums: Sequence[Magnitude]
+) -> Array:
     """Rounding error of each element of a layer's output: sqrt(n) u sum |w| |x|."""
     unit = float(jnp.finfo(layer.output.dtype).eps) / 2
     params = at_path(variables["params"], layer.name)
-    x = jnp.asarray(x, jnp.float32)
-    x = jnp.abs(x) if magnitude is None else magnitude(x)
+    x = _size(x)
+    for magnitude in sums:
+        x = magnitude(x)
+    shift = _size(params.get("bias", 0.0))
     if isinstance(layer.module, nn.BatchNorm):
         statistics = at_path(variables["batch_stats"], layer.name)
-        factor = np.abs(params.get("scale", 1.0)) / np.sqrt(
-            np.asarray(statistics["var"]) + layer.module.epsilon
-        )
-        shift = np.abs(params.get("bias", 0.0))
-        size = (x + np.abs(statistics["mean"])) * np.float32(factor) + shift
-        return unit * 2 * np.asarray(size, np.float64)
-    kernel = np.abs(params["kernel"])
+        deviation = jnp.sqrt(_size(statistics["var"]) + layer.module.epsilon)
+        factor = _size(params.get("scale", 1.0)) / deviation
+        return unit * 2 * ((x + _size(statistics["mean"])) * factor + shift)
+    kernel = _size(params["kernel"])
     products = kernel.size // kernel.shape[-1]
-    if magnitude is not None:  # each predicted feature is such a sum itself
+    if sums:  # each predicted feature is such a sum itself
         products += kernel.shape[-2]
-    size = np.asarray(linear(layer.module, kernel, x), np.float64)
-    size = size + np.abs(params.get("bias", 0.0))
-    return unit * products**0.5 * size
+    return unit * products**0.5 * (linear(layer.module, kernel, x) + shift)
+
+
+def _size(x: Any) -> Array:
+    return jnp.abs(jnp.asarray(x, jnp.float32))
 
 
 def linear(module: nn.Module, kernel: Any, x: Array) -> Array:

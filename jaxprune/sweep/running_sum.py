@@ -186,7 +186,8 @@ class _Network:
             residuals = weights["nested"].residuals(x)
             change = -residuals.reshape(*x.shape[:-1], *self.reader.features.shape)
         elif values is None:
-            change = -x[..., self.reader.features]
+            held = self.plan.fill.means.get(name, np.float32(0))
+            change = (held - x)[..., self.reader.features]
         else:
             filled = jnp.asarray(values, feature_map.dtype)
             filled = given(jnp.broadcast_to(filled, feature_map.shape))

@@ -303,11 +303,11 @@ def test_concatenating_network(layers):
     small = jaxprune.compact_layers(
         model, variables, masks, example=x, call={"train": False}
     )
-    prunings = [
-        masking.make_pruning(variables, _flow(model, variables, x, name), *how)
+    masks = [
+        masking.make_pruning(variables, _flow(model, variables, x, name), *how).mask
         for name, how in masks.items()
     ]
-    apply = masking.mask_channels(functools.partial(model.apply, train=False), prunings)
+    apply = masking.mask_channels(functools.partial(model.apply, train=False), masks)
     expected = jax.jit(lambda v, x: apply(v, x))(variables, x)
     np.testing.assert_allclose(small(x), expected, atol=ROUNDING, rtol=0)
     before, after = (

@@ -47,7 +47,7 @@ def test_folding_makes_the_difference(real, tmp_path):
     assert small.model.widths == (*CifarVGG.widths[:-1], 256)
     flow = channel_flow(model.apply, variables, x[:1], "conv2d_12")
     pruning = masking.make_pruning(variables, flow, keep, "zero")
-    masked = masking.mask_channels(model.apply, [pruning])
+    masked = masking.mask_channels(model.apply, [pruning.mask])
     expected = np.asarray(jax.jit(lambda v, x: masked(v, x))(variables, x))
     # 17 layers of sums of up to 4,608 float32 products, logits near 10.
     np.testing.assert_allclose(small(x), expected, atol=1e-4, rtol=0)

@@ -1,18 +1,21 @@
 """Coupled channels of networks as people write them: cut, and equal to the masked."""
 
 import functools
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_split, random_variables
-from zoo import EXAMPLE_SHAPE, ZOO
+from flax import linen as nn
+from zoo import CLASSES, EXAMPLE_SHAPE, ZOO
 
 from jaxprune.channels import taps
-from jaxprune.channels.calibration import linear_fills
+from jaxprune.channels.calibration import linear_fills, mean_fills
 from jaxprune.channels.groups import find_groups
+from jaxprune.channels.masking import make_pruning, mask_channels
 from jaxprune.compaction import compact
-from jaxprune.compaction.cut import cut_variables
+from jaxprune.compaction.compact import OtherWayError
 from jaxprune.compaction.network import load_compact
 from jaxprune.errors import InputError
 
@@ -26,81 +29,85 @@ def network(name):
     return model, variables, images, find_groups(model.apply, variables, images)
 
 
-def random_masks(groups, rng):
-    """A mask for about half of the groups, at least one unit kept and one pruned."""
-    names = [name for name, g in groups.groups.items() if g.channels > 1]
-    chosen = [name for name in names if rng.random() < 0.5] or names[:1]
-    masks = {}
-    for name in chosen:
-        units = groups.groups[name].channels
-        masks[name] = rng.permutation(units) < rng.integers(1, units)
-    return masks
-
-
 @functools.cache
-def fills(name):
+def fills(name, kind):
     model, variables, images, groups = network(name)
-    return linear_fills(model.apply, variables, images, groups.groups.values())
+    fit = linear_fills if kind == "linear" else mean_fills
+    return fit(model.apply, variables, images, groups.groups.values())
 
 
 def cut(name, masks, fill):
     model, variables, images, _ = network(name)
     how = {
-        g: (keep, fills(name)[g] if fill == "linear" else fill)
+        g: (keep, fills(name, fill)[g] if fill in ("linear", "mean") else fill)
         for g, keep in masks.items()
     }
     return compact.compact_groups(model, variables, how, example=images[:2])
 
 
-def check_random(name, count, seed):
-    """Draws masks until `count` networks were cut; says how many."""
-    rng = np.random.default_rng(seed)
-    done = 0
-    while done < count:
-        masks = random_masks(network(name)[3], rng)
-        try:
-            small = cut(name, masks, ("linear", "drop")[done % 2])
-        except InputError as error:  # a projection that is not called any more
-            assert "takes another way" in str(error), error
-            continue
-        done += 1
-        assert small.proof.different_predictions == 0
-        for group, keep in masks.items():
-            assert small.layers[group].kept == tuple(np.flatnonzero(keep))
-
-
 # Between them: BatchNorm, grouped and depthwise convolutions, gates, sums, a parameter
-# outside of layers.
-SOME = ("regnet", "convnext")
+# outside of layers, a flatten. Random masks are in test_whole_network_masks.py.
+@pytest.mark.parametrize(
+    ("name", "fill"),
+    [("regnet", "mean"), ("convnext", "linear"), ("vgg_plain", "mean")],
+)
+def test_compact_equals_masked(name, fill):
+    rng = np.random.default_rng(0)
+    masks = {
+        g: rng.permutation(flow.channels) < rng.integers(1, flow.channels)
+        for g, flow in network(name)[3].groups.items()
+        if flow.channels > 1
+    }
+    small = cut(name, masks, fill)
+    assert small.proof.different_predictions == 0
+    for group, keep in masks.items():
+        assert small.layers[group].kept == tuple(np.flatnonzero(keep))
+        assert small.layers[group].fill == fill
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_compact_equals_masked(name):
-    check_random(name, 1, seed=0)
+def test_means_are_those_of_what_readers_are_given():
+    """By a reader of its own for each position behind a flatten."""
+    model, variables, images, _ = network("vgg_plain")
+    given = taps.capture_inputs(model.apply, variables, images, ["conv2", "fc1"])
+    for group, reader in (("conv1", "conv2"), ("conv3", "fc1")):
+        x = np.asarray(given[reader], np.float64)
+        expected = x.reshape(-1, x.shape[-1]).mean(0)
+        found = fills("vgg_plain", "mean")[group].means[reader]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    # A concatenation: what others send the reader has no part in it.
+    densenet = fills("densenet", "mean")["DenseLayer_0/Conv_1"].means["Conv_1"]
+    assert (densenet[:16] == 0).all() and (densenet[24:] == 0).all()
+    assert (densenet[16:24] > 0).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ZOO)
-def test_compact_equals_masked_for_random_masks(name):
-    check_random(name, 4, seed=1)
+def test_a_mean_at_the_readers_is_what_they_are_given():
+    """The masked network against kernels and biases that are written by hand."""
+    model, variables, images, groups = network("vgg_plain")
+    keep = np.arange(24) % 3 > 0
+    fill = fills("vgg_plain", "mean")["fc1"]
+    pruning = make_pruning(variables, groups.groups["fc1"], keep, fill)
+    masked = mask_channels(model.apply, [pruning.mask])(variables, images)
+    dense = variables["params"]["fc2"]
+    bias = dense["bias"] + fill.means["fc2"][~keep] @ dense["kernel"][~keep]
+    written = {"bias": bias, "kernel": dense["kernel"] * keep[:, None]}
+    edited = {"params": {**variables["params"], "fc2": written}}
+    # Two sums of 24 products near 1.
+    np.testing.assert_allclose(masked, model.apply(edited, images), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet_groupnorm"])
-def test_an_error_in_any_groups_fold_is_found(name, monkeypatch):
-    """The kernel of one reader of one group, moved by a thousandth of its size."""
-    groups = network(name)[3].groups
-    group = list(groups)[1]
-    (reader, *_) = groups[group].readers
-
-    def wrong(apply, variables, prunings, x):
-        small = cut_variables(apply, variables, prunings, x)
-        taps.at_path(small["params"], reader)["kernel"] *= 1.001
-        return small
-
-    monkeypatch.setattr(compact, "cut_variables", wrong)
-    keep = np.arange(groups[group].channels) > 0
-    with pytest.raises(InputError, match="rounding"):
-        cut(name, {group: keep}, "linear")
+def test_means_of_another_network_are_refused():
+    model, variables, images, _ = network("vgg_plain")
+    fill = fills("vgg_plain", "mean")["conv3"]
+    keep = np.arange(16) > 0
+    short = replace(fill, means={"fc1": fill.means["fc1"][:9]})
+    for wrong, match in (
+        (short, "fitted on 9 input features of 'fc1', which has"),
+        (replace(fill, means={"fc2": fill.means["fc1"]}), "does not read 'conv3'"),
+    ):
+        with pytest.raises(InputError, match=match):
+            compact.compact_groups(
+                model, variables, {"conv3": (keep, wrong)}, example=images[:1]
+            )
 
 
 def test_a_saved_network_is_read_again(tmp_path):
@@ -120,6 +127,41 @@ def test_a_projection_that_would_vanish_is_refused():
     keep = np.arange(groups[block].channels) < groups[stem].channels
     with pytest.raises(InputError, match="'BottleneckBlock_0/conv_proj' is called in"):
         cut("resnet_v15", {block: keep}, "drop")
+
+
+def test_a_sum_that_would_arise_is_refused():
+    """12 -> 8 channels, stride 1: cut to equal widths, the code adds, with no layer."""
+
+    class Arising(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(12, (1, 1), name="stem")(x)
+            y = nn.Conv(8, (3, 3), name="block")(nn.relu(x))
+            x = x + y if x.shape == y.shape else y
+            return nn.Dense(CLASSES)(x.mean((1, 2)))
+
+    x = jnp.ones((1, 4, 4, 3))
+    model = Arising()
+    how = {"stem": (np.arange(12) < 8, "drop")}
+    with pytest.raises(OtherWayError, match="the operation 'add' is found in one"):
+        compact.compact_groups(model, random_variables(model, x), how, example=x)
+
+
+def test_a_layer_that_would_return_nothing_is_named():
+    """A depthwise convolution behind a concatenation makes one group of both parts."""
+
+    class Joined(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            parts = [nn.Conv(2, (1, 1), name=f"part{i}")(x) for i in range(2)]
+            x = jnp.concatenate(parts, axis=-1)
+            x = nn.Conv(4, (3, 3), feature_group_count=4, name="depthwise")(x)
+            return nn.Dense(CLASSES)(x.mean((1, 2)))
+
+    x = jnp.ones((1, 4, 4, 3))
+    how = {"part0": (np.arange(4) < 2, "drop")}
+    with pytest.raises(InputError, match="'part1' would return nothing"):
+        compact.compact_groups(Joined(), random_variables(Joined(), x), how, example=x)
 
 
 def test_other_fills_are_refused():

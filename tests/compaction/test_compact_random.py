@@ -108,9 +108,9 @@ def _check(model, data):
     pruning = masking.make_pruning(variables, flow, keep, fill)
     # Other inputs than those that were traced and compared.
     other = jnp.asarray(rng.normal(size=(2, 9, 8, 2)), jnp.float32)
-    masked = jax.jit(lambda v, x: masking.mask_channels(model.apply, [pruning])(v, x))(
-        variables, other
-    )
+    masked = jax.jit(
+        lambda v, x: masking.mask_channels(model.apply, [pruning.mask])(v, x)
+    )(variables, other)
     # Sums of at most a few hundred float32 products of numbers near 1.
     scale = max(1.0, float(np.abs(masked).max()))
     np.testing.assert_allclose(small(other), masked, atol=5e-5 * scale, rtol=0)

@@ -1,0 +1,80 @@
+"""What readers of channels are given for calibration images, batch by batch.
+
+Axes: N images, n rows, which are images and positions.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxprune import processes
+from jaxprune.channels import taps
+from jaxprune.errors import InputError
+from jaxprune.mesh import REPLICATED, SPREAD, Sharded, make_mesh, replicate, round_up
+
+# A flow's layer, and a reader of its channels.
+Pair = tuple[str, str]
+
+
+def check_images(images: Any) -> None:
+    """Raises an InputError if there are no images [N, ...]."""
+    if np.ndim(images) < 2 or not len(images):
+        raise InputError(
+            f"a fill needs images [N, ...] to be fitted on, got shape "
+            f"{list(np.shape(images))}"
+        )
+
+
+def given_rows(
+    apply: taps.Apply,
+    variables: Any,
+    images: np.ndarray,
+    features: Mapping[Pair, np.ndarray],
+    batch_size: int,
+    mesh: Mesh | None,
+) -> Iterator[tuple[Pair, np.ndarray, int]]:
+    """Runs this process's share of the images.
+
+    Args:
+      apply: the network, see `jaxprune.channels.taps`.
+      variables: its variables.
+      images: of all processes.
+      features: which input features of a reader are asked for, in an array of any
+        shape [*F].
+      batch_size: images in a batch.
+      mesh: the devices; by default all of this process.
+
+    Yields:
+      Batch by batch, the rows [n, *F] of each reader, and how many rows it has in all
+      batches of all processes.
+
+    Raises:
+      InputError: a value is not finite.
+    """
+
+    def given(variables: Any, x: Array) -> list[Array]:
+        readers = {reader for _, reader in features}
+        inputs = taps.capture_inputs(apply, variables, x, readers)
+        return [inputs[reader][..., f] for (_, reader), f in features.items()]
+
+    mesh = mesh or make_mesh()
+    run = Sharded(given, mesh, (REPLICATED, SPREAD), SPREAD)
+    variables = replicate(variables, mesh)
+    own = images[processes.own(len(images))]
+    size = round_up(min(batch_size, len(own)), mesh.size)
+    for start in range(0, len(own), size):
+        batch = own[start : start + size]
+        padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+        outputs = run(variables, np.pad(batch, padding))
+        for (key, asked), x in zip(features.items(), outputs, strict=True):
+            x = np.asarray(x)[: len(batch)].astype(np.float32)
+            rows = x.reshape(-1, *asked.shape)
+            if not np.isfinite(rows).all():
+                raise InputError(
+                    f"what '{key[1]}' is given is not finite on the calibration "
+                    "images: check the network's weights and the images' scale"
+                )
+            yield key, rows, len(rows) // len(batch) * len(images)
