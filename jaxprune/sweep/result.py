@@ -33,6 +33,8 @@ class SweepResult:
         layer without positions has H = W = 1.
       class_names: name of each class.
       about: JSON-able facts of how it was made.
+      cross_entropy: mean over the images at each k, in nats; None in a sweep that was
+        saved before it was kept.
     """
 
     ks: tuple[int, ...]
@@ -43,6 +45,7 @@ class SweepResult:
     mean_feature_map: Float[np.ndarray, "H W P"]
     class_names: tuple[str, ...]
     about: dict[str, Any]
+    cross_entropy: Float[np.ndarray, " K"] | None = None
 
     @property
     def title(self) -> str:
