@@ -216,3 +216,38 @@ def _resampled(
 def _percentiles(drawn: Float[np.ndarray, "K R"]) -> Interval:
     tail = (1 - CONFIDENCE) / 2
     return Interval(*np.quantile(drawn, [tail, 1 - tail], axis=1))
+
+
+class Figures(NamedTuple):
+    """What is known of a curve over K; intervals are of 95 %.
+
+    Attributes:
+      accuracy: Wilson's interval.
+      change: Tango's, of the change from the first mask.
+      mcnemar: exact p-value of no change.
+      recalls: by a bootstrap.
+    """
+
+    accuracy: Interval
+    change: Interval
+    mcnemar: Float[np.ndarray, " K"]
+    recalls: Recalls
+
+
+def figures(
+    right: Bool[np.ndarray, "K N"], labels: Int[np.ndarray, " N"], classes: int
+) -> Figures:
+    """All intervals of a sweep.
+
+    Args:
+      right: whether an image is predicted right under a mask.
+      labels: true class of each image; every class has some.
+      classes: their number.
+    """
+    counts = discordant(right)
+    return Figures(
+        share_interval(right.sum(1), right.shape[1]),
+        change_interval(counts),
+        mcnemar(counts),
+        bootstrap(right, labels, classes),
+    )
