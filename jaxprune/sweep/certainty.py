@@ -146,6 +146,15 @@ def largest_safe_k(ks: Sequence[int], counts: Discordant, max_drop: float) -> in
     return ks[int(passed(drops, max_drop))]
 
 
+def points(drop: float) -> str:
+    """A drop in words.
+
+    >>> points(0.01), points(0.005)
+    ('one point', '0.5 points')
+    """
+    return "one point" if drop == 0.01 else f"{100 * drop:g} points"
+
+
 class Recalls(NamedTuple):
     """Intervals by a bootstrap.
 

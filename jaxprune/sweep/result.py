@@ -137,6 +137,13 @@ class SweepResult:
         return certainty.largest_safe_k(self.ks, counts, drop)
 
     @property
+    def overlaps(self) -> list[str]:
+        """What was done on images that it should not know, in words."""
+        if "overlaps" in self.about:
+            return list(self.about["overlaps"])
+        return ["chosen on the images reported"] if self._chooser is self else []
+
+    @property
     def max_drop(self) -> float:
         """What may be lost where nothing else is asked for; by default one point."""
         return float(self.about.get("max_drop", 0.01))
