@@ -3,6 +3,7 @@ r"""Ranks a layer's channels and measures the network with the k lowest pruned.
     python -m experiments.sweep --model=digits_pair
     python -m experiments.sweep --model=mnist_pair --data_dir=...
     python -m experiments.sweep --model=cifar_vgg --init_from=my_model.h5 --fill=all
+    python -m experiments.sweep --model=digits_pair --seeds=0,1,2,3,4
 
 Trains first where the run directory has no trained network. Writes one folder per
 sweep, `sweep-<layer>-<criterion>-<fill>`. digits_pair takes about 2 minutes on 2 CPU
@@ -10,13 +11,14 @@ cores, training included; BUILD_NOTES.md has the figures to expect.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from experiments import calibration, choices, cli, cluster, facts, job
+from experiments import calibration, choices, cli, cluster, facts, job, seeds
 from experiments.choices import Choices
 from experiments.flags import (
     define_batch_size,
@@ -52,6 +54,14 @@ flags.DEFINE_integer("mask_chunk", None, "Masks evaluated at once.", lower_bound
 def main() -> None:
     """Trains or restores, ranks, sweeps, saves and draws."""
     choices.check_names((*FILLS, "all"))
+    if FLAGS.seeds is None:
+        _one()
+    else:
+        seeds.sweep_each(lambda: _one(resume=True))
+
+
+def _one(resume: bool = False) -> list[SweepResult]:
+    """The sweeps of one network, a fill each; where all are saved, those to resume."""
     run = job.load(train_imported=False)
     chosen = choices.resolve(run)
     splits = _splits(run, chosen)
@@ -68,8 +78,12 @@ def main() -> None:
         fill: {**facts.describe(run, chosen, fill, variables), "max_drop": max_drop}
         for fill in fills
     }
-    for fill in fills:
-        _check_folder(chosen.sweep_folder(run.workdir, fill), ks, about[fill])
+    folders = {fill: chosen.sweep_folder(run.workdir, fill) for fill in fills}
+    saved = [_saved(folders[fill], ks, about[fill]) for fill in fills]
+    found = [result for result in saved if result is not None]
+    if resume and len(found) == len(fills):
+        print(f"sweeps: {', '.join(map(str, folders.values()))}")
+        return found
     try:
         tapped, *selecting = _tap(run, chosen, variables, splits)
         fitted = calibration.fit(run, chosen, fills[-1], variables)
@@ -78,7 +92,7 @@ def main() -> None:
         results = [
             _save(
                 _sweep(tapped, selecting, scores, fill, fitted, ks, about[fill]),
-                chosen.sweep_folder(run.workdir, fill),
+                folders[fill],
             )
             for fill in fills
         ]
@@ -88,13 +102,13 @@ def main() -> None:
             "finished sweep beside it; run the same command again to start this sweep "
             "anew"
         ) from None
-    if not processes.is_first():
-        return
-    curves.draw_training(run.workdir)
-    if len(results) > 1:
-        path = run.workdir / f"fills-{chosen.stem}.png"
-        curves.save(curves.compare_fills(results), path)
-        print(f"curves:      {path}")
+    if processes.is_first():
+        curves.draw_training(run.workdir)
+        if len(results) > 1:
+            path = run.workdir / f"fills-{chosen.stem}.png"
+            curves.save(curves.compare_fills(results), path)
+            print(f"curves:      {path}")
+    return results
 
 
 def _splits(run: Job, chosen: Choices) -> dict[str, Split]:
@@ -187,10 +201,16 @@ def _save(result: SweepResult, folder: Path) -> SweepResult:
     return result
 
 
-def _check_folder(folder: Path, ks: tuple[int, ...], about: dict[str, Any]) -> None:
-    """Raises InputError if the folder holds a sweep that was made otherwise."""
+def _saved(
+    folder: Path, ks: tuple[int, ...], about: dict[str, Any]
+) -> SweepResult | None:
+    """The folder's sweep, if there is one, as it would be made again.
+
+    Raises:
+      InputError: it was made otherwise.
+    """
     if not (folder / "summary.json").exists():
-        return
+        return None
     saved = SweepResult.load(folder)
     found = facts.differences(saved, about)
     if saved.ks != ks:
@@ -200,6 +220,7 @@ def _check_folder(folder: Path, ks: tuple[int, ...], about: dict[str, Any]) -> N
             f"{folder} holds another sweep: {'; '.join(found)}. Remove it, "
             "or give another --workdir"
         )
+    return replace(saved, about={**saved.about, **about})
 
 
 def _print_scores(layer: str, scores: np.ndarray) -> None:

@@ -146,6 +146,17 @@ def largest_safe_k(ks: Sequence[int], counts: Discordant, max_drop: float) -> in
     return ks[int(passed(drops, max_drop))]
 
 
+def mean_interval(
+    values: Float[np.ndarray, "S K"],
+) -> tuple[Float[np.ndarray, " K"], Interval]:
+    """Means over S repetitions, and Student's intervals of them, S at least 2."""
+    repetitions = len(values)
+    mean = values.mean(0)
+    error = values.std(0, ddof=1) / np.sqrt(repetitions)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, repetitions - 1) * error
+    return mean, Interval(mean - half, mean + half)
+
+
 def points(drop: float) -> str:
     """A drop in words.
 

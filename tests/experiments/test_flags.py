@@ -33,7 +33,8 @@ FINETUNING = {
 }  # fmt: skip
 FLAGS = {
     "train": {*NETWORK, *PROCESSES, "batch_size"},
-    "sweep": {*NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk", "max_drop"},
+    "sweep": {*NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk", "max_drop",
+        "seeds"},
     "compact": {
         *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "naive",
         "export", "repeats", "latency_batches",

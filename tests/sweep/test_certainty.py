@@ -193,6 +193,15 @@ def test_the_bootstrap_is_seeded_and_the_first_mask_does_not_change(monkeypatch)
     np.testing.assert_allclose(pieces.balanced, one.balanced, atol=0.02)
 
 
+def test_the_mean_of_repetitions_has_student_s_interval():
+    values = np.random.default_rng(0).normal(3, 1, (5, DRAWS))
+    mean, interval = certainty.mean_interval(values)
+    theirs = stats.ttest_1samp(values[:, 0], 0).confidence_interval(0.95)
+    assert (interval.low[0], interval.high[0]) == pytest.approx(tuple(theirs))
+    assert mean[0] == pytest.approx(values[:, 0].mean())
+    assert 0.93 < covers(interval, 3) < 0.97
+
+
 def nested(rng, lost, won, images):
     """Draws of images that are lost, or won, from some mask on: counts [draws, K]."""
     steps = [np.diff(x, prepend=0) for x in (lost, won)]
