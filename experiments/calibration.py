@@ -22,18 +22,20 @@ def check(run: Job, choices: Choices, fill: str) -> None:
     """Checks what the linear fill needs, before any work is done.
 
     Raises:
-      InputError: a split that is empty or holds evaluation images, or a bad ridge.
+      InputError: a split that is empty or holds images that K is chosen on or that
+        are reported, or a bad ridge.
     """
     if not choices.calibration(fill):
         return
     datasets.choose_split(run.splits, choices.calibration_split)
     if choices.ridge is not None and not 0 < choices.ridge < np.inf:
         raise InputError(f"--ridge must be positive and finite, got {choices.ridge}")
-    shared = _overlap(run, choices)
-    if shared and not FLAGS.allow_overlap:
+    if FLAGS.allow_overlap:
+        return
+    for flag, shared in _overlaps(run, choices).items():
         raise InputError(
             f"--calibration_split={choices.calibration_split} holds {shared} images of "
-            f"--eval_split={choices.eval_split}: choose others, or --allow_overlap"
+            f"--{flag}={getattr(choices, flag)}: choose others, or --allow_overlap"
         )
 
 
@@ -54,13 +56,21 @@ def fit(run: Job, choices: Choices, fill: str, variables: Any) -> Fill | None:
         mesh=cluster.local_mesh(),
     )
     facts = {**fitted.facts, "split": choices.calibration_split}
-    if shared := _overlap(run, choices):
-        facts["images_of_eval_split"] = shared
+    for flag, shared in _overlaps(run, choices).items():
+        facts[f"images_of_{flag}"] = shared
     return replace(fitted, facts=facts)
 
 
-def _overlap(run: Job, choices: Choices) -> int:
-    return datasets.overlap(run.splits, choices.calibration_split, choices.eval_split)
+def _overlaps(run: Job, choices: Choices) -> dict[str, int]:
+    """Images that the calibration split shares with others, where there are any."""
+    splits = {"eval_split": choices.eval_split, "select_split": choices.select_split}
+    if choices.select_split == choices.eval_split:
+        del splits["select_split"]
+    shared = {
+        flag: datasets.overlap(run.splits, choices.calibration_split, split)
+        for flag, split in splits.items()
+    }
+    return {flag: count for flag, count in shared.items() if count}
 
 
 def score(

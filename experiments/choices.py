@@ -25,6 +25,7 @@ class Choices:
       tap: where the feature map is taken.
       fill: what a pruned channel becomes; "all" where each fill is swept.
       rank_split: images that channels are scored on.
+      select_split: images that K is chosen on.
       eval_split: images that predictions are made for.
       calibration_split: images that the linear fill is fitted on.
       ridge: of the linear fill; None where it is chosen by leave-one-out error.
@@ -35,6 +36,7 @@ class Choices:
     tap: str
     fill: str
     rank_split: str
+    select_split: str
     eval_split: str
     calibration_split: str
     ridge: float | None
@@ -73,6 +75,7 @@ def resolve(run: Job) -> Choices:
     return Choices(
         layer=layer or taps.last_conv(run.apply, run.shapes, run.image),
         rank_split=FLAGS.rank_split,
+        select_split=FLAGS.select_split or FLAGS.eval_split,
         eval_split=FLAGS.eval_split,
         calibration_split=FLAGS.calibration_split,
         ridge=FLAGS.ridge,

@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import jax
 
 from experiments.choices import Choices
 from experiments.job import Job
+from jaxprune.data import datasets
 from jaxprune.networks import checkpoint
 from jaxprune.sweep.result import SweepResult
 
 _OF_A_SWEEP = (
-    "weights", "tap", "rank_split", "eval_split", "dtype", "calibration_split", "ridge",
+    "weights", "tap", "rank_split", "select_split", "eval_split", "dtype",
+    "calibration_split", "ridge",
 )  # fmt: skip
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -26,10 +28,45 @@ def describe(run: Job, choices: Choices, fill: str, variables: Any) -> dict[str,
         "criterion": choices.criterion,
         "tap": choices.tap,
         "rank_split": choices.rank_split,
+        "select_split": choices.select_split,
         "eval_split": choices.eval_split,
+        "overlaps": overlaps(run, choices),
         **choices.calibration(fill),
         **network(run, variables),
     }
+
+
+def overlaps(run: Job, choices: Choices) -> list[str]:
+    """What was done on images that it should not know, in words; best if empty."""
+    done = {
+        "trained": run.config.train_split,
+        "ranked": choices.rank_split,
+        "chosen": choices.select_split,
+    }
+    lines = _on_images(run, done, choices.eval_split, "reported")
+    if choices.select_split != choices.eval_split:
+        del done["chosen"]
+        lines += _on_images(run, done, choices.select_split, "that K is chosen on")
+    return lines
+
+
+def _on_images(run: Job, done: dict[str, str], which: str, role: str) -> list[str]:
+    """What was done on some, or all, images of a split."""
+    images = len(datasets.choose_split(run.splits, which))
+    by_count: dict[int, list[str]] = {}
+    for what, split in done.items():
+        shared = datasets.overlap(run.splits, split, which)
+        by_count.setdefault(shared, []).append(what)
+    by_count.pop(0, None)
+    return [
+        f"{_listed(what)} on {'' if n == images else f'{n:,} of '}the images {role}"
+        for n, what in by_count.items()
+    ]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def network(run: Job, variables: Any) -> dict[str, Any]:
@@ -56,7 +93,9 @@ def device() -> str:
 
 def differences(saved: SweepResult, facts: dict[str, Any]) -> list[str]:
     """What a saved sweep was made with that is otherwise now."""
-    return differing(saved.about, facts, _OF_A_SWEEP)
+    # An older sweep chose K on the images that it evaluated.
+    about = {"select_split": saved.about.get("eval_split"), **saved.about}
+    return differing(about, facts, _OF_A_SWEEP)
 
 
 def differing(

@@ -129,9 +129,19 @@ def define_images() -> None:
 
 
 @functools.cache
+def define_max_drop() -> None:
+    """What may be lost."""
+    flags.DEFINE_float(
+        "max_drop", None,
+        "Be 95 % sure to lose less accuracy than this. In a sweep, default: 0.01.",
+        0.0, 1.0,
+    )  # fmt: skip
+
+
+@functools.cache
 def define_smaller() -> None:
     """How far a network is pruned, how it is timed and in which form it is written."""
-    flags.DEFINE_float("max_drop", None, "Lose no more accuracy than this.", 0.0, 1.0)
+    define_max_drop()
     flags.DEFINE_string("export", None, f"Also write: {', '.join(EXPORTS)}.")
     define_timing()
 
@@ -205,6 +215,9 @@ def define_choices() -> None:
         f"What a pruned channel becomes: {', '.join(FILLS)}; in a sweep also all.",
     )  # fmt: skip
     flags.DEFINE_string("rank_split", "test", "Images that channels are scored on.")
+    flags.DEFINE_string(
+        "select_split", None, "Images that K is chosen on. Default: eval_split."
+    )
     flags.DEFINE_float(
         "ridge",
         None,

@@ -22,7 +22,7 @@ flags.DEFINE_string("normalize", "shared", f"Scale of the tiles: {', '.join(SCAL
 flags.DEFINE_integer(
     "confusion_k",
     None,
-    "K of the second confusion matrix. Default: largest within a point.",
+    "K of the second confusion matrix. Default: the largest safe one.",
 )
 
 

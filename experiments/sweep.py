@@ -3,24 +3,27 @@ r"""Ranks a layer's channels and measures the network with the k lowest pruned.
     python -m experiments.sweep --model=digits_pair
     python -m experiments.sweep --model=mnist_pair --data_dir=...
     python -m experiments.sweep --model=cifar_vgg --init_from=my_model.h5 --fill=all
+    python -m experiments.sweep --model=digits_pair --seeds=0,1,2,3,4
 
 Trains first where the run directory has no trained network. Writes one folder per
 sweep, `sweep-<layer>-<criterion>-<fill>`. digits_pair takes about 2 minutes on 2 CPU
 cores, training included; BUILD_NOTES.md has the figures to expect.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from experiments import calibration, choices, cli, cluster, facts, job
+from experiments import calibration, choices, cli, cluster, facts, job, seeds
 from experiments.choices import Choices
 from experiments.flags import (
     define_batch_size,
     define_choices,
+    define_max_drop,
     define_network,
     define_processes,
 )
@@ -28,12 +31,13 @@ from experiments.job import Job
 from experiments.weights import train_or_restore
 from jaxprune import processes
 from jaxprune.channels import taps
-from jaxprune.channels.fills import FILLS, Fill
+from jaxprune.channels.fills import FILLS, Fill, resolve_fill
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split, check_classes
 from jaxprune.errors import InputError
 from jaxprune.ranking.order import check_ks, pruning_order
 from jaxprune.report import curves
+from jaxprune.sweep.certainty import points
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.trunk import TappedLayer, tap_layer
@@ -43,18 +47,24 @@ define_network()
 define_processes()
 define_batch_size()
 define_choices()
+define_max_drop()
 flags.DEFINE_integer("mask_chunk", None, "Masks evaluated at once.", lower_bound=1)
 
 
 def main() -> None:
     """Trains or restores, ranks, sweeps, saves and draws."""
     choices.check_names((*FILLS, "all"))
+    if FLAGS.seeds is None:
+        _one()
+    else:
+        seeds.sweep_each(lambda: _one(resume=True))
+
+
+def _one(resume: bool = False) -> list[SweepResult]:
+    """The sweeps of one network, a fill each; where all are saved, those to resume."""
     run = job.load(train_imported=False)
-    split = datasets.choose_split(run.splits, FLAGS.eval_split)
-    rank_split = datasets.choose_split(run.splits, FLAGS.rank_split)
-    check_classes(split, FLAGS.eval_split)
-    batch_size = run.batch_size(split)
     chosen = choices.resolve(run)
+    splits = _splits(run, chosen)
     layer = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer)
     channels = layer.output.shape[-1]
     ks = check_ks(choices.parse_ks(channels), channels)
@@ -63,16 +73,27 @@ def main() -> None:
         calibration.check(run, chosen, fill)
 
     variables = train_or_restore(run)
-    about = {fill: facts.describe(run, chosen, fill, variables) for fill in fills}
-    for fill in fills:
-        _check_folder(chosen.sweep_folder(run.workdir, fill), ks, about[fill])
+    max_drop = 0.01 if FLAGS.max_drop is None else FLAGS.max_drop
+    about = {
+        fill: {**facts.describe(run, chosen, fill, variables), "max_drop": max_drop}
+        for fill in fills
+    }
+    folders = {fill: chosen.sweep_folder(run.workdir, fill) for fill in fills}
+    saved = [_saved(folders[fill], ks, about[fill]) for fill in fills]
+    found = [result for result in saved if result is not None]
+    if resume and len(found) == len(fills):
+        print(f"sweeps: {', '.join(map(str, folders.values()))}")
+        return found
     try:
-        tapped = _tap(run, chosen, variables, split, rank_split, batch_size)
+        tapped, *selecting = _tap(run, chosen, variables, splits)
         fitted = calibration.fit(run, chosen, fills[-1], variables)
         scores = calibration.score(chosen, tapped.mean_feature_map, fitted)
         _print_scores(chosen.layer, scores)
         results = [
-            _sweep(run, chosen, tapped, scores, fill, fitted, ks, about[fill])
+            _save(
+                _sweep(tapped, selecting, scores, fill, fitted, ks, about[fill]),
+                folders[fill],
+            )
             for fill in fills
         ]
     except KeyboardInterrupt:
@@ -81,64 +102,98 @@ def main() -> None:
             "finished sweep beside it; run the same command again to start this sweep "
             "anew"
         ) from None
-    if not processes.is_first():
-        return
-    curves.draw_training(run.workdir)
-    if len(results) > 1:
-        path = run.workdir / f"fills-{chosen.stem}.png"
-        curves.save(curves.compare_fills(results), path)
-        print(f"curves:      {path}")
+    if processes.is_first():
+        curves.draw_training(run.workdir)
+        if len(results) > 1:
+            path = run.workdir / f"fills-{chosen.stem}.png"
+            curves.save(curves.compare_fills(results), path)
+            print(f"curves:      {path}")
+    return results
+
+
+def _splits(run: Job, chosen: Choices) -> dict[str, Split]:
+    """The images by the names of their splits.
+
+    Raises:
+      InputError: a split that is unknown or empty, smaller than a batch, or without a
+        class where classes are counted.
+    """
+    splits: dict[str, Split] = {}
+    for which in (chosen.eval_split, chosen.select_split, chosen.rank_split):
+        splits[which] = datasets.choose_split(run.splits, which)
+    for which in (chosen.eval_split, chosen.select_split):
+        check_classes(splits[which], which)
+        run.batch_size(splits[which])
+    return splits
 
 
 def _tap(
-    run: Job,
-    chosen: Choices,
-    variables: Any,
-    split: Split,
-    rank_split: Split,
-    batch_size: int,
-) -> TappedLayer:
-    """Runs the trunk."""
-    same = chosen.rank_split == chosen.eval_split
-    sources = [split] if same else [split, rank_split]
-    total = sum(len(processes.own(len(source))) for source in sources)
-    with cluster.progress(total=total, unit="img", desc="feature maps") as bar:
-        return tap_layer(
-            run.apply,
-            variables,
-            split,
-            layer=chosen.layer,
-            tap=chosen.tap,
-            rank_split=None if same else rank_split,
-            batch_size=batch_size,
-            mesh=cluster.local_mesh(),
-            on_images=bar.update,
-        )
+    run: Job, chosen: Choices, variables: Any, splits: dict[str, Split]
+) -> list[TappedLayer]:
+    """Runs the trunk: on the images reported and, if others, those K is chosen on."""
+    tapped: list[TappedLayer] = []
+    for which in dict.fromkeys((chosen.eval_split, chosen.select_split)):
+        split = splits[which]
+        # The second is given the scores of the first.
+        ranked = None
+        if not tapped and chosen.rank_split != which:
+            ranked = splits[chosen.rank_split]
+        sources = [split] if ranked is None else [split, ranked]
+        total = sum(len(processes.own(len(source))) for source in sources)
+        with cluster.progress(total=total, unit="img", desc="feature maps") as bar:
+            tapped.append(
+                tap_layer(
+                    run.apply,
+                    variables,
+                    split,
+                    layer=chosen.layer,
+                    tap=chosen.tap,
+                    rank_split=ranked,
+                    batch_size=run.batch_size(split),
+                    mesh=cluster.local_mesh(),
+                    on_images=bar.update,
+                )
+            )
+    return tapped
 
 
 def _sweep(
-    run: Job,
-    chosen: Choices,
     tapped: TappedLayer,
+    selecting: Sequence[TappedLayer],
     scores: np.ndarray,
     fill: str,
     fitted: Fill | None,
     ks: tuple[int, ...],
     about: dict[str, Any],
 ) -> SweepResult:
-    """Sweeps with one fill, saves, draws and prints."""
-    total = len(tapped.own) * len(ks)
-    with cluster.progress(total=total, unit="eval", desc=f"fill {fill}") as bar:
-        result = sweep_layer(
-            tapped,
-            scores,
-            fill=fitted if fill == "linear" and fitted is not None else fill,
-            ks=ks,
-            mask_chunk=FLAGS.mask_chunk,
-            about=about,
-            on_pairs=bar.update,
-        )
-    folder = chosen.sweep_folder(run.workdir, fill)
+    """Sweeps with one fill; also over the other images that K is chosen on, if any."""
+    resolved = resolve_fill(
+        fitted if fill == "linear" and fitted is not None else fill,
+        layer=tapped.name,
+        bias=tapped.bias,
+        mean=tapped.channel_means,
+    )
+    results = []
+    for images in (tapped, *selecting):
+        total = len(images.own) * len(ks)
+        with cluster.progress(total=total, unit="eval", desc=f"fill {fill}") as bar:
+            results.append(
+                sweep_layer(
+                    images,
+                    scores,
+                    fill=resolved,
+                    ks=ks,
+                    mask_chunk=FLAGS.mask_chunk,
+                    about=about,
+                    on_pairs=bar.update,
+                )
+            )
+    result, *others = results
+    return result.chosen_on(others[0]) if others else result
+
+
+def _save(result: SweepResult, folder: Path) -> SweepResult:
+    """Saves, draws and prints."""
     if processes.is_first():
         result.save(folder)
         curves.draw_sweep(result, folder)
@@ -146,10 +201,16 @@ def _sweep(
     return result
 
 
-def _check_folder(folder: Path, ks: tuple[int, ...], about: dict[str, Any]) -> None:
-    """Raises InputError if the folder holds a sweep that was made otherwise."""
+def _saved(
+    folder: Path, ks: tuple[int, ...], about: dict[str, Any]
+) -> SweepResult | None:
+    """The folder's sweep, if there is one, as it would be made again.
+
+    Raises:
+      InputError: it was made otherwise.
+    """
     if not (folder / "summary.json").exists():
-        return
+        return None
     saved = SweepResult.load(folder)
     found = facts.differences(saved, about)
     if saved.ks != ks:
@@ -159,6 +220,7 @@ def _check_folder(folder: Path, ks: tuple[int, ...], about: dict[str, Any]) -> N
             f"{folder} holds another sweep: {'; '.join(found)}. Remove it, "
             "or give another --workdir"
         )
+    return replace(saved, about={**saved.about, **about})
 
 
 def _print_scores(layer: str, scores: np.ndarray) -> None:
@@ -174,15 +236,33 @@ def _print_scores(layer: str, scores: np.ndarray) -> None:
 
 
 def _print_curve(result: SweepResult, folder: Path) -> None:
-    accuracy, balanced = result.accuracy, result.balanced_accuracy
-    k = result.largest_k_within(0.01)
-    row = result.ks.index(k)
+    allowed = points(result.max_drop)
     print(f"fill {result.about['fill']}{_how_fitted(result)}")
-    print(f"  K = {result.ks[0]:<6} accuracy {accuracy[0]:.4f}", end="")
-    print(f"  balanced accuracy {balanced[0]:.4f}")
-    print(f"  K = {k:<6} accuracy {accuracy[row]:.4f}", end="")
-    print(f"  balanced accuracy {balanced[row]:.4f}  (largest K within one point)")
+    for k, what in (
+        (result.ks[0], "with 95 % intervals"),
+        (
+            result.largest_safe_k(result.max_drop),
+            f"largest safe K: 95 % sure that less than {allowed} is lost",
+        ),
+        (
+            result.largest_k_within(result.max_drop),
+            f"largest K within {allowed}, as measured",
+        ),
+    ):
+        at = result.at(k)
+        print(f"  K = {k:<6} {_with_ends(at, 'accuracy')}", end="")
+        print(f"  {_with_ends(at, 'balanced_accuracy')}  {what}")
+        if k != result.ks[0]:
+            print(f"             {_with_ends(at, 'change')}", end="")
+            print(f"  McNemar's p = {at['mcnemar_p']:.2g}")
+    for line in result.overlaps:
+        print(f"  note       {line}")
     print(f"  files      {folder}/")
+
+
+def _with_ends(at: dict[str, float], name: str) -> str:
+    value, low, high = at[name], at[f"{name}_low"], at[f"{name}_high"]
+    return f"{name.replace('_', ' ')} {value:.4f} ({low:.4f} .. {high:.4f})"
 
 
 def _how_fitted(result: SweepResult) -> str:

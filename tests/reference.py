@@ -102,6 +102,13 @@ def prune(variables, layer, channels, fill, mean=None):
     return variables
 
 
+def cross_entropy(logits, labels):
+    """Mean over the images of -log softmax at the label; logits [..., N, C]."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_share = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return -log_share[..., np.arange(len(labels)), labels].mean(-1)
+
+
 def check_predictions(predictions, logits):
     """Equal, but where the two largest logits are closer than float32 sums round.
 

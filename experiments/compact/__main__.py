@@ -50,6 +50,9 @@ define_choices()
 define_finetuning()
 flags.DEFINE_integer("k", None, "Channels to prune: the k lowest.", lower_bound=0)
 define_smaller()
+flags.DEFINE_bool(
+    "naive", False, "With --max_drop: the largest K that lost no more as measured."
+)
 
 
 def main() -> None:
@@ -63,6 +66,8 @@ def main() -> None:
     chosen = choices.resolve(run)
     p = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output.shape[-1]
     ks = _ks(p)
+    for which in (chosen.rank_split, chosen.select_split):
+        datasets.choose_split(run.splits, which)  # raises now where it is none
     calibration.check(run, chosen, chosen.fill)
     finetuning.images(run)  # raises now where there are too few
     variables = train_or_restore(run)
@@ -97,6 +102,8 @@ def _check_flags() -> None:
     given = [name for name in ("k", "max_drop", "ks") if FLAGS[name].value is not None]
     if len(given) != 1:
         raise InputError("say how many channels to prune: one of --k, --max_drop, --ks")
+    if FLAGS.naive and FLAGS.max_drop is None:
+        raise InputError("--naive does nothing without --max_drop")
     if FLAGS.fill == "all":
         raise InputError(f"--fill takes one of {', '.join(FILLS)} here")
     check_names(tuple(FILLS))

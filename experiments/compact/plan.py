@@ -92,8 +92,7 @@ def make_plan(
                 "--workdir, or give its flags"
             )
         if ks is None:
-            ks = (result.largest_k_within(FLAGS.max_drop),)
-            print(f"K = {ks[0]}: the largest within {FLAGS.max_drop} in {folder}")
+            ks = (_allowed(result, folder),)
         fill = _fill(choices, result.channel_means, fitted)
         curve = (result.ks, result.accuracy.tolist())
         return Plan(choices, result.order, fill, ks, curve)
@@ -106,6 +105,26 @@ def make_plan(
     scores = calibration.score(choices, tapped.mean_feature_map, fitted)
     fill = _fill(choices, tapped.channel_means, fitted)
     return Plan(choices, pruning_order(scores), fill, ks)
+
+
+def _allowed(result: SweepResult, folder: Path) -> int:
+    """The K that --max_drop allows.
+
+    Raises:
+      InputError: none does.
+    """
+    drop = FLAGS.max_drop
+    naive, safe = result.largest_k_within(drop), result.largest_safe_k(drop)
+    if FLAGS.naive:
+        print(f"K = {naive}: the largest within {drop} in {folder}, as measured")
+        return naive
+    if safe == result.ks[0]:
+        raise InputError(
+            f"--max_drop={drop:g}: no K of {folder} is safe, with 95 % confidence, on "
+            f"the images of --select_split; --naive takes K = {naive}"
+        )
+    print(f"K = {safe}: the largest safe one for {drop} in {folder} (naive: {naive})")
+    return safe
 
 
 def _fill(choices: Choices, means: np.ndarray, fitted: Fill | None) -> str | Fill:

@@ -130,10 +130,11 @@ def _steps() -> list[float]:
 
 
 def _within(ladder: Ladder) -> Rung:
-    """The last budget before the first whose drop may be more than is allowed.
+    """The last budget before the first whose drop may be as much as is not allowed.
 
     Budgets are tested one after another, up to the first failure, so that the whole
-    choice has the confidence of one test (fixed sequence; Maurer et al. 1995).
+    choice has the confidence of one test, as a sweep's safe K does; see
+    `jaxprune.sweep.certainty.passed`.
     """
     passed: Rung | None = None
     for power in itertools.count(1):
@@ -142,7 +143,7 @@ def _within(ladder: Ladder) -> Rung:
             return passed
         rung = ladder.rung(budget)
         print_rung(rung)
-        if rung.row["largest_drop"] > FLAGS.max_drop:
+        if rung.row["largest_drop"] >= FLAGS.max_drop:
             break
         passed = rung
     if passed is None:

@@ -21,7 +21,7 @@ from jaxprune.files import write_text
 from jaxprune.shrinking.analysis import Analysis, Budget, Cut, analyse
 from jaxprune.shrinking.curves import Curve
 from jaxprune.shrinking.latency import LatencyTable, measure_latency
-from jaxprune.sweep.metrics import largest_drop
+from jaxprune.sweep.certainty import discordant, largest_drop
 
 FLAGS = flags.FLAGS
 
@@ -124,10 +124,8 @@ class Ladder:
         program = whole.program(self.analysis.whole.apply)
         masked = whole.evaluate(program, variables, "masked network")
         proof = whole.prove(masked, small)
-        right = [
-            logits.argmax(-1) == whole.split.labels
-            for logits in (self._whole_logits, masked)
-        ]
+        both = np.stack([self._whole_logits, masked])
+        right = both.argmax(-1) == whole.split.labels
         predicted = [
             self.latency.seconds({**self.analysis.costs.whole, **widths})
             for widths in ({}, _kept(small, rung.widths))
@@ -135,7 +133,8 @@ class Ladder:
         return {
             "baseline_accuracy": self.baseline,
             "accuracy": proof.accuracy_compact,
-            "largest_drop": largest_drop(*right),
+            # Of the first, which is compared with itself, and of the smaller network.
+            "largest_drop": float(largest_drop(discordant(right))[1]),
             "proof": proof.to_json(),
             **whole.figures(small, self.batches, FLAGS.repeats),
             "predicted_speedup": predicted[0] / predicted[1],

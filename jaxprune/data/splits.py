@@ -75,9 +75,10 @@ def image_split(
 
 
 class Batch(NamedTuple):
-    """Examples from `start` on: `size` of them, padded with black images to B."""
+    """Examples from `start` on: `size` of them, then black images of class 0 to B."""
 
     images: Num[np.ndarray, "B H W C"]
+    labels: Int[np.ndarray, " B"]
     start: int
     size: int
 
@@ -88,7 +89,8 @@ def batches(split: Split, batch_size: int) -> Iterator[Batch]:
         index = np.arange(start, min(start + batch_size, len(split)))
         images = split.read(index)
         padding = [(0, batch_size - len(index))] + [(0, 0)] * (images.ndim - 1)
-        yield Batch(np.pad(images, padding), start, len(index))
+        labels = np.pad(split.labels[index].astype(np.int32), padding[0])
+        yield Batch(np.pad(images, padding), labels, start, len(index))
 
 
 def check_classes(split: Split, which: str) -> None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from jaxprune.errors import InputError
 from jaxprune.files import replacing
+from jaxprune.report.certainty import band, loss_curve, mark_chosen, note
 from jaxprune.report.feature_maps import feature_maps
 from jaxprune.sweep import metrics
 from jaxprune.sweep.result import SweepResult
@@ -53,7 +54,7 @@ def draw_sweep(
       folder: where the pictures go.
       order: tiles of the feature maps by channel index or by rank.
       normalize: one scale for all tiles, or one for each.
-      k: K of the second confusion matrix; by default the largest within one point.
+      k: K of the second confusion matrix; by default the largest safe one.
     """
     figures = {
         "accuracy_vs_k": accuracy_vs_k(result),
@@ -109,55 +110,55 @@ def _baseline_and_chance(axes: Axes, result: SweepResult) -> None:
 
 
 def accuracy_vs_k(result: SweepResult) -> Figure:
-    """Accuracy against K; for unbalanced classes also what it hides.
+    """Accuracy and cross-entropy against K; for unbalanced classes what they hide.
 
-    There, balanced accuracy is a second line, and a panel below shows the share of
-    images that the network predicts as each class.
+    There, balanced accuracy is a second line, and a panel shows the share of images
+    that the network predicts as each class. Bands are 95 % intervals.
     """
-    unbalanced = not result.is_balanced
-    figure = Figure(figsize=(8, 7 if unbalanced else 4.8), layout="constrained")
-    panels = figure.subplots(2 if unbalanced else 1, 1, squeeze=False)[:, 0]
+    unbalanced, with_loss = not result.is_balanced, result.cross_entropy is not None
+    heights = [4.8] + [2.2] * (unbalanced + with_loss)
+    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+    grid = {"height_ratios": heights}
+    panels = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw=grid)[:, 0]
     top = panels[0]
-    ks, accuracy = result.ks, result.accuracy
-    top.plot(ks, accuracy, color=_ACCURACY, label="accuracy")
+    top.plot(result.ks, result.accuracy, color=_ACCURACY, label="accuracy")
+    band(top, result.ks, result.figures.accuracy, _ACCURACY)
     if unbalanced:
-        top.plot(
-            ks, result.balanced_accuracy, color=_BALANCED, label="balanced accuracy"
-        )
+        balanced = result.balanced_accuracy
+        top.plot(result.ks, balanced, color=_BALANCED, label="balanced accuracy")
+        band(top, result.ks, result.figures.recalls.balanced, _BALANCED)
+        _predicted_shares(panels[1], result)
     _baseline_and_chance(top, result)
-    chosen = result.largest_k_within(0.01)
-    at = accuracy[ks.index(chosen)]
-    top.plot(
-        [chosen],
-        [at],
-        "o",
-        color="tab:red",
-        label=f"largest K within one point: {chosen} ({at:.4f})",
-    )
+    mark_chosen(top, result)
+    note(top, result)
     top.set_ylabel("accuracy")
     top.set_ylim(0, 1.02)
-    top.set_title(result.title)
+    top.set_title(result.title, pad=16)
     top.legend(loc="lower left", framealpha=0.95)
-    _axes_of_k(top, result)
-    if unbalanced:
-        shares = metrics.predicted_share(result.confusion)
-        truth = np.bincount(result.labels) / len(result.labels)
-        for c, name in enumerate(result.class_names):
-            (line,) = panels[1].plot(ks, shares[:, c], label=f"predicted '{name}'")
-            panels[1].axhline(
-                truth[c], color=line.get_color(), linestyle=":", linewidth=1
-            )
-        panels[1].set_ylim(-0.02, 1.02)
-        panels[1].set_ylabel("share of images (dotted: true share)")
-        panels[1].legend(loc="center left", framealpha=0.95)
-        _axes_of_k(panels[1], result)
+    if result.cross_entropy is not None:
+        loss_curve(panels[-1], result.ks, result.cross_entropy, _ACCURACY)
+    for axes in panels:
+        _axes_of_k(axes, result)
     return figure
+
+
+def _predicted_shares(axes: Axes, result: SweepResult) -> None:
+    """Share of images predicted as each class, beside the true share."""
+    shares = metrics.predicted_share(result.confusion)
+    truth = np.bincount(result.labels) / len(result.labels)
+    for c, name in enumerate(result.class_names):
+        (line,) = axes.plot(result.ks, shares[:, c], label=f"predicted '{name}'")
+        axes.axhline(truth[c], color=line.get_color(), linestyle=":", linewidth=1)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylabel("share of images\n(dotted: true share)")
+    axes.legend(loc="center left", framealpha=0.95)
 
 
 def compare_fills(results: list[SweepResult]) -> Figure:
     """Accuracy against K of sweeps that differ in what a pruned channel becomes.
 
-    For unbalanced classes, balanced accuracy is a second panel.
+    For unbalanced classes, balanced accuracy is a second panel. Bands are 95 %
+    intervals.
     """
     unbalanced = not results[0].is_balanced
     figure = Figure(figsize=(8, 8.6 if unbalanced else 5.4), layout="constrained")
@@ -168,11 +169,13 @@ def compare_fills(results: list[SweepResult]) -> Figure:
         if fill not in by_fill:
             continue
         result = by_fill[fill]
-        for axes, name in zip(panels, names, strict=False):
+        intervals = (result.figures.accuracy, result.figures.recalls.balanced)
+        for axes, name, interval in zip(panels, names, intervals, strict=False):
             axes.plot(
                 result.ks, getattr(result, name), label=f"fill {fill}",
                 color=color, linewidth=width, linestyle=style,
             )  # fmt: skip
+            band(axes, result.ks, interval, color)
     _baseline_and_chance(panels[0], results[0])
     about = results[0].about
     panels[0].set_title(
@@ -197,13 +200,13 @@ def sorted_scores(result: SweepResult) -> Figure:
     rank = np.arange(len(scores))
     axes.fill_between(rank, 0, scores, step="mid", alpha=0.3)
     axes.step(rank, scores, where="mid")
-    chosen = result.largest_k_within(0.01)
+    chosen = result.largest_safe_k(result.max_drop)
     if chosen:
         axes.axvline(
             chosen - 0.5,
             color="tab:red",
             linewidth=1,
-            label=f"pruned within one point: {chosen}",
+            label=f"pruned at the largest safe K: {chosen}",
         )
         axes.legend(loc="upper left")
     axes.set_xlim(-0.5, len(scores) - 0.5)
@@ -221,7 +224,7 @@ def confusion_matrices(result: SweepResult, k: int | None = None) -> Figure:
     Raises:
       InputError: the sweep has no such K.
     """
-    k = result.largest_k_within(0.01) if k is None else k
+    k = result.largest_safe_k(result.max_drop) if k is None else k
     if k not in result.ks:
         raise InputError(f"the sweep has no K = {k}")
     classes = len(result.class_names)

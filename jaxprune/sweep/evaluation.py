@@ -1,4 +1,6 @@
-"""Predictions under many masks: of every (image, mask) pair, or of those that change.
+"""Predictions under many masks, of every (image, mask) pair.
+
+With each prediction goes its cross-entropy.
 
 A mask is True where a channel is kept. What the network's end reads besides the layer's
 feature map is worked out once for each batch, see `jaxprune.channels.head`.
@@ -14,11 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxprune.channels.fills import Fill
 from jaxprune.channels.head import Head
+from jaxprune.data.splits import Batch
 from jaxprune.mesh import (
     DATA,
     MASK,
@@ -38,9 +42,6 @@ _ACCELERATOR_ELEMENTS = 2**27
 
 # Evaluations that a device may have before it while their results are not fetched.
 _IN_FLIGHT = 4
-
-# With a larger share of pairs that change, gathering them costs more than it saves.
-_MOST_CHANGED = 0.9
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,27 @@ class Plan:
         return prefix_masks(self.order, self.ks)
 
 
+class Judged(NamedTuple):
+    """Predicted classes, and the cross-entropy of each in nats, float32."""
+
+    classes: Int[Array, "*M"] | Int[np.ndarray, "*M"]
+    losses: Float[Array, "*M"] | Float[np.ndarray, "*M"]
+
+
 class Predicted(NamedTuple):
     """Predictions of a batch of images, and how many pairs had to be evaluated."""
 
     classes: Int[np.ndarray, "K B"]
+    losses: Float[np.ndarray, "K B"]
     evaluated: int
+
+
+def judge(logits: Float[Array, "M C"], labels: Int[Array, " M"]) -> Judged:
+    """What logits predict, and what it costs where the classes are `labels`."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), labels
+    )
+    return Judged(jnp.argmax(logits, axis=-1), losses)
 
 
 def chunk_size(elements: int) -> int:
@@ -81,22 +98,19 @@ def chunk_size(elements: int) -> int:
     return max(1, (_CPU_ELEMENTS if on_cpu else _ACCELERATOR_ELEMENTS) // elements)
 
 
-def mask_program(logits: Callable[..., Array], mesh: Mesh) -> Sharded:
-    """Compiles, at its first call, (weights, batch, masks) -> predicted classes [K, B].
+def mask_program(one: Callable[..., Any], mesh: Mesh) -> Sharded:
+    """Compiles, at its first call, (weights, batch, masks) -> a tree of arrays [K, B].
 
     Args:
-      logits: (weights, *batch, mask) -> logits [B, classes].
+      one: (weights, *batch, mask) -> a tree of arrays [B].
       mesh: batches are divided over its axis `data`, masks over `mask`.
     """
 
-    def predict(weights: Any, batch: Any, masks: Array) -> Array:
-        def one(mask: Array) -> Array:
-            return jnp.argmax(logits(weights, *batch, mask), axis=-1)
-
-        return jax.vmap(one)(masks)
+    def every(weights: Any, batch: Any, masks: Array) -> Any:
+        return jax.vmap(lambda mask: one(weights, *batch, mask))(masks)
 
     data, mask = PartitionSpec(DATA), PartitionSpec(MASK)
-    return Sharded(predict, mesh, (REPLICATED, data, mask), PartitionSpec(MASK, DATA))
+    return Sharded(every, mesh, (REPLICATED, data, mask), PartitionSpec(MASK, DATA))
 
 
 def evaluate_masks(
@@ -107,7 +121,6 @@ def evaluate_masks(
     *,
     mesh: Mesh | None = None,
     mask_chunk: int | None = None,
-    program: Sharded | None = None,
 ) -> Int[np.ndarray, "K B"]:
     """Predicted class of every image under every mask, as one batched computation.
 
@@ -119,18 +132,33 @@ def evaluate_masks(
       masks: True where a channel is kept.
       mesh: the devices; by default all of this process.
       mask_chunk: masks evaluated at once; by default chosen from the batch.
-      program: what `mask_program` compiled of `logits` on this mesh before.
     """
     mesh = mesh or make_mesh()
-    program = program or mask_program(logits, mesh)
+
+    def one(*arguments: Any) -> Array:
+        return jnp.argmax(logits(*arguments), axis=-1)
+
+    program = mask_program(one, mesh)
+    return run_masks(program, weights, batch, masks, mesh, mask_chunk)
+
+
+def run_masks(
+    program: Sharded,
+    weights: Any,
+    batch: Sequence[Any],
+    masks: Bool[np.ndarray, "K P"],
+    mesh: Mesh,
+    mask_chunk: int | None,
+) -> Any:
+    """What a `mask_program` returns for each mask, some masks at a time."""
     leaves = jax.tree.leaves(batch)
     images = len(leaves[0])
     size = round_up(images, mesh.shape[DATA])
     batch = jax.tree.map(lambda a: _pad_rows(a, size), tuple(batch))
     chunk = mask_chunk or chunk_size(sum(int(np.prod(a.shape)) for a in leaves))
     chunk = round_up(min(chunk, len(masks)), mesh.shape[MASK])
-    outputs = (program(weights, batch, some) for some in chunks(masks, chunk))
-    return np.concatenate(list(fetch(outputs)))[: len(masks), :images]
+    every = collect(program(weights, batch, some) for some in chunks(masks, chunk))
+    return jax.tree.map(lambda array: array[: len(masks), :images], every)
 
 
 def _pad_rows(rows: Any, size: int) -> Any:
@@ -148,14 +176,19 @@ def chunks(
         yield _pad_rows(rows[start : start + size], size)
 
 
-def fetch(outputs: Iterable[Array]) -> Iterator[np.ndarray]:
+def collect(outputs: Iterable[Any]) -> Any:
+    """Evaluations' trees of arrays, one behind the other on the first axis."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *_fetch(outputs))
+
+
+def _fetch(outputs: Iterable[Any]) -> Iterator[Any]:
     """Device arrays as NumPy's, while the next few evaluations are under way."""
-    waiting: list[Array] = []
+    waiting: list[Any] = []
     for output in outputs:
         waiting.append(output)
         if len(waiting) > _IN_FLIGHT:
-            yield np.asarray(waiting.pop(0))
-    yield from map(np.asarray, waiting)
+            yield jax.device_get(waiting.pop(0))
+    yield from map(jax.device_get, waiting)
 
 
 class EveryPair:
@@ -170,104 +203,22 @@ class EveryPair:
     def __init__(
         self, head: Head, weights: Any, mesh: Mesh, plan: Plan, mask_chunk: int
     ):
+        def one(weights: Any, labels: Array, *batch: Any) -> Judged:
+            return judge(head.logits(weights, *batch), labels)
+
         self.weights = replicate(weights, mesh)
         self.around = Sharded(head.around, mesh, (REPLICATED, SPREAD), SPREAD)
-        self._logits = head.logits
-        self._program = mask_program(head.logits, mesh)
+        self._program = mask_program(one, mesh)
         self.functions = [self.around, self._program]
         self._mesh, self._masks, self._chunk = mesh, plan.masks, mask_chunk
 
-    def __call__(
-        self, images: np.ndarray, feature_map: np.ndarray, size: int
-    ) -> Predicted:
-        """Predictions of a batch whose first `size` images are real."""
-        classes = evaluate_masks(
-            self._logits,
-            self.weights,
-            (self.around(self.weights, images), feature_map),
-            self._masks,
-            mesh=self._mesh,
-            mask_chunk=self._chunk,
-            program=self._program,
+    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Predicted:
+        """Predictions of a batch's real images."""
+        around = self.around(self.weights, batch.images)
+        given = (batch.labels, around, feature_map)
+        classes, losses = run_masks(
+            self._program, self.weights, given, self._masks, self._mesh, self._chunk
         )
-        return Predicted(classes[:, :size], size * len(self._masks))
-
-
-def changed_pairs(
-    differs: Bool[np.ndarray, "B P"], ks: Sequence[int] | Int[np.ndarray, " K"]
-) -> Bool[np.ndarray, "K B"]:
-    """Where an image's prediction under a mask can differ from that of the mask before.
-
-    From ks[j-1] to ks[j] the channels of rank ks[j-1] .. ks[j]-1 become their fill;
-    where each holds it already, at every position, nothing changes. The first mask's
-    pairs count as changed.
-
-    Args:
-      differs: where an image's channel is not its fill everywhere, by rank.
-      ks: ascending numbers of pruned channels.
-    """
-    counts = np.zeros((len(differs), differs.shape[1] + 1), np.int32)
-    np.cumsum(differs, axis=1, out=counts[:, 1:])
-    return (np.diff(counts[:, list(ks)], axis=1, prepend=-1) != 0).T
-
-
-def carry_forward(
-    changed: Bool[np.ndarray, "K B"], classes: Int[np.ndarray, " M"]
-) -> Int[np.ndarray, "K B"]:
-    """Predictions from those of the changed pairs, in order of mask and image."""
-    index = np.zeros(changed.shape, np.intp)
-    index[changed] = np.arange(len(classes))
-    # A later mask's pairs come later, so the last one evaluated is the largest.
-    return classes[np.maximum.accumulate(index, axis=0)]
-
-
-class ChangedPairs:
-    """Evaluates the pairs whose prediction can differ from that of the mask before.
-
-    For fills that are constants at the layer.
-
-    Attributes:
-      functions: what was compiled.
-    """
-
-    def __init__(
-        self, head: Head, mesh: Mesh, plan: Plan, every: EveryPair, pairs: int
-    ):
-        def differs(fm: Array) -> Array:
-            middle = tuple(range(1, fm.ndim - 1))
-            return jnp.any(fm != jnp.asarray(plan.fill.values, fm.dtype), axis=middle)
-
-        def predict(
-            weights: Any, around: Any, fm: Array, image: Array, k: Array
-        ) -> Array:
-            keep = jnp.asarray(plan.rank) >= k[:, None]
-            around = [array[image] for array in around]
-            return jnp.argmax(head.logits(weights, around, fm[image], keep), axis=-1)
-
-        self._differs = Sharded(differs, mesh, (SPREAD,), SPREAD)
-        whole = (REPLICATED,) * 3
-        self._predict = Sharded(predict, mesh, (*whole, SPREAD, SPREAD), SPREAD)
-        self._every = every
-        self.functions = [self._differs, self._predict, *every.functions]
-        self._mesh, self._plan = mesh, plan
-        self._pairs = round_up(pairs, mesh.size)
-
-    def __call__(
-        self, images: np.ndarray, feature_map: np.ndarray, size: int
-    ) -> Predicted:
-        """Predictions of a batch whose first `size` images are real."""
-        differs = np.asarray(self._differs(feature_map))[:size]
-        changed = changed_pairs(differs[:, self._plan.order], self._plan.ks)
-        if changed.mean() > _MOST_CHANGED:
-            return self._every(images, feature_map, size)
-        mask, image = np.nonzero(changed)
-        pairs = np.stack([image, np.asarray(self._plan.ks)[mask]], axis=1)
-        weights = self._every.weights
-        batch = (self._every.around(weights, images), feature_map)
-        batch = replicate(batch, self._mesh)
-        outputs = (
-            self._predict(weights, *batch, some[:, 0], some[:, 1])
-            for some in chunks(pairs.astype(np.int32), self._pairs)
-        )
-        classes = np.concatenate(list(fetch(outputs)))[: len(pairs)]
-        return Predicted(carry_forward(changed, classes), int(changed.sum()))
+        real = slice(batch.size)
+        evaluated = batch.size * len(self._masks)
+        return Predicted(classes[:, real], losses[:, real], evaluated)

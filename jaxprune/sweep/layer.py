@@ -26,7 +26,8 @@ from jaxprune.channels.masking import masked_network
 from jaxprune.errors import InputError
 from jaxprune.mesh import round_up
 from jaxprune.ranking.order import check_ks, pruning_order
-from jaxprune.sweep.evaluation import ChangedPairs, EveryPair, Plan, chunk_size
+from jaxprune.sweep.changed import ChangedPairs
+from jaxprune.sweep.evaluation import EveryPair, Plan, chunk_size
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.running_sum import STEP, Reader, RunningSum, find_reader
 from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
@@ -77,7 +78,9 @@ def sweep_layer(
     plan = Plan(_order(tapped, scores), ks, resolved)
     started = time.perf_counter()
     evaluate, batch_size = _evaluation(tapped, plan, mask_chunk, every_pair)
-    predictions, evaluated = _predict(tapped, evaluate, batch_size, ks, on_pairs)
+    predictions, losses, evaluated = _predict(
+        tapped, evaluate, batch_size, ks, on_pairs
+    )
     seconds = time.perf_counter() - started
     how = _how(tapped, evaluate, predictions.size, evaluated, seconds)
     return SweepResult(
@@ -88,6 +91,7 @@ def sweep_layer(
         labels=tapped.split.labels,
         mean_feature_map=_three_axes(tapped.mean_feature_map),
         class_names=tapped.split.class_names,
+        cross_entropy=losses,
         about={**_fill_facts(resolved), **how, **(about or {})},
     )
 
@@ -98,18 +102,24 @@ def _predict(
     batch_size: int,
     ks: tuple[int, ...],
     on_pairs: Progress,
-) -> tuple[np.ndarray, int]:
-    """Predictions [K, N] of all processes' images, and the pairs evaluated here."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Predictions [K, N] and mean losses [K] of all processes' images.
+
+    And the number of pairs evaluated here.
+    """
     dtype = np.uint8 if len(tapped.split.class_names) <= 256 else np.uint16
     predictions = np.empty((len(ks), len(tapped.own)), dtype)
+    losses = np.zeros(len(ks))
     evaluated = 0
     for batch, feature_map in tapped.batches(batch_size):
         images = slice(batch.start, batch.start + batch.size)
-        predicted = evaluate(batch.images, feature_map, batch.size)
+        predicted = evaluate(batch, feature_map)
         predictions[:, images] = predicted.classes
+        losses += predicted.losses.sum(axis=1, dtype=np.float64)
         evaluated += predicted.evaluated
         on_pairs(batch.size * len(ks))
-    return np.concatenate(processes.gather(predictions.T)).T, evaluated
+    everyone = np.concatenate(processes.gather(predictions.T)).T
+    return everyone, processes.total(losses) / len(tapped.split), evaluated
 
 
 def _fill_facts(fill: Fill) -> dict[str, Any]:

@@ -6,14 +6,10 @@ Axes: K masks (or any leading axes), N images, C classes.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer
-from scipy import optimize, stats
+from jaxtyping import Float, Int, Integer
 from sklearn.metrics import confusion_matrix
 
 from jaxprune.errors import InputError
-
-# Of the standard normal distribution.
-_QUANTILE = float(stats.norm.ppf(0.95))
 
 
 def confusion(
@@ -40,13 +36,22 @@ def balanced_accuracy(confusion: Int[np.ndarray, "K C C"]) -> Float[np.ndarray, 
     Raises:
       InputError: a class has no image.
     """
+    return recall(confusion).mean(1)
+
+
+def recall(confusion: Int[np.ndarray, "K C C"]) -> Float[np.ndarray, "K C"]:
+    """Share of each class that is predicted right, in [0, 1].
+
+    Raises:
+      InputError: a class has no image.
+    """
     per_class = confusion.sum(2)
     if (per_class == 0).any():
         missing = sorted({int(c) for c in np.argwhere(per_class == 0)[:, 1]})
         raise InputError(
             f"balanced accuracy needs images of every class: none of {missing}"
         )
-    return (np.diagonal(confusion, axis1=1, axis2=2) / per_class).mean(1)
+    return np.diagonal(confusion, axis1=1, axis2=2) / per_class
 
 
 def predicted_share(confusion: Int[np.ndarray, "K C C"]) -> Float[np.ndarray, "K C"]:
@@ -59,6 +64,9 @@ def largest_k_within(
 ) -> int:
     """Largest k whose score is at most `drop` below that of the first k.
 
+    The naive figure: it takes scores as they are drawn, and promises nothing of smaller
+    k. `certainty.largest_safe_k` does both otherwise.
+
     Args:
       ks: numbers of pruned channels, ascending.
       scores: accuracy at each k, in [0, 1].
@@ -70,32 +78,3 @@ def largest_k_within(
     # A loss of exactly `drop` counts, whatever the rounding of the two quotients;
     # accuracies over up to 10^9 images differ by more than this.
     return int(max(np.asarray(ks)[scores >= scores[0] - drop - 1e-10]))
-
-
-def largest_drop(
-    before: Bool[np.ndarray, " N"], after: Bool[np.ndarray, " N"]
-) -> float:
-    """How much accuracy may have been lost: the one-sided 95 % upper limit.
-
-    The score interval of Tango 1998 for the difference of paired proportions: the drop
-    at which the observed one is just 1.645 standard errors below, those of the maximum
-    likelihood under that drop.
-
-    Args:
-      before: whether each image was predicted right.
-      after: the same of the other network.
-    """
-    images = len(before)
-    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-
-    def score(drop: float) -> float:
-        b = (2 * images - lost + won) * drop - lost - won
-        c = -won * drop * (1 - drop)
-        rate = (np.sqrt(b * b - 8 * images * c) - b) / (4 * images)
-        variance = images * (2 * rate + drop * (1 - drop))
-        return float((lost - won - images * drop) / np.sqrt(max(variance, 1e-12)))
-
-    start, limit = (lost - won) / images, 1 - 1e-9
-    if score(limit) > -_QUANTILE:
-        return 1.0
-    return float(optimize.brentq(lambda d: score(d) + _QUANTILE, start, limit))

@@ -5,7 +5,7 @@ Axes: K masks, N images, H x W positions, P channels, C classes.
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from jaxprune.errors import InputError
 from jaxprune.files import replacing, write_text
 from jaxprune.ranking.order import prefix_masks
-from jaxprune.sweep import metrics
+from jaxprune.sweep import certainty, metrics
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class SweepResult:
         layer without positions has H = W = 1.
       class_names: name of each class.
       about: JSON-able facts of how it was made.
+      cross_entropy: mean over the images at each k, in nats; None in a sweep that was
+        saved before it was kept.
+      select_predictions: for other images, that K is chosen on; None where it is
+        chosen on the images above.
+      select_labels: true class of each of them.
     """
 
     ks: tuple[int, ...]
@@ -43,6 +48,9 @@ class SweepResult:
     mean_feature_map: Float[np.ndarray, "H W P"]
     class_names: tuple[str, ...]
     about: dict[str, Any]
+    cross_entropy: Float[np.ndarray, " K"] | None = None
+    select_predictions: Integer[np.ndarray, "K S"] | None = None
+    select_labels: Int[np.ndarray, " S"] | None = None
 
     @property
     def title(self) -> str:
@@ -81,28 +89,118 @@ class SweepResult:
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         return bool(counts.max() < 1.5 * counts.min())
 
+    @cached_property
+    def right(self) -> Bool[np.ndarray, "K N"]:
+        """Whether each image is predicted right at each k."""
+        return self.predictions == self.labels
+
+    @cached_property
+    def figures(self) -> certainty.Figures:
+        """Intervals of what is measured at each k, and of its change from the first."""
+        return certainty.figures(self.right, self.labels, len(self.class_names))
+
+    def chosen_on(self, other: "SweepResult") -> "SweepResult":
+        """This result, with K chosen on the images of another sweep.
+
+        Raises:
+          InputError: the other sweep has other k, or prunes in another order.
+        """
+        if other.ks != self.ks or not np.array_equal(other.order, self.order):
+            raise InputError("K is chosen on a sweep of the same k in the same order")
+        return replace(
+            self, select_predictions=other.predictions, select_labels=other.labels
+        )
+
+    @cached_property
+    def _chooser(self) -> "SweepResult":
+        """The result on the images that K is chosen on."""
+        if self.select_predictions is None or self.select_labels is None:
+            return self
+        return replace(
+            self, predictions=self.select_predictions, labels=self.select_labels,
+            select_predictions=None, select_labels=None,
+        )  # fmt: skip
+
     def largest_k_within(self, drop: float) -> int:
-        """Largest k that loses at most `drop` of accuracy, a share in [0, 1]."""
-        return metrics.largest_k_within(self.ks, self.accuracy, drop)
+        """Largest k that loses at most `drop` of accuracy, a share in [0, 1].
+
+        As measured, so chance has a part in it: see `largest_safe_k`.
+        """
+        return metrics.largest_k_within(self.ks, self._chooser.accuracy, drop)
+
+    def largest_safe_k(self, drop: float = 0.01) -> int:
+        """Largest k such that it and all before it lose less than `drop` of accuracy.
+
+        With 95 % confidence for the choice as a whole, see `certainty.largest_safe_k`.
+        """
+        counts = certainty.discordant(self._chooser.right)
+        return certainty.largest_safe_k(self.ks, counts, drop)
+
+    @property
+    def overlaps(self) -> list[str]:
+        """What was done on images that it should not know, in words."""
+        if "overlaps" in self.about:
+            return list(self.about["overlaps"])
+        return ["chosen on the images reported"] if self._chooser is self else []
+
+    @property
+    def max_drop(self) -> float:
+        """What may be lost where nothing else is asked for; by default one point."""
+        return float(self.about.get("max_drop", 0.01))
+
+    def at(self, k: int) -> dict[str, Any]:
+        """The figures at one k but for those of single classes, JSON-able."""
+        row, columns = self.ks.index(k), self.columns()
+        names = [name for name in columns if not name.startswith("recall_")]
+        return {"k": k, **{name: float(columns[name][row]) for name in names}}
+
+    def columns(self) -> dict[str, Float[np.ndarray, " K"]]:
+        """The figures at each k, by the names that sweep.csv gives them."""
+        made, recalls = self.figures, self.figures.recalls
+        columns = {
+            "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
+        }
+        if self.cross_entropy is not None:
+            columns["cross_entropy"] = self.cross_entropy
+        columns |= _ends("accuracy", made.accuracy)
+        columns["change"] = self.accuracy - self.accuracy[0]
+        columns |= _ends("change", made.change)
+        columns["mcnemar_p"] = made.mcnemar
+        columns |= _ends("balanced_accuracy", recalls.balanced)
+        columns |= _ends("balanced_change", recalls.balanced_change)
+        recall = metrics.recall(self.confusion)
+        for c, name in enumerate(self.class_names):
+            columns[f"recall_{name}"] = recall[:, c]
+            columns |= _ends(f"recall_{name}", recalls.recall, c)
+            columns |= _ends(f"recall_change_{name}", recalls.recall_change, c)
+        return columns
 
     def summary(self) -> dict[str, Any]:
         """`about` and the figures that most readers look for."""
-        balanced = self.balanced_accuracy
+        points = {"1_point": 0.01, "5_points": 0.05}
         return {
             **self.about,
             "class_names": list(self.class_names),
             "n_images": len(self.labels),
             "n_channels": len(self.order),
             "baseline_accuracy": float(self.accuracy[0]),
-            "baseline_balanced_accuracy": float(balanced[0]),
-            "largest_k_within_1_point": self.largest_k_within(0.01),
-            "largest_k_within_5_points": self.largest_k_within(0.05),
-            "largest_k_within_1_point_balanced": metrics.largest_k_within(
-                self.ks, balanced, 0.01
-            ),
-            "largest_k_within_5_points_balanced": metrics.largest_k_within(
-                self.ks, balanced, 0.05
-            ),
+            "baseline_balanced_accuracy": float(self.balanced_accuracy[0]),
+            "chosen": self.at(self.largest_safe_k(self.max_drop)),
+            **{
+                f"largest_safe_k_within_{name}": self.largest_safe_k(drop)
+                for name, drop in points.items()
+            },
+            **{
+                f"largest_k_within_{name}": self.largest_k_within(drop)
+                for name, drop in points.items()
+            },
+            **{
+                f"largest_k_within_{name}_balanced": metrics.largest_k_within(
+                    self.ks, self._chooser.balanced_accuracy, drop
+                )
+                for name, drop in points.items()
+            },
         }
 
     def save(self, folder: Path) -> None:
@@ -111,23 +209,21 @@ class SweepResult:
         A folder without summary.json holds no complete sweep.
         """
         (folder / "summary.json").unlink(missing_ok=True)
+        names = (*_ARRAYS, *(n for n in _MAYBE if getattr(self, n) is not None))
         with replacing(folder / "sweep.npz") as path:
-            np.savez_compressed(
-                path,
-                order=self.order,
-                scores=self.scores,
-                predictions=self.predictions,
-                labels=self.labels,
-                mean_feature_map=self.mean_feature_map,
-            )
+            np.savez_compressed(path, **{name: getattr(self, name) for name in names})
+        columns = self.columns()
         with replacing(folder / "sweep.csv") as path, open(path, "w") as file:
             rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(_COLUMNS)
+            rows.writerow(["k", "pruned_channel", "score", *columns])
             for row, k in enumerate(self.ks):
                 last = self.order[k - 1] if k else None
                 score = "" if last is None else repr(float(self.scores[last]))
-                figures = (self.accuracy[row], self.balanced_accuracy[row])
-                rows.writerow([k, last, score, *(f"{x:.6f}" for x in figures)])
+                values = (
+                    f"{x[row]:{'.6g' if name == 'mcnemar_p' else '.6f'}}"
+                    for name, x in columns.items()
+                )
+                rows.writerow([k, last, score, *values])
         write_text(folder / "summary.json", json.dumps(self.summary(), indent=2) + "\n")
 
     @classmethod
@@ -162,13 +258,25 @@ class SweepResult:
         return result
 
 
-_COLUMNS = ("k", "pruned_channel", "score", "accuracy", "balanced_accuracy")
+def _ends(
+    name: str, interval: certainty.Interval, c: int | None = None
+) -> dict[str, np.ndarray]:
+    """Columns of an interval's ends; of class `c`'s where it has one for each class."""
+    ends = zip(("low", "high"), interval, strict=True)
+    return {f"{name}_{end}": x if c is None else x[:, c] for end, x in ends}
+
+
+_ARRAYS = ("order", "scores", "predictions", "labels", "mean_feature_map")
+_MAYBE = ("cross_entropy", "select_predictions", "select_labels")
 _DERIVED = (
     "class_names",
     "n_images",
     "n_channels",
     "baseline_accuracy",
     "baseline_balanced_accuracy",
+    "chosen",
+    "largest_safe_k_within_1_point",
+    "largest_safe_k_within_5_points",
     "largest_k_within_1_point",
     "largest_k_within_5_points",
     "largest_k_within_1_point_balanced",

@@ -28,15 +28,10 @@ from jaxprune.channels import taps
 from jaxprune.channels.flow import ChannelFlow
 from jaxprune.channels.head import Head, is_close
 from jaxprune.channels.linear import group_features
+from jaxprune.data.splits import Batch
 from jaxprune.mesh import REPLICATED, SPREAD, Sharded, replicate, round_up
-from jaxprune.sweep.evaluation import (
-    Plan,
-    Predicted,
-    carry_forward,
-    changed_pairs,
-    chunks,
-    fetch,
-)
+from jaxprune.sweep.changed import carry_forward, changed_pairs
+from jaxprune.sweep.evaluation import Judged, Plan, Predicted, chunks, collect, judge
 
 # Channels between two sums that all pairs of a batch share. More make the pairs' own
 # sums dearer, fewer leave more evaluations that are not full.
@@ -209,10 +204,10 @@ class _Network:
         return total + self.reader.product(kernel, _flat(parts))
 
     def predict(
-        self, weights: Any, around: Any, total: Array, change: Array, first: Array,
-        image: Array, pruned: Array,
-    ) -> Array:  # fmt: skip
-        """Classes [M] with `pruned` channels from `first` on pruned besides."""
+        self, weights: Any, labels: Array, around: Any, total: Array, change: Array,
+        first: Array, image: Array, pruned: Array,
+    ) -> Judged:  # fmt: skip
+        """Predictions [M] with `pruned` channels from `first` on pruned besides."""
         parts, kernel = self._step(weights, change, first)
         gone = np.arange(STEP) < pruned[:, None]
         gone = gone.reshape(len(image), *(1,) * (parts.ndim - 3), STEP, 1)
@@ -220,7 +215,7 @@ class _Network:
         total = total[image] + self.reader.product(kernel, _flat(parts))
         around = [array[image] for array in around]
         logits = self.head.logits(weights["variables"], around, total)
-        return jnp.argmax(logits, axis=-1)
+        return judge(logits, labels[image])
 
     def _step(self, weights: Any, change: Array, first: Array) -> tuple[Array, Array]:
         """The changes of STEP channels, and the rows of the kernel that they meet."""
@@ -258,43 +253,36 @@ class RunningSum:
         self._read = Sharded(network.read, mesh, (*whole, *spread), SPREAD)
         self._around = Sharded(head.around, mesh, (*whole, SPREAD), SPREAD)
         self._advance = Sharded(network.advance, mesh, whole * 4, REPLICATED)
-        self._predict = Sharded(network.predict, mesh, (*whole * 5, *spread), SPREAD)
+        self._predict = Sharded(network.predict, mesh, (*whole * 6, *spread), SPREAD)
         self.functions = [self._read, self._around, self._advance, self._predict]
         self._weights = replicate(network.weights(variables), mesh)
         self._mesh, self._plan = mesh, plan
         self._pairs = round_up(pairs, mesh.size)
 
-    def __call__(
-        self, images: np.ndarray, feature_map: np.ndarray, size: int
-    ) -> Predicted:
-        """Predictions of a batch whose first `size` images are real."""
+    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Predicted:
+        """Predictions of a batch's real images."""
         weights, ks = self._weights, np.asarray(self._plan.ks)
-        total, change, differs = self._read(weights, images, feature_map)
-        differs = np.asarray(differs)[:size, : len(self._plan.order)]
+        total, change, differs = self._read(weights, batch.images, feature_map)
+        differs = np.asarray(differs)[: batch.size, : len(self._plan.order)]
         changed = changed_pairs(differs, self._plan.ks)
         mask, image = np.nonzero(changed)
         pairs = np.stack([image, ks[mask]], axis=1).astype(np.int32)
-        around = self._around(weights["variables"], images)
-        around, total, change = replicate((around, total, change), self._mesh)
-        classes = []
+        around = self._around(weights["variables"], batch.images)
+        labels, around, total, change = replicate(
+            (batch.labels, around, total, change), self._mesh
+        )
+        parts = []
         for first in range(0, ks[-1] + 1, STEP):
             start = np.int32(first)
             here = pairs[(pairs[:, 1] >= first) & (pairs[:, 1] < first + STEP)]
-            outputs = (
-                self._predict(
-                    weights,
-                    around,
-                    total,
-                    change,
-                    start,
-                    some[:, 0],
-                    some[:, 1] - first,
-                )
-                for some in chunks(here, self._pairs)
-            )
             if len(here):
-                classes.append(np.concatenate(list(fetch(outputs)))[: len(here)])
+                judged = collect(
+                    self._predict(
+                        weights, labels, around, total, change, start, some[:, 0],
+                        some[:, 1] - first,
+                    )
+                    for some in chunks(here, self._pairs)
+                )  # fmt: skip
+                parts.append(Judged(*(array[: len(here)] for array in judged)))
             total = self._advance(weights, total, change, start)
-        return Predicted(
-            carry_forward(changed, np.concatenate(classes)), int(changed.sum())
-        )
+        return carry_forward(changed, collect(parts))

@@ -78,6 +78,7 @@ def test_two_processes_train_and_sweep_together(script):
     assert alone.about["weights"] == together.about["weights"]
     np.testing.assert_array_equal(alone.predictions, together.predictions)
     np.testing.assert_allclose(alone.scores, together.scores, rtol=1e-5)
+    np.testing.assert_allclose(alone.cross_entropy, together.cross_entropy, rtol=1e-5)
 
 
 def test_a_coordinator_that_does_not_answer_is_named():

@@ -13,6 +13,7 @@ import jaxprune
 from experiments import sweep
 from experiments.compact import __main__ as compact
 from jaxprune.report import compact as plots_compact
+from jaxprune.sweep.result import SweepResult
 
 NETWORK = (
     "--model=digits_pair", "--widths=4,5,8", "--dense=6", "--epochs=1",
@@ -125,11 +126,65 @@ def test_the_table_shows_the_saved_sweep(run, monkeypatch):
     assert ks == tuple(range(8)) and len(accuracy) == 8
 
 
-def test_largest_k_of_the_sweep(run):
+def test_largest_safe_k_of_the_sweep(run):
     (code, out, err), workdir = run("--max_drop=1", *QUICK)
     assert code == 0, err
-    assert "K = 7: the largest within 1.0" in out
+    assert "K = 7: the largest safe one for 1.0" in out
     assert written(workdir) == ["compact-conv3-abs_mean-bias-k7"]
+
+
+def test_where_no_k_is_safe_the_naive_one_is_named(run):
+    """Of 100 images not even an unchanged network is known to lose less than 1 %."""
+    (code, _, err), workdir = run("--max_drop=0.01", *QUICK)
+    assert code == 2 and written(workdir) == []
+    result = SweepResult.load(workdir / "sweep-conv3-abs_mean-bias")
+    k = result.largest_k_within(0.01)
+    assert "no K of" in err and f"--naive takes K = {k}" in err
+    (code, out, err), _ = run("--max_drop=0.01", "--naive", *QUICK)
+    assert code == 0, err
+    assert f"K = {k}: the largest within 0.01" in out and "as measured" in out
+    assert written(workdir) == [f"compact-conv3-abs_mean-bias-k{k}"]
+
+
+SPLITS = (
+    "--layer=conv2", "--fill=mean", "--rank_split=train[:56]",
+    "--select_split=train[56:]",
+)  # fmt: skip
+
+
+def test_ranked_chosen_and_reported_on_different_images(run):
+    (code, out, err), workdir = run(*SPLITS, module=sweep)
+    assert code == 0, err
+    told = "trained on the images that K is chosen on"
+    assert told in out and "images reported" not in out
+    folder = workdir / "sweep-conv2-abs_mean-mean"
+    result = SweepResult.load(folder)
+    assert result.about["overlaps"] == [told]
+    assert result.predictions.shape == (5, 100)
+    # The same masks and the same fill on the images K is chosen on, as a sweep's own.
+    folder.rename(workdir / "elsewhere")
+    others = [f for f in SPLITS if "select" not in f] + ["--eval_split=train[56:]"]
+    (code, _, err), _ = run(*others, module=sweep)
+    assert code == 0, err
+    other = SweepResult.load(folder)
+    assert other.about["overlaps"] == ["trained and chosen on the images reported"]
+    np.testing.assert_array_equal(result.select_predictions, other.predictions)
+    np.testing.assert_array_equal(result.select_labels, other.labels)
+    assert result.largest_safe_k(0.2) == other.largest_safe_k(0.2)
+    # A compact network is that of the sweep, or none.
+    shutil.rmtree(folder)
+    (workdir / "elsewhere").rename(folder)
+    (code, _, err), _ = run("--max_drop=1", *others[:-1], *QUICK)
+    assert code == 2 and "select_split is train[56:], not test" in err
+    (code, out, err), _ = run("--max_drop=1", *SPLITS, *QUICK)
+    assert code == 0, err
+    assert "K = 4: the largest safe one" in out
+
+
+def test_a_calibration_split_has_no_images_that_k_is_chosen_on(run):
+    (code, _, err), _ = run(*SPLITS[2:], "--fill=linear",
+                            "--calibration_split=train[:60]", module=sweep)  # fmt: skip
+    assert code == 2 and "holds 4 images of --select_split=train[56:]" in err
 
 
 def test_table_with_training(run):
@@ -160,6 +215,8 @@ def test_table_with_training(run):
         ([], "one of --k, --max_drop, --ks"),
         (["--k=1", "--ks=1,2"], "one of --k, --max_drop, --ks"),
         (["--k=8"], "must lie in 0 .. 7"),
+        (["--k=1", "--naive"], "--naive does nothing without --max_drop"),
+        (["--k=1", "--select_split=train[:0]"], "empty"),
         (["--max_drop=0.1", "--layer=conv2"], "needs a sweep in"),
         (["--max_drop=0.1", "--fill=drop"], "needs a sweep in"),
         (["--k=1", "--fill=all"], "takes one of zero, bias, mean, drop"),

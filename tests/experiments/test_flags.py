@@ -20,6 +20,7 @@ CHOICES = {
     "tap",
     "fill",
     "rank_split",
+    "select_split",
     "eval_split",
     "ks",
     "calibration_split",
@@ -32,10 +33,11 @@ FINETUNING = {
 }  # fmt: skip
 FLAGS = {
     "train": {*NETWORK, *PROCESSES, "batch_size"},
-    "sweep": {*NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk"},
+    "sweep": {*NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk", "max_drop",
+        "seeds"},
     "compact": {
-        *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "export",
-        "repeats", "latency_batches",
+        *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "naive",
+        "export", "repeats", "latency_batches",
     },
     "plot": {"workdir", "order", "normalize", "confusion_k"},
     "bench": {

@@ -1,8 +1,11 @@
+import csv
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from scipy import stats
 
 from jaxprune.errors import InputError
 from jaxprune.report import contest
@@ -30,7 +33,14 @@ def result(p=12, classes=3, unbalanced=False, signed=False, shape=(2, 2)):
         mean_feature_map=maps,
         class_names=tuple("abcdefghij"[:classes]),
         about={"model": "m", "layer": "conv", "criterion": "mean", "fill": "zero"},
+        cross_entropy=np.geomspace(0.01, 2, p),
     )
+
+
+def csv_columns(folder):
+    with open(folder / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def test_save_and_load(tmp_path):
@@ -41,18 +51,99 @@ def test_save_and_load(tmp_path):
     back = SweepResult.load(tmp_path)
     assert back.ks == r.ks and back.about == r.about
     assert back.class_names == r.class_names
-    for name in ("order", "scores", "predictions", "labels", "mean_feature_map"):
+    names = {
+        "order", "scores", "predictions", "labels", "mean_feature_map", "cross_entropy"
+    }  # fmt: skip
+    for name in names:
         np.testing.assert_array_equal(getattr(back, name), getattr(r, name))
+    assert back.select_predictions is None and back.select_labels is None
     with np.load(tmp_path / "sweep.npz") as arrays:
-        assert set(arrays) == {
-            "order", "scores", "predictions", "labels", "mean_feature_map"
-        }  # fmt: skip
+        assert set(arrays) == names
     lines = (tmp_path / "sweep.csv").read_text().splitlines()
-    assert lines[0] == "k,pruned_channel,score,accuracy,balanced_accuracy"
-    assert lines[1] == "0,,,1.000000,1.000000"
+    assert lines[0].startswith("k,pruned_channel,score,accuracy,balanced_accuracy,")
+    assert lines[1].startswith("0,,,1.000000,1.000000,0.010000,")
     k, channel, score, *_ = lines[3].split(",")
     assert int(k) == 2 and int(channel) == r.order[1]
     assert float(score) == r.scores[r.order[1]]
+
+
+def test_the_table_holds_the_intervals(tmp_path):
+    r = result(unbalanced=True)
+    r.save(tmp_path)
+    table = csv_columns(tmp_path)
+    numbers = {n: np.array(c[1:], float) for n, c in table.items()}
+    for name in ("accuracy", "change", "balanced_accuracy", "recall_a", "recall_c"):
+        values, low, high = (numbers[f"{name}{end}"] for end in ("", "_low", "_high"))
+        assert (low <= values).all() and (values <= high).all() and (low < high).any()
+    np.testing.assert_allclose(
+        numbers["change"], r.accuracy[1:] - r.accuracy[0], atol=1e-6
+    )
+    lost = (r.right[0] & ~r.right[9]).sum()
+    won = (~r.right[0] & r.right[9]).sum()
+    p = stats.binomtest(int(lost), int(lost + won)).pvalue
+    assert numbers["mcnemar_p"][8] == pytest.approx(p, rel=1e-5)
+    of_b = r.labels == 1
+    assert numbers["recall_b"][8] == pytest.approx(r.right[9, of_b].mean(), abs=1e-6)
+    change = numbers["recall_change_a_low"]
+    assert (change <= numbers["recall_change_a_high"]).all() and change[-1] < -0.5
+    assert (numbers["balanced_change_low"] <= numbers["balanced_change_high"]).all()
+
+
+def test_an_older_sweep_has_no_cross_entropy(tmp_path):
+    old = replace(result(), cross_entropy=None)
+    old.save(tmp_path)
+    assert "cross_entropy" not in csv_columns(tmp_path)
+    back = SweepResult.load(tmp_path)
+    assert back.cross_entropy is None
+    assert len(plots.accuracy_vs_k(back).axes) == 1
+
+
+def chosen_elsewhere():
+    """K is chosen on 500 images, of which the 6th mask and all after lose a tenth."""
+    r = result()
+    labels = np.arange(500) % 3
+    predictions = np.tile(labels, (12, 1)).astype(np.uint8)
+    predictions[5:, ::10] = (labels[::10] + 1) % 3
+    predictions[8] = labels  # the largest that loses nothing is not safe
+    return r, r.chosen_on(replace(r, predictions=predictions, labels=labels))
+
+
+def test_k_is_chosen_on_other_images(tmp_path):
+    r, r_chosen = chosen_elsewhere()
+    assert (r_chosen.largest_safe_k(0.01), r_chosen.largest_k_within(0.01)) == (4, 8)
+    assert r.largest_safe_k(0.01) == 0  # of 60 images, nothing can be said
+    r_chosen.save(tmp_path)
+    back = SweepResult.load(tmp_path)
+    assert back.largest_safe_k(0.01) == 4 and back.about == r.about
+    np.testing.assert_array_equal(back.accuracy, r.accuracy)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["chosen"]["k"] == 4
+    assert summary["chosen"]["accuracy"] == pytest.approx(r.accuracy[4])
+    assert summary["largest_safe_k_within_1_point"] == 4
+    assert summary["largest_k_within_1_point"] == 8
+    assert summary["largest_k_within_1_point_balanced"] == 8
+    for other in (replace(r, ks=(*range(11), 12)), replace(r, order=r.order[::-1])):
+        with pytest.raises(InputError, match="same k in the same order"):
+            r.chosen_on(other)
+
+
+def test_what_may_be_lost_is_a_fact_of_the_sweep():
+    _, chosen = chosen_elsewhere()
+    assert chosen.summary()["chosen"]["k"] == 4
+    chosen = replace(chosen, about={**chosen.about, "max_drop": 0.2})
+    assert chosen.summary()["chosen"]["k"] == 11
+
+
+def test_overlaps_are_on_the_picture():
+    r, chosen = chosen_elsewhere()
+    about = {**r.about, "overlaps": ["ranked on 7 of the images reported"]}
+    for some, text in (
+        (r, "chosen on the images reported"),
+        (chosen, "95 % intervals"),
+        (replace(r, about=about), "ranked on 7 of the images reported"),
+    ):
+        (note,) = plots.accuracy_vs_k(some).axes[0].texts
+        assert note.get_text().endswith(text)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "sweep.npz", "sweep.csv"])
@@ -70,9 +161,9 @@ def test_a_damaged_sweep_is_refused(tmp_path, name, damage):
 
 def test_unbalanced_classes_get_balanced_accuracy_and_shares():
     balanced = plots.accuracy_vs_k(result())
-    assert len(balanced.axes) == 1
+    assert len(balanced.axes) == 2
     figure = plots.accuracy_vs_k(result(unbalanced=True))
-    assert len(figure.axes) == 2
+    assert len(figure.axes) == 3
     labels = [line.get_label() for line in figure.axes[0].lines]
     assert "accuracy" in labels and "balanced accuracy" in labels
     shares = [line for line in figure.axes[1].lines if "predicted" in line.get_label()]
@@ -80,12 +171,23 @@ def test_unbalanced_classes_get_balanced_accuracy_and_shares():
 
 
 def test_the_curve_is_the_result_and_marks_the_chosen_k():
-    r = result()
-    lines = {line.get_label(): line for line in plots.accuracy_vs_k(r).axes[0].lines}
+    r = replace(result(), about={**result().about, "max_drop": 0.2})
+    figure = plots.accuracy_vs_k(r)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
     np.testing.assert_array_equal(lines["accuracy"].get_ydata(), r.accuracy)
-    chosen = r.largest_k_within(0.01)
-    (label,) = (name for name in lines if "within one point" in name)
-    assert f": {chosen} " in label
+    safe, naive = r.largest_safe_k(0.2), r.largest_k_within(0.2)
+    assert 0 < safe < naive
+    for k, words in ((safe, "safe K"), (naive, "within 20 points")):
+        (label,) = (name for name in lines if words in name)
+        assert f": {k} " in label
+        assert lines[label].get_xdata() == [k]
+        assert lines[label].get_ydata() == [r.accuracy[k]]
+    (loss,) = figure.axes[1].lines
+    np.testing.assert_array_equal(loss.get_ydata(), r.cross_entropy)
+    (band,) = figure.axes[0].collections
+    low, high = r.figures.accuracy
+    ends = band.get_paths()[0].vertices
+    assert ends[:, 1].min() == low.min() and ends[:, 1].max() == high.max()
 
 
 @pytest.mark.parametrize("p", [1, 7, 60, 128, 512, 509])

@@ -15,7 +15,8 @@ from toys import network, planted, run_sweep
 from jaxprune.channels.fills import Fill
 from jaxprune.mesh import make_mesh
 from jaxprune.sweep import layer as layer_module
-from jaxprune.sweep.evaluation import Plan, carry_forward, changed_pairs
+from jaxprune.sweep.changed import carry_forward, changed_pairs
+from jaxprune.sweep.evaluation import Judged, Plan
 from jaxprune.sweep.running_sum import STEP, RunningSum
 from jaxprune.sweep.trunk import tap_layer
 
@@ -66,6 +67,11 @@ def test_every_way_equals_the_dense_one_and_written_weights(layer, fill):
         ]
         reference.check_predictions(fast.predictions, np.stack(logits))
         reference.check_predictions(dense.predictions, np.stack(logits))
+        losses = reference.cross_entropy(np.stack(logits), split.labels)
+        # float32 sums in another order.
+        np.testing.assert_allclose(fast.cross_entropy, losses, rtol=1e-4)
+        assert np.ptp(losses) > 0.01
+    np.testing.assert_allclose(fast.cross_entropy, dense.cross_entropy, rtol=1e-4)
     # Float32 sums in another order: equal but for ties closer than their rounding.
     assert (fast.predictions != dense.predictions).mean() < 0.01
 
@@ -86,6 +92,7 @@ def test_devices_change_nothing(layer, every_pair):
     for some in (two, eight):
         np.testing.assert_array_equal(some.predictions, one.predictions)
         np.testing.assert_allclose(some.scores, one.scores, rtol=1e-5)
+        np.testing.assert_allclose(some.cross_entropy, one.cross_entropy, rtol=1e-5)
 
 
 def test_meshes_are_as_square_as_the_devices_allow():
@@ -109,8 +116,11 @@ def test_changed_pairs_by_hand():
 
 def test_predictions_are_carried_forward():
     changed = np.array([[1, 1], [0, 1], [1, 0], [0, 0]], bool)
-    carried = carry_forward(changed, np.array([5, 6, 7, 8]))
-    assert carried.tolist() == [[5, 6], [5, 7], [8, 7], [8, 7]]
+    losses = np.array([0.5, 0.6, 0.7, 0.8], np.float32)
+    carried = carry_forward(changed, Judged(np.array([5, 6, 7, 8]), losses))
+    assert carried.classes.tolist() == [[5, 6], [5, 7], [8, 7], [8, 7]]
+    np.testing.assert_array_equal(carried.losses, np.float32(carried.classes / 10))
+    assert carried.evaluated == 4
 
 
 class TwoReaders(nn.Module):

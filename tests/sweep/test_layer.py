@@ -68,6 +68,11 @@ def test_predictions_equal_those_of_written_weights(
     )
     reference.check_predictions(result.predictions, logits)
     assert len({tuple(row) for row in result.predictions.tolist()}) > 1
+    np.testing.assert_allclose(
+        result.cross_entropy,
+        reference.cross_entropy(logits, split.labels),
+        rtol=1e-4,  # float32 logits against float64
+    )
     correct = (logits.argmax(-1) == split.labels).mean(1)
     np.testing.assert_allclose(result.accuracy, correct, atol=1.01 / len(split))
 
@@ -155,6 +160,9 @@ def test_chosen_ks_are_rows_of_the_whole_sweep():
     whole = run_sweep(apply, variables, split, criterion, tap=tap)
     some = run_sweep(apply, variables, split, criterion, tap=tap, ks=[1, 4, 8])
     np.testing.assert_array_equal(some.predictions, whole.predictions[[1, 4, 8]])
+    np.testing.assert_allclose(
+        some.cross_entropy, whole.cross_entropy[[1, 4, 8]], rtol=1e-5
+    )
 
 
 def test_evaluate_masks_on_a_plain_function():
