@@ -61,7 +61,8 @@ def refuses_what_was_made_otherwise(script):
     line = fails(script, train, "--model=mnist_pair", "--workdir=runs/digits_pair")
     assert "model is digits_pair, not mnist_pair" in line
     line = fails(script, sweep, "--model=digits_pair", "--eval_split=test[:150]")
-    assert "holds another sweep: eval_split is test, not test[:150]" in line
+    assert "holds another sweep: " in line
+    assert "eval_split is test, not test[:150]" in line
 
     # A damaged checkpoint.
     newest = Path("runs/digits_pair/checkpoints/2/variables")
