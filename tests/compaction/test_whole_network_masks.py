@@ -50,9 +50,10 @@ def folded_entries(prunings, pruning, variables, rng):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_an_error_in_any_groups_fold_is_found(name):
-    """One entry, wrong by a hundredth of the largest in its array.
+    """One entry, wrong by a tenth of the largest in its array.
 
-    It is one that matters: a unit may be off on all images.
+    It is one that matters: a unit that is off on all images, behind a ReLU, is moved by
+    an error of one sign at the most.
     """
     network, rng = campaign(name), np.random.default_rng(0)
     prunings, _ = network.draw_accepted()
@@ -68,13 +69,14 @@ def test_an_error_in_any_groups_fold_is_found(name):
     for pruning in (p for p in prunings if not p.keep.all()):
         for path, entries in folded_entries(prunings, pruning, flat, rng):
             matters = (
-                e for e in entries[:50]
-                if np.abs(moved(path, e, 1) - masked).max() > 1000 * bound.max()
+                entry for entry in entries[:100]
+                if all((np.abs(moved(path, entry, share) - masked) > 100 * bound).any()
+                       for share in (-1, 1))
             )  # fmt: skip
             entry = next(matters, None)
             assert entry is not None, path
             with pytest.raises(InputError, match="rounding"):
-                compare(masked, moved(path, entry, 0.01), bound)
+                compare(masked, moved(path, entry, 0.1), bound)
 
 
 @pytest.mark.slow
