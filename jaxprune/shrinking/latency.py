@@ -212,11 +212,13 @@ class _Clock:
         self.overhead = _median(lambda: nothing(one))
 
     def time(self, module: Any, shape: tuple[int, ...], dtype: Any) -> float:
-        """Of a layer with random weights, on zeros of this shape."""
+        """Of a layer whose weights are ones, on zeros of this shape."""
         key = f"{_describe(module)} {np.dtype(dtype)} {list(shape)}"
         if key not in self.known:
             x = jnp.zeros(shape, dtype)
-            variables = module.init(jax.random.key(0), x)
+            # Initialisers would be compiled for every width.
+            shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+            variables = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)
             program = jax.jit(partial(_repeatedly, module.apply))
             self.known[key] = self.measure(lambda: program(variables, x)) / _TIMES
         return self.known[key]
