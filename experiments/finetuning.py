@@ -18,7 +18,7 @@ from jaxprune.compaction.network import Compact
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
-from jaxprune.networks import training
+from jaxprune.networks import losses, training
 from jaxprune.networks.recalibrate import recalibrate
 from jaxprune.networks.training import EpochResult
 
@@ -43,7 +43,7 @@ def check_flags() -> None:
         refuse(_OF_FINETUNING, "--finetune_epochs")
     if not FLAGS.distill:
         refuse(_OF_DISTILLATION, "--distill")
-    training.check_distillation(FLAGS.distill_temperature, FLAGS.distill_weight)
+    losses.check_distillation(FLAGS.distill_temperature, FLAGS.distill_weight)
 
 
 def refuse(names: Iterable[str], without: str) -> None:

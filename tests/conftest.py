@@ -33,6 +33,7 @@ from hypothesis import HealthCheck, settings
 
 from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
 from jaxprune.data.splits import Split
+from jaxprune.shrinking import latency
 
 # What scripts draw random numbers with, here and in processes of their own. No test
 # looks at the numbers, and XLA compiles a small network's initialisation with Threefry
@@ -54,6 +55,27 @@ def pytest_terminal_summary(terminalreporter):
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{report.nodeid}: {name}: {value}")
+
+
+@pytest.fixture
+def standard_promotion():
+    """For scripts that train: optax's Adam mixes types."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def layers_untimed(monkeypatch):
+    """A layer takes as long as it has inputs and outputs, the rest a second.
+
+    Nothing is compiled to be timed.
+    """
+
+    def seconds(clock, module, shape, dtype):
+        return 1e-9 * float(np.prod(shape) * module.features)
+
+    monkeypatch.setattr(latency._Clock, "time", seconds)
+    monkeypatch.setattr(latency._Clock, "measure", lambda clock, run: 1.0)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from jaxprune.channels import taps
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
 from jaxprune.mesh import make_mesh, replicate, spread
+from jaxprune.networks import losses
 
 # Steps between two looks at the loss: often enough to stop early, rarely enough not
 # to hold the device up.
@@ -88,30 +89,6 @@ def crop_and_flip(
     return jax.vmap(augment)(padded, shifts, flips)
 
 
-def check_distillation(temperature: float, weight: float) -> None:
-    """Raises InputError if the numbers are not those of a distillation."""
-    if not 0 < temperature < np.inf:
-        raise InputError(f"a temperature is positive and finite, got {temperature}")
-    if not 0 <= weight <= 1:
-        raise InputError(f"the weight of the teacher lies in 0 .. 1, got {weight}")
-
-
-def distillation(
-    logits: Float[Array, "N C"], teacher: Float[Array, "N C"], temperature: float
-) -> Float[Array, " N"]:
-    """How far the student's logits are from the teacher's, in nats x T^2.
-
-    T^2 KL(softmax(teacher / T) || softmax(logits / T)): with T^2, its gradient has the
-    size of cross-entropy's at every T. Hinton, Vinyals and Dean 2015.
-    """
-    student, target = (
-        jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
-        for x in (logits, teacher)
-    )
-    divergence = optax.losses.kl_divergence_with_log_targets(student, target)
-    return temperature**2 * divergence
-
-
 def make_train_step(
     apply: taps.Apply,
     optimizer: optax.GradientTransformation,
@@ -131,7 +108,7 @@ def make_train_step(
 
     The loss is the mean cross-entropy plus `l2[layer] * sum(kernel**2)` for the
     layers named in `l2`, as Keras's regularizer adds it. With a teacher, `weight` of
-    the cross-entropy gives way to the `distillation` of its logits.
+    the cross-entropy gives way to the `losses.distillation` of its logits.
 
     Args:
       apply: the network, see `jaxprune.channels.taps`; called with `train=True`.
@@ -148,7 +125,7 @@ def make_train_step(
     Raises:
       InputError: temperature or weight are out of range.
     """
-    check_distillation(temperature, weight)
+    losses.check_distillation(temperature, weight)
 
     def objective(
         params: Any, rest: Any, x: Array, labels: Array, target: Any, key: Array
@@ -156,7 +133,7 @@ def make_train_step(
         rngs, variables = {"dropout": key}, {"params": params, **rest}
         logits, updated = apply(variables, x, train=True, rngs=rngs, mutable=list(rest))
         logits = logits.astype(jnp.float32)
-        loss = _loss(logits, labels, target, temperature, weight)
+        loss = losses.mean_loss(logits, labels, target, temperature, weight)
         return loss + _penalty(params, l2), (updated, logits)
 
     def step_function(
@@ -206,24 +183,6 @@ def _penalty(params: Any, l2: Mapping[str, float]) -> Array:
     for layer, coefficient in l2.items():
         total += coefficient * jnp.sum(taps.at_path(params, layer)["kernel"] ** 2)
     return total
-
-
-def _loss(
-    logits: Array,
-    labels: Array,
-    target: Array | None,
-    temperature: float,
-    weight: float,
-) -> Array:
-    """Of a batch, without penalties; no labels where the teacher has all the weight."""
-    share = 0.0 if target is None else weight
-    loss = jnp.zeros(())
-    if target is not None:
-        loss += share * distillation(logits, target, temperature).mean()
-    if share < 1:
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        loss += (1 - share) * losses.mean()
-    return loss
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:

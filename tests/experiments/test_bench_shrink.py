@@ -17,7 +17,6 @@ from conftest import random_split, random_variables
 from experiments import cli, train
 from experiments.bench import __main__ as bench
 from jaxprune.networks.models import CifarResNet
-from jaxprune.shrinking import latency as layer_times
 
 pytest.importorskip("torch_pruning")
 import torch
@@ -160,25 +159,13 @@ def test_stages_and_the_better_of_two_rates(small_run):
     assert stages.figures(run, competitor)["accuracy_finetuned"] == 0.7
 
 
-@pytest.fixture(autouse=True)
-def _settings(monkeypatch):
-    # A layer takes as long as it has inputs and outputs: none is compiled to be timed.
-    def seconds(clock, module, shape, dtype):
-        return 1e-9 * float(np.prod(shape) * module.features)
-
-    monkeypatch.setattr(layer_times._Clock, "time", seconds)
-    monkeypatch.setattr(layer_times._Clock, "measure", lambda clock, run: 1.0)
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
-        yield
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     return tmp_path_factory.mktemp("trained") / "run"
 
 
 @pytest.fixture
-def run(script, tmp_path, trained, monkeypatch, _settings):
+def run(script, tmp_path, trained, monkeypatch, standard_promotion, layers_untimed):
     """Runs the benchmark in a run directory that holds a network."""
     if not trained.exists():
         code, _, err = script(train, f"--workdir={trained}", *NETWORK)

@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -39,10 +38,7 @@ def trained(tmp_path_factory):
     return tmp_path_factory.mktemp("trained") / "run"
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(autouse=True)

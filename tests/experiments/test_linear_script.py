@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from run_directories import SMALL
@@ -15,11 +14,7 @@ from experiments.compact import __main__ as compact
 RUN = Path("runs/digits_pair")
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam mixes types."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_swept_and_compact(script):

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -23,19 +22,13 @@ QUICK = ("--eval_split=test[:60]", "--rank_split=test[:60]", "--repeats=1",
          "--latency_batches=1")  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
-        yield
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     return tmp_path_factory.mktemp("trained") / "run"
 
 
 @pytest.fixture
-def run(script, tmp_path, trained, _promotion):
+def run(script, tmp_path, trained, standard_promotion):
     """Runs a script in a copy of the run directory of a trained network."""
     if not trained.exists():
         code, _, err = script(train, f"--workdir={trained}", *NETWORK)

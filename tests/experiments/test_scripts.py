@@ -20,12 +20,7 @@ from jaxprune.networks import checkpoint
 from jaxprune.networks.models import CifarVGG, PairCNN
 from jaxprune.sweep.result import SweepResult
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam mixes types."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def files(folder="."):

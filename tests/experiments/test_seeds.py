@@ -4,7 +4,6 @@ import csv
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from run_directories import SMALL
@@ -18,11 +17,7 @@ SWEEP = "sweep-conv3-abs_mean-bias"
 FLAGS = (*SMALL, "--seeds=0,5", "--max_drop=0.3", "--ks=0,2,4,7")
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam mixes types."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_two_seeds_interrupted_and_resumed(script, monkeypatch):

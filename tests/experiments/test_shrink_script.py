@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,6 @@ import jaxprune
 from experiments import train
 from experiments.shrink import __main__ as shrink
 from experiments.shrink import ladder
-from jaxprune.shrinking import latency
 
 NETWORK = (
     "--model=cifar_resnet", "--depth=8", "--widths=4,6,8", "--dataset=digits",
@@ -25,26 +23,13 @@ QUICK = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _settings(monkeypatch):
-    # A layer takes as long as it has inputs and outputs, the rest a second: nothing
-    # is compiled to be timed.
-    def seconds(clock, module, shape, dtype):
-        return 1e-9 * float(np.prod(shape) * module.features)
-
-    monkeypatch.setattr(latency._Clock, "time", seconds)
-    monkeypatch.setattr(latency._Clock, "measure", lambda clock, run: 1.0)
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
-        yield
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     return tmp_path_factory.mktemp("trained") / "run"
 
 
 @pytest.fixture
-def run(script, tmp_path, trained, _settings):
+def run(script, tmp_path, trained, standard_promotion, layers_untimed):
     """Runs experiments.shrink in a run directory that holds an analysis."""
     if not trained.exists():
         assert script(train, f"--workdir={trained}", *NETWORK)[0] == 0

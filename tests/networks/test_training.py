@@ -8,14 +8,10 @@ from flax import linen as nn
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
 from jaxprune.mesh import make_mesh
+from jaxprune.networks import losses as loss_terms
 from jaxprune.networks import training as train
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam mixes types."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 class Small(nn.Module):
@@ -119,9 +115,9 @@ def test_distillation_equals_numpy():
     student, teacher = rng.normal(0, 3, (2, 7, 5)).astype(np.float32)
     p, q = (log_softmax(x / 2.5) for x in (teacher, student))
     expected = 2.5**2 * (np.exp(p) * (p - q)).sum(-1)
-    ours = train.distillation(jnp.asarray(student), jnp.asarray(teacher), 2.5)
+    ours = loss_terms.distillation(jnp.asarray(student), jnp.asarray(teacher), 2.5)
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
-    same = train.distillation(jnp.asarray(student), jnp.asarray(student), 2.5)
+    same = loss_terms.distillation(jnp.asarray(student), jnp.asarray(student), 2.5)
     np.testing.assert_array_equal(same, 0)
 
 
