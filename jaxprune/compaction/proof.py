@@ -18,6 +18,7 @@ The chance that a single sum exceeds LAMBDA times its estimate is at most
 Axes: N images, C classes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxprune.channels import taps
+from jaxprune.channels.coupling import GROUP_NORMS
 from jaxprune.channels.flow import NORMS, READERS
 from jaxprune.channels.linear import Regression
 from jaxprune.channels.masking import Mask, mask_channels
@@ -201,7 +203,7 @@ def _sums(name: str, masks: Sequence[Mask]) -> list[Magnitude]:
 
 
 def _is_rounded(module: nn.Module) -> bool:
-    return type(module) in (*READERS, *NORMS)
+    return type(module) in (*READERS, *NORMS, *GROUP_NORMS)
 
 
 def _with_errors(
@@ -225,9 +227,14 @@ def _with_errors(
 def _error(
     layer: taps.Layer, variables: Any, x: Array, sums: Sequence[Magnitude]
 ) -> Array:
-    """Rounding error of each element of a layer's output: sqrt(n) u sum |w| |x|."""
+    """Rounding error of each element of a layer's output: sqrt(n) u sum |w| |x|.
+
+    Of norms, see the code below.
+    """
     unit = float(jnp.finfo(layer.output.dtype).eps) / 2
     params = at_path(variables["params"], layer.name)
+    if isinstance(layer.module, nn.GroupNorm):
+        return unit * _of_group_norm(layer.module, params, jnp.asarray(x, jnp.float32))
     x = _size(x)
     for magnitude in sums:
         x = magnitude(x)
@@ -242,6 +249,33 @@ def _error(
     if sums:  # each predicted feature is such a sum itself
         products += kernel.shape[-2]
     return unit * products**0.5 * (linear(layer.module, kernel, x) + shift)
+
+
+def _of_group_norm(module: nn.GroupNorm, params: Any, x: Array) -> Array:
+    """Of normalised groups, in units of rounding.
+
+    A group's mean and variance are rounded once for all its n elements, while the sum
+    of squares over elements takes them as independent: hence sqrt(n). The variance is
+    a difference, E[x^2] - E[x]^2, with the error of the larger number. A sum of n terms
+    by halves is taken to lose sqrt(1 + log n).
+    """
+    held = module.group_size or x.shape[-1] // (module.num_groups or 1)
+    of_groups = x.shape[-1] // held, held
+    rows = x.reshape(len(x), -1, *of_groups)
+    scale, shift = (
+        jnp.broadcast_to(_size(params.get(name, default)), x.shape[-1:])
+        for name, default in (("scale", 1.0), ("bias", 0.0))
+    )
+    mean, size, square = (
+        rows_of.mean((1, 3), keepdims=True)
+        for rows_of in (rows, jnp.abs(rows), jnp.square(rows))
+    )
+    variance = jnp.maximum(square - jnp.square(mean), 0) + module.epsilon
+    n = rows.shape[1] * rows.shape[3]
+    shared = size + jnp.abs(rows - mean) * square / variance
+    alone = 2 * (jnp.abs(rows) + size)
+    error = (alone + (n * (1 + math.log2(n))) ** 0.5 * shared) / jnp.sqrt(variance)
+    return (error * scale.reshape(of_groups)).reshape(x.shape) + 2 * shift
 
 
 def _size(x: Any) -> Array:
