@@ -119,6 +119,8 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
     timer = threading.Timer(_TIMEOUT, give_up)
     timer.daemon = True
     timer.start()
+    # It would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address, count, index, initialization_timeout=2 * _TIMEOUT
@@ -128,6 +130,7 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
         raise InputError(f"coordinator {address}: {line}") from error
     finally:
         timer.cancel()
+    processes.watch()
 
 
 def _is_cluster() -> bool:

@@ -35,7 +35,7 @@ from jaxprune.errors import InputError
 from jaxprune.ranking.order import check_ks, pruning_order
 from jaxprune.report import curves
 from jaxprune.sweep.layer import sweep_layer
-from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.result import SweepResult, check_target
 from jaxprune.sweep.trunk import TappedLayer, tap_layer
 
 FLAGS = flags.FLAGS
@@ -61,6 +61,7 @@ def main() -> None:
     fills = FILLS if chosen.fill == "all" else (chosen.fill,)
     for fill in fills:
         calibration.check(run, chosen, fill)
+        check_target(chosen.sweep_folder(run.workdir, fill))
 
     variables = train_or_restore(run)
     about = {fill: facts.describe(run, chosen, fill, variables) for fill in fills}

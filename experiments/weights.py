@@ -42,7 +42,7 @@ def train_or_restore(run: Job) -> Any:
         variables = _initial(run)
         if processes.is_first():
             config.write(run.config, run.workdir)
-            checkpoint.save(run.checkpoints, 0, variables)
+            checkpoint.save(run.checkpoints, 0, variables, facts=_facts(run))
         return variables
     if done is None:
         print(f"no checkpoint in {run.checkpoints}: training for {epochs} epochs")
@@ -59,6 +59,11 @@ def train_or_restore(run: Job) -> Any:
             f"interrupted: {what} {run.checkpoints}; run the same command again to "
             "continue"
         ) from None
+
+
+def _facts(run: Job) -> dict[str, Any]:
+    """What a checkpoint keeps of how it was made."""
+    return {"config": dataclasses.asdict(run.config)}
 
 
 def _initial(run: Job) -> Any:
@@ -110,8 +115,9 @@ def _train(run: Job, done: int | None) -> Any:
                 lines.append(json.dumps(line))
                 write_text(log, "\n".join(lines) + "\n")
                 checkpoint.save(
-                    run.checkpoints, result.epoch, state.variables, state.opt_state
-                )
+                    run.checkpoints, result.epoch, state.variables, state.opt_state,
+                    _facts(run),
+                )  # fmt: skip
             progress.epoch(line)
             if mirror is not None:
                 mirror.log(line, step=result.epoch)

@@ -15,16 +15,24 @@ IMPORTS = {
     "errors": set(),
     "files": set(),
     "mesh": set(),
+    "arguments": {"errors"},
     "processes": {"errors"},
+    "schema": {"errors"},
+    "sealed": {"errors", "files", "schema"},
     "data": {"errors", "files"},
     "channels": {"errors", "mesh", "processes"},
-    "networks": {"channels", "data", "errors", "mesh"},
-    "ranking": {"errors"},
-    "sweep": {"channels", "data", "errors", "files", "mesh", "processes", "ranking"},
-    "compaction": {"channels", "errors", "files", "networks"},
+    "networks": {"channels", "data", "errors", "mesh", "schema", "sealed"},
+    "ranking": {"arguments", "errors"},
+    "sweep": {
+        "arguments", "channels", "data", "errors", "files", "mesh", "processes",
+        "ranking", "schema", "sealed",
+    },
+    "compaction": {
+        "arguments", "channels", "errors", "files", "networks", "schema", "sealed",
+    },
     "shrinking": {"channels", "compaction", "errors", "files", "ranking"},
     "report": {"errors", "files", "sweep"},
-}
+}  # fmt: skip
 
 
 def imports(room: str) -> set[str]:

@@ -165,6 +165,7 @@ class Ladder:
             )  # fmt: skip
 
     def _save(self) -> None:
+        self.folder.mkdir(exist_ok=True)
         text = json.dumps({"facts": self.facts, **self._state}) + "\n"
         write_text(self.folder / "state.json", text)
 
@@ -199,4 +200,6 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-_DECISIVE = ("weights", "eval_split", "calibration_split", "dtype", "device")
+_DECISIVE = (
+    "weights", "eval_split", "calibration_split", "config", "data", "device",
+)  # fmt: skip

@@ -117,7 +117,7 @@ class Layer(NamedTuple):
 
 
 def list_layers(
-    apply: Apply, variables: Any, x: Array | np.ndarray
+    apply: Apply, variables: Any, x: Array | np.ndarray | jax.ShapeDtypeStruct
 ) -> tuple[Layer, ...]:
     """Every call of a layer (a module with arrays of its own), in order of execution.
 

@@ -150,6 +150,7 @@ def _decode(name: str, split: str, prepared: Path, entry: Path) -> None:
             f"the prepared dataset {prepared} cannot be read ({_first_line(error)}): "
             "remove the folder and it is downloaded again"
         ) from error
+    entry.mkdir(parents=True, exist_ok=True)
     with replacing(entry / f"{split}_images.npy") as path:
         np.save(path, images)
     with replacing(entry / f"{split}_labels.npy") as path:

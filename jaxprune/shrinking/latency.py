@@ -227,6 +227,7 @@ class _Clock:
     def save(self) -> None:
         """Keeps the times."""
         if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, json.dumps(self.known, indent=1))
 
 

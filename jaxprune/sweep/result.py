@@ -4,18 +4,20 @@ Axes: K masks, N images, H x W positions, P channels, C classes.
 """
 
 import csv
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
+from typing_extensions import TypedDict
 
+from jaxprune import arguments, schema, sealed
 from jaxprune.errors import InputError
-from jaxprune.files import replacing, write_text
-from jaxprune.ranking.order import prefix_masks
+from jaxprune.files import replacing_folder
+from jaxprune.ranking.order import check_ks, check_order, prefix_masks
 from jaxprune.sweep import metrics
 
 
@@ -33,6 +35,9 @@ class SweepResult:
         layer without positions has H = W = 1.
       class_names: name of each class.
       about: JSON-able facts of how it was made.
+
+    Raises:
+      InputError: what these say of one another does not fit.
     """
 
     ks: tuple[int, ...]
@@ -43,6 +48,22 @@ class SweepResult:
     mean_feature_map: Float[np.ndarray, "H W P"]
     class_names: tuple[str, ...]
     about: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        p, classes = len(self.order), len(self.class_names)
+        check_ks(self.ks, p)
+        check_order(self.order, p)
+        arguments.check_numbers("scores", self.scores, (p,))
+        arguments.check_labels("labels", self.labels, classes)
+        arguments.check_labels("predictions", self.predictions, classes)
+        if self.predictions.shape != (len(self.ks), len(self.labels)):
+            raise InputError(
+                f"predictions must be {len(self.ks)} rows of {len(self.labels)}, one "
+                f"for each K, got shape {self.predictions.shape}"
+            )
+        maps = (*self.mean_feature_map.shape[:2], p)
+        arguments.check_numbers("mean_feature_map", self.mean_feature_map, maps)
+        check_about(self.about)
 
     @property
     def title(self) -> str:
@@ -106,29 +127,32 @@ class SweepResult:
         }
 
     def save(self, folder: Path) -> None:
-        """Writes sweep.npz, sweep.csv and, last, summary.json to `folder`.
+        """Writes sweep.npz, sweep.csv and summary.json, with the sums of the others.
 
-        A folder without summary.json holds no complete sweep.
+        A sweep that is there is replaced as a whole, its pictures included.
+
+        Raises:
+          InputError: the folder holds something else.
         """
-        (folder / "summary.json").unlink(missing_ok=True)
-        with replacing(folder / "sweep.npz") as path:
+        check_target(folder)
+        with replacing_folder(folder) as new:
             np.savez_compressed(
-                path,
+                new / "sweep.npz",
                 order=self.order,
                 scores=self.scores,
                 predictions=self.predictions,
                 labels=self.labels,
                 mean_feature_map=self.mean_feature_map,
             )
-        with replacing(folder / "sweep.csv") as path, open(path, "w") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(_COLUMNS)
-            for row, k in enumerate(self.ks):
-                last = self.order[k - 1] if k else None
-                score = "" if last is None else repr(float(self.scores[last]))
-                figures = (self.accuracy[row], self.balanced_accuracy[row])
-                rows.writerow([k, last, score, *(f"{x:.6f}" for x in figures)])
-        write_text(folder / "summary.json", json.dumps(self.summary(), indent=2) + "\n")
+            with open(new / "sweep.csv", "w") as file:
+                rows = csv.writer(file, lineterminator="\n")
+                rows.writerow(_COLUMNS)
+                for row, k in enumerate(self.ks):
+                    last = self.order[k - 1] if k else None
+                    score = "" if last is None else repr(float(self.scores[last]))
+                    figures = (self.accuracy[row], self.balanced_accuracy[row])
+                    rows.writerow([k, last, score, *(f"{x:.6f}" for x in figures)])
+            sealed.write(new, "summary.json", self.summary())
 
     @classmethod
     def load(cls, folder: Path) -> "SweepResult":
@@ -140,30 +164,62 @@ class SweepResult:
         if not (folder / "summary.json").is_file():
             raise InputError(f"{folder} holds no complete sweep (no summary.json)")
         try:
-            summary = json.loads((folder / "summary.json").read_text())
+            summary: Any = sealed.read(folder, "summary.json", _Summary, _FILES[:2])
             with open(folder / "sweep.csv", newline="") as file:
                 rows = list(csv.DictReader(file))
             with (
                 open(folder / "sweep.npz", "rb") as npz,
                 np.load(npz, allow_pickle=False) as arrays,
             ):
-                result = cls(
+                return cls(
                     ks=tuple(int(row["k"]) for row in rows),
-                    class_names=tuple(summary["class_names"]),
+                    class_names=summary["class_names"],
                     about={k: v for k, v in summary.items() if k not in _DERIVED},
                     **arrays,
                 )
-            if result.predictions.shape != (len(result.ks), len(result.labels)):
-                raise ValueError("the predictions have another shape than sweep.csv")
         except Exception as error:
             raise InputError(
                 f"the sweep in {folder} is damaged ({error}): run the sweep again"
             ) from error
-        return result
+
+
+@schema.and_others
+class _Summary(TypedDict):
+    """What summary.json must hold, and what may become part of a file's name."""
+
+    class_names: tuple[str, ...]
+    layer: NotRequired[schema.Name]
+    criterion: NotRequired[schema.Word]
+    fill: NotRequired[schema.Word]
+
+
+def check_about(about: Mapping[str, Any]) -> None:
+    """Checks facts of how a sweep was made, before it is.
+
+    Raises:
+      InputError: they are not JSON-able, name what has another place in the result, or
+        give a layer, criterion or fill that cannot be part of a file's name.
+    """
+    schema.check_json("about", about)
+    if taken := sorted(set(about) & set(_DERIVED)):
+        raise InputError(f"about may not hold {', '.join(taken)}: the result does")
+    schema.check({"class_names": (), **about}, _Summary, "about")
+
+
+def check_target(folder: Path) -> None:
+    """Raises InputError if a sweep saved there would take something's place."""
+    if folder.exists():
+        others = (p for p in folder.iterdir() if p.name not in _FILES)
+        other = next((p for p in others if p.suffix != ".png"), None)
+        if other is not None:
+            raise InputError(f"{other} is no part of a sweep: give another folder")
 
 
 _COLUMNS = ("k", "pruned_channel", "score", "accuracy", "balanced_accuracy")
+_FILES = ("sweep.npz", "sweep.csv", "summary.json")
 _DERIVED = (
+    "files",
+    "sha256",
     "class_names",
     "n_images",
     "n_channels",

@@ -103,24 +103,6 @@ def test_another_folder_is_not_overwritten(pair, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_the_old_artefact_is_kept_where_the_new_one_cannot_take_its_place(
-    pair, saved, monkeypatch
-):
-    before = (saved / artefact.SPEC).read_text()
-    rename = type(saved).rename
-
-    def fail(path, target):
-        if path.suffix == ".new":
-            raise OSError("no")
-        return rename(path, target)
-
-    monkeypatch.setattr(type(saved), "rename", fail)
-    with pytest.raises(OSError, match="no"):
-        pair[0].save(saved)
-    assert (saved / artefact.SPEC).read_text() == before
-    assert list(saved.parent.iterdir()) == [saved]
-
-
 class Tiny(nn.Module):
     @nn.compact
     def __call__(self, x):
