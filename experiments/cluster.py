@@ -34,6 +34,12 @@ def start() -> None:
     _use_compilation_cache()
     if jax.distributed.is_initialized():
         return
+    _join_others()
+    local_mesh()  # raises now where there are not as many devices
+
+
+def _join_others() -> None:
+    """Joins the other processes, if there are any, and checks that they are alike."""
     address, count, index = map(value, ("coordinator", "num_processes", "process_id"))
     if (address, count, index) != (None, None, None):
         if None in (address, count, index):

@@ -25,6 +25,7 @@ from jaxprune.networks import checkpoint, training
 from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.predict import compiled, predict
 from jaxprune.networks.training import StepMetrics, TrainState
+from jaxprune.report import curves
 from jaxprune.sweep import metrics
 
 FLAGS = flags.FLAGS
@@ -88,7 +89,7 @@ def _train(run: Job, done: int | None) -> Any:
     if first:
         config.write(conf, run.workdir)
     log = run.workdir / "train.jsonl"
-    lines = log.read_text().splitlines()[: done or 0] if log.exists() else []
+    lines: list[Any] = [*curves.read_log(log)[: done or 0]]
     evaluate = _evaluator(run)
     with _wandb(run) as mirror, _Progress(per_epoch, conf) as progress:
         for result in training.fit(
@@ -112,8 +113,8 @@ def _train(run: Job, done: int | None) -> Any:
             }
             state = result.state
             if first:
-                lines.append(json.dumps(line))
-                write_text(log, "\n".join(lines) + "\n")
+                lines.append(line)
+                write_text(log, "".join(json.dumps(x) + "\n" for x in lines))
                 checkpoint.save(
                     run.checkpoints, result.epoch, state.variables, state.opt_state,
                     _facts(run),

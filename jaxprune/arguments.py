@@ -1,5 +1,6 @@
 """Checks of what a caller gives, or a file holds: one for each kind of array."""
 
+from operator import index
 from typing import Any
 
 import jax
@@ -81,3 +82,15 @@ def _check_finite(what: str, array: np.ndarray) -> None:
         place = np.argwhere(~finite)[0].tolist()
         where = f" at {place}" if place else ""
         raise InputError(f"{what} must be finite, got {array[tuple(place)]}{where}")
+
+
+def check_count(what: str, value: Any) -> int:
+    """`value`, if it is an integer of at least 1; else InputError."""
+    try:
+        if isinstance(value, bool) or index(value) < 1:
+            raise TypeError
+    except TypeError:
+        raise InputError(
+            f"{what} must be an integer of at least 1, got {value!r:.60}"
+        ) from None
+    return index(value)

@@ -44,12 +44,14 @@ def check(value: Any, kind: Any, where: Any) -> Any:
 
 
 def check_json(what: str, value: Any) -> None:
-    """Raises InputError if `value` cannot be written as JSON."""
+    """Raises InputError if `value` is no dictionary that can be written as JSON."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"{what} must be a dictionary, got {type(value).__name__}")
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{what} must be JSON-able: {error}") from None
-    if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+    if not all(isinstance(key, str) for key in value):
         raise InputError(f"{what} must have strings as keys, got {list(value)}")
 
 

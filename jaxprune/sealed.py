@@ -13,17 +13,12 @@ from typing_extensions import TypedDict
 
 from jaxprune import schema
 from jaxprune.errors import InputError
-from jaxprune.files import sha256
+from jaxprune.files import sha256, write_text
 
 
 class _File(TypedDict):
     sha256: schema.Sha256
     bytes: int
-
-
-class _Seal(TypedDict):
-    files: dict[str, _File]
-    sha256: schema.Sha256
 
 
 def write(folder: Path, record: str, facts: Mapping[str, Any]) -> None:
@@ -56,21 +51,39 @@ def read(folder: Path, record: str, kind: Any, needs: tuple[str, ...]) -> Any:
       InputError: the record or a file is missing, damaged or changed; it is named.
     """
     path = folder / record
-    facts = schema.read(path, dict[str, Any])
-    if "sha256" not in facts:
-        raise InputError(f"{path} has no sha256: an older version has written it")
-    seal = schema.check(
-        {key: facts.get(key) for key in ("files", "sha256")}, _Seal, path
-    )
-    if seal["sha256"] != digest(facts):
-        raise InputError(f"{path} does not match its own sha256")
-    for name in dict.fromkeys((*needs, *seal["files"])):
+    facts = read_file(path, kind)
+    sums = schema.check(_checked(path).get("files"), dict[str, _File], path)
+    for name in dict.fromkeys((*needs, *sums)):
         file = folder / name
         if Path(name).name != name or not file.is_file():
             raise InputError(f"{file} is missing")
-        if name not in seal["files"] or sha256(file) != seal["files"][name]["sha256"]:
+        if name not in sums or sha256(file) != sums[name]["sha256"]:
             raise InputError(f"{file} does not match its sha256 in {record}")
+    return facts
+
+
+def write_file(path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes JSON-able facts and their own sum, whole or not at all."""
+    write_text(path, json.dumps({**facts, "sha256": digest(facts)}) + "\n")
+
+
+def read_file(path: Path, kind: Any) -> Any:
+    """What `write_file` wrote, as `kind`; see `schema.read`.
+
+    Raises:
+      InputError: it is damaged, or changed.
+    """
+    _checked(path)
     return schema.read(path, kind)
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    facts = schema.read(path, dict[str, Any])
+    if "sha256" not in facts:
+        raise InputError(f"{path} has no sha256: an older version has written it")
+    if facts["sha256"] != digest(facts):
+        raise InputError(f"{path} does not match its own sha256")
+    return facts
 
 
 def digest(facts: Any) -> str:

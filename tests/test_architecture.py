@@ -19,9 +19,9 @@ IMPORTS = {
     "processes": {"errors"},
     "schema": {"errors"},
     "sealed": {"errors", "files", "schema"},
-    "data": {"errors", "files"},
-    "channels": {"errors", "mesh", "processes"},
-    "networks": {"channels", "data", "errors", "mesh", "schema", "sealed"},
+    "data": {"arguments", "errors", "files", "schema", "sealed"},
+    "channels": {"arguments", "errors", "mesh", "processes"},
+    "networks": {"arguments", "channels", "data", "errors", "mesh", "schema", "sealed"},
     "ranking": {"arguments", "errors"},
     "sweep": {
         "arguments", "channels", "data", "errors", "files", "mesh", "processes",
@@ -30,8 +30,10 @@ IMPORTS = {
     "compaction": {
         "arguments", "channels", "errors", "files", "networks", "schema", "sealed",
     },
-    "shrinking": {"channels", "compaction", "errors", "files", "ranking"},
-    "report": {"errors", "files", "sweep"},
+    "shrinking": {
+        "arguments", "channels", "compaction", "errors", "ranking", "sealed",
+    },
+    "report": {"errors", "files", "schema", "sweep"},
 }  # fmt: skip
 
 

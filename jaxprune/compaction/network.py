@@ -87,10 +87,10 @@ class Compact:
         self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]
     ) -> Float[Array, "N C"]:
         """Logits of a batch of inputs."""
-        if x.shape[1:] != self.input_shape:
+        if np.shape(x)[1:] != self.input_shape:
             raise InputError(
                 f"the network takes inputs of shape [N, "
-                f"{', '.join(map(str, self.input_shape))}], got {list(x.shape)}"
+                f"{', '.join(map(str, self.input_shape))}], got {list(np.shape(x))}"
             )
         return self._compiled(self.variables, jnp.asarray(x))
 
@@ -122,7 +122,7 @@ class Compact:
           InputError: the folder holds something else, or arguments that are not those.
         """
         artefact.check_target(Path(path))
-        schema.check_json("about", dict(about or {}))
+        schema.check_json("about", {} if about is None else about)
         mean, std = (
             arguments.check_numbers(name, value, (np.size(value),)).astype(np.float32)
             for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std))

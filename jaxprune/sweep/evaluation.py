@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from jaxprune.channels.fills import Fill
 from jaxprune.channels.head import Head
+from jaxprune.errors import InputError
 from jaxprune.mesh import (
     DATA,
     MASK,
@@ -120,7 +121,15 @@ def evaluate_masks(
       mesh: the devices; by default all of this process.
       mask_chunk: masks evaluated at once; by default chosen from the batch.
       program: what `mask_program` compiled of `logits` on this mesh before.
+
+    Raises:
+      InputError: the masks are no masks.
     """
+    masks = np.asarray(masks)
+    if masks.dtype != bool or masks.ndim != 2 or not len(masks):
+        raise InputError(
+            f"masks must be booleans [K, P], got {masks.dtype} {list(masks.shape)}"
+        )
     mesh = mesh or make_mesh()
     program = program or mask_program(logits, mesh)
     leaves = jax.tree.leaves(batch)

@@ -252,7 +252,7 @@ def test_unusable_arguments():
     tapped = tap_layer(apply, variables, split)
     scores = np.arange(4.0)
     for options, message in (
-        ({"mask_chunk": 0}, "mask_chunk must be"),
+        ({"mask_chunk": 0}, "mask_chunk must be an integer of at least 1"),
         ({"ks": [4]}, "must lie in 0 .. 3"),
     ):
         with pytest.raises(InputError, match=message):
