@@ -8,6 +8,7 @@ Nothing is pickled. Every hash and shape is checked before anything is used.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -15,6 +16,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
+from jax.extend.mlir import passmanager
+from jax.extend.mlir.dialects import stablehlo
+from jax.interpreters import mlir
 from pydantic import Field
 from safetensors import numpy as safetensors
 from typing_extensions import TypedDict
@@ -138,7 +142,8 @@ def export_program(
 ) -> bytes:
     """A function of a batch as StableHLO, batch size left open, for every platform.
 
-    To run it: `jax.export.deserialize(data).call(x)`.
+    To run it: `jax.export.deserialize(data).call(x)`. It says nothing of the files that
+    the function was written in, so that it is the same wherever it is made.
 
     Args:
       function: [N, *shape] -> array; what it closes over becomes part of the file.
@@ -147,4 +152,16 @@ def export_program(
     """
     (size,) = export.symbolic_shape("N")
     x = jax.ShapeDtypeStruct((size, *shape), dtype)
-    return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(x).serialize())
+    program = export.export(jax.jit(function), platforms=PLATFORMS)(x)
+    with mlir.make_ir_context() as context:
+        module = stablehlo.deserialize_portable_artifact(
+            context, program.mlir_module_serialized
+        )
+        strip = passmanager.PassManager.parse("builtin.module(strip-debuginfo)")
+        strip.run(module.operation)
+        # As jax.export itself: for readers up to four weeks older.
+        version = stablehlo.get_version_from_compatibility_requirement(
+            stablehlo.StablehloCompatibilityRequirement.WEEK_4
+        )
+        data = stablehlo.serialize_portable_artifact(module, version)
+    return bytes(replace(program, mlir_module_serialized=data).serialize())

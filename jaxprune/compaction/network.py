@@ -188,18 +188,26 @@ def load_compact(path: Path | str, model: nn.Module | None = None) -> Compact:
         model=model,
         variables=variables,
         call=spec["call"],
-        layers={
-            name: schema.check(layer, PrunedLayer, f"layer '{name}' of {where}")
-            for name, layer in spec["layers"].items()
-        },
+        layers={name: _layer(spec, name, where) for name in spec["layers"]},
         input_shape=tuple(spec["input_shape"]),
-        proof=schema.check(spec["proof"], Proof | None, where),
+        proof=schema.check(spec["proof"], Proof | None, f"the proof in {where}"),
         group_sizes=spec["group_sizes"],
     )
     example = jax.ShapeDtypeStruct((1, *small.input_shape), np.float32)
     # Traces the network, which checks the shape of every parameter.
     taps.list_layers(small.apply, variables, example)
     return small
+
+
+def _layer(spec: artefact.Spec, name: str, where: Path) -> PrunedLayer:
+    """What was removed of a layer."""
+    layer = schema.check(spec["layers"][name], PrunedLayer, where)
+    if not set(layer.kept) <= set(range(layer.channels)):
+        raise InputError(
+            f"{where} is damaged: of '{name}', kept holds more than its "
+            f"{layer.channels} channels"
+        )
+    return layer
 
 
 def _own_model(spec: artefact.Spec, path: Path | str) -> nn.Module:
