@@ -41,7 +41,7 @@ def sweep_each(sweep: Callable[[], list[SweepResult]]) -> None:
     try:
         for seed in seeds:
             _point_to(seed, base)
-            job.resolve(train_imported=False)  # raises before any work
+            job.resolve(Path(FLAGS.workdir), train_imported=False)  # raises first
         for seed in seeds:
             _point_to(seed, base)
             print(f"seed {seed}: {FLAGS.workdir}")
