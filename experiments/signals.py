@@ -38,13 +38,15 @@ def raised() -> Iterator[None]:
         yield
         return
     hook, before = sys.unraisablehook, _handle(_interrupt)
+    timers: list[threading.Timer] = []
 
     def again(dropped: Any) -> None:
-        if issubclass(dropped.exc_type, KeyboardInterrupt):
-            number = exit_code() - 128
-            threading.Timer(0.05, _thread.interrupt_main, (number,)).start()
-        else:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
             hook(dropped)
+        elif not any(timer.is_alive() for timer in timers):
+            number = exit_code() - 128
+            timers.append(threading.Timer(0.05, _thread.interrupt_main, (number,)))
+            timers[-1].start()
 
     _received.clear()
     sys.unraisablehook = again
@@ -52,6 +54,8 @@ def raised() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
+        for timer in timers:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 

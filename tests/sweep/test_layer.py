@@ -188,9 +188,15 @@ def test_a_tap_that_changes_the_network_is_refused():
 def test_weights_that_are_not_finite_are_refused():
     model, shape, *_ = EXPERIMENTS["pair"]
     apply, variables = network(model, shape)
-    variables["params"]["dense2"]["bias"][0] = np.nan
-    with pytest.raises(InputError, match="not finite"):
-        tap_layer(apply, variables, random_split(shape=shape))
+    bias = variables["params"]["dense2"]["bias"]
+    for value, message in (
+        (np.nan, r"variable params/dense2/bias must be finite, got nan at \[0\]"),
+        (3.4e38, "the network's logits are not finite"),
+    ):
+        variables["params"]["dense2"]["kernel"][:] *= 1e38
+        bias[0] = value
+        with pytest.raises(InputError, match=message):
+            tap_layer(apply, variables, random_split(shape=shape))
 
 
 @jax.numpy_dtype_promotion("standard")  # flax's BatchNorm mixes types
