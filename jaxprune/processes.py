@@ -17,8 +17,8 @@ from jaxtyping import Int
 
 from jaxprune.errors import InputError
 
-# Where a process that fails leaves its last words, and how long it waits for the others
-# to read them: the first one keeps them, and takes them along.
+# Where a process that fails leaves its last words, and how long the first one, which
+# keeps them, waits for the others to have read them.
 _LAST_WORDS, _SECONDS = "jaxprune/last_words", 2.0
 _is_telling = threading.Event()
 
@@ -96,6 +96,7 @@ def _watch() -> None:
         if _is_telling.is_set():
             return  # they are its own
         print(f"error: {words}", file=sys.stderr, flush=True)
+        _see_the_others_off()
         os._exit(2)
 
 
@@ -110,4 +111,10 @@ def tell_the_others(message: str) -> None:
         client.key_value_set(_LAST_WORDS, f"{name}: {message}")
     except jax.errors.JaxRuntimeError:
         return  # another one has left its own before, or there is nobody
-    time.sleep(_SECONDS)
+    _see_the_others_off()
+
+
+def _see_the_others_off() -> None:
+    """The first process holds what they meet at: it ends last."""
+    if is_first():
+        time.sleep(_SECONDS)

@@ -242,7 +242,7 @@ def test_a_second_process_says_who_is_there(script, swept, module):
         assert re.search(rf"is in use by process {other.pid} on .* since 20", line)
     finally:
         other.kill()
-        other.wait()
+        other.communicate()
     (RUN / f".curve.{other.pid}.tmp.png").touch()
     lock.hold(RUN)  # the system let go of it
     assert not list(RUN.glob(".curve.*"))
