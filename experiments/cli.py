@@ -85,6 +85,7 @@ def _guard(main: Callable[[], None]) -> None:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _fail(_out_of_memory(), BAD_INPUT)
         if processes.are_several():  # as a process that has gone makes in the others
+            processes.listen()
             _fail(f"the processes lost one another: {first_line(error)}", BAD_INPUT)
         raise
     except Interrupted as error:

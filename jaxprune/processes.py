@@ -95,7 +95,8 @@ def _watch() -> None:
             return  # the end, or nobody to ask
         if _is_telling.is_set():
             return  # they are its own
-        print(f"error: {words}", file=sys.stderr, flush=True)
+        # A progress bar may be at work.
+        print(f"\nerror: {words}", file=sys.stderr, flush=True)
         _see_the_others_off()
         os._exit(2)
 
@@ -115,6 +116,10 @@ def tell_the_others(message: str) -> None:
 
 
 def _see_the_others_off() -> None:
-    """The first process holds what they meet at: it ends last."""
-    if is_first():
-        time.sleep(_SECONDS)
+    """Leaves time to hear; the first process holds what they meet at, and ends last."""
+    time.sleep(_SECONDS if is_first() else _SECONDS / 4)
+
+
+def listen() -> None:
+    """Where a process has gone: ends this one with its last words, if it left any."""
+    time.sleep(2 * _SECONDS)
