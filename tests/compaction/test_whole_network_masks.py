@@ -50,9 +50,10 @@ def folded_entries(prunings, pruning, variables, rng):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_an_error_in_any_groups_fold_is_found(name):
-    """One entry, wrong by a hundredth of the largest in its array.
+    """One entry is wrong by the largest in its array.
 
-    It is one that matters: a unit may be off on all images.
+    A unit may be off on all images, or matter little; but whatever moves a logit by a
+    hundredth of the largest is to be refused, and some entry of every group.
     """
     network, rng = campaign(name), np.random.default_rng(0)
     prunings, _ = network.draw_accepted()
@@ -60,21 +61,30 @@ def test_an_error_in_any_groups_fold_is_found(name):
     variables, logits = network.compact(prunings)
     flat = flatten_dict(variables, sep="/")
 
-    def moved(path, entry, share):
+    visible = 0.01 * np.abs(masked).max()
+
+    def moved(path, entry):
         array = flat[path].copy()
-        array[tuple(entry)] += share * np.abs(array).max()
+        array[tuple(entry)] += np.abs(array).max()
         return logits(unflatten_dict({**flat, path: array}, sep="/"))
 
+    def refused(wrong):
+        try:
+            compare(masked, wrong, bound)
+        except InputError as error:
+            assert "rounding" in str(error)
+            return True
+        return False
+
     for pruning in (p for p in prunings if not p.keep.all()):
+        caught = 0
         for path, entries in folded_entries(prunings, pruning, flat, rng):
-            matters = (
-                e for e in entries[:50]
-                if np.abs(moved(path, e, 1) - masked).max() > 1000 * bound.max()
-            )  # fmt: skip
-            entry = next(matters, None)
-            assert entry is not None, path
-            with pytest.raises(InputError, match="rounding"):
-                compare(masked, moved(path, entry, 0.01), bound)
+            for entry in entries[:10]:
+                wrong = moved(path, entry)
+                is_refused = refused(wrong)
+                assert is_refused or np.abs(wrong - masked).max() <= visible, path
+                caught += is_refused
+        assert caught, pruning.flow.layer
 
 
 @pytest.mark.slow
