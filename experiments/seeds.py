@@ -138,8 +138,8 @@ def _write(
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["k", *columns])
             for row, k in enumerate(results[0].ks):
-                values = (f"{column[row]:.6f}" for column in columns.values())
-                rows.writerow([k, *values])
+                texts = (f"{column[row]:.6f}" for column in columns.values())
+                rows.writerow([k, *texts])
         curves.save(compare_seeds(seeds, results), new / "seeds.png")
         write_text(new / "summary.json", json.dumps(summary, indent=2) + "\n")
 
