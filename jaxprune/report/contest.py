@@ -18,6 +18,8 @@ _STAGES = {
 def stages(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Accuracy after each stage, and measured time with its quartiles.
 
+    A network has one colour everywhere; the bars name it.
+
     Args:
       rows: as `experiments.bench --what=shrink` keeps them; those that have been
         through no stage but the first are whole networks.
@@ -31,7 +33,6 @@ def stages(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         _accuracy(accuracy, row, f"C{i}")
     accuracy.set_ylabel("accuracy")
     accuracy.set_ylim(0, 1)
-    accuracy.legend(loc="lower right", fontsize="small")
     add_grid(accuracy)
     for axes, batch in zip(times, batches, strict=True):
         _times(axes, rows, batch)
@@ -48,14 +49,11 @@ def _name(row: dict[str, Any]) -> str:
 
 def _accuracy(axes: Axes, row: dict[str, Any], color: str) -> None:
     stages = [key for key in _STAGES if key in row]
-    label = f"{row['by']}, {row['method']}"
     if len(stages) == 1:
-        axes.axhline(
-            row["accuracy"], color=color, linestyle="--", linewidth=1, label=label
-        )
+        axes.axhline(row["accuracy"], color=color, linestyle="--", linewidth=1)
         return
     values = [row[key] for key in stages]
-    axes.plot([_STAGES[key] for key in stages], values, "o-", color=color, label=label)
+    axes.plot([_STAGES[key] for key in stages], values, "o-", color=color)
 
 
 def _times(axes: Axes, rows: Sequence[dict[str, Any]], batch: str) -> None:

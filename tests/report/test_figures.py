@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -278,9 +279,11 @@ def test_a_contest_shows_every_network_stage_and_time():
     assert set(whole.get_ydata()) == {0.9}
     np.testing.assert_array_equal(one.get_ydata(), [0.8, 0.85])
     np.testing.assert_array_equal(two.get_ydata(), [0.2, 0.5, 0.7])
-    assert [t.get_text() for t in accuracy.get_legend().get_texts()] == [
-        "whole, m", "one, m", "two, m"
-    ]  # fmt: skip
+    names = [t.get_text() for t in small.get_yticklabels()]
+    assert names == ["whole,\nm", "one,\nm", "two,\nm"]
+    colors = [to_rgba(line.get_color()) for line in accuracy.lines]
+    for axes in (small, large):
+        assert [bar.get_facecolor() for bar in axes.patches] == colors
     assert small.get_xlabel() == "batch 4, ms" and large.get_xlabel() == "batch 32, ms"
     np.testing.assert_allclose([bar.get_width() for bar in large.patches], [10, 4, 6])
     whiskers = [c.get_segments()[0][:, 0] for c in large.collections]

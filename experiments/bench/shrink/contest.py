@@ -97,11 +97,10 @@ class Contest:
         for framework in (OURS, PYTORCH):
             (self.networks / framework).mkdir(parents=True, exist_ok=True)
         theirs.save(self._twin, self.networks / PYTORCH / latency.WHOLE)
-        makers = {ours.METHOD: self._ours} | {
-            name: partial(self._theirs, name) for name in theirs.METHODS
-        }
-        whole = _wholes(self._ladder, self._twin)
-        return [*whole, *(self._row(name, make) for name, make in makers.items())]
+        cut = [self._row(OURS, ours.METHOD, self._ours)]
+        for name in theirs.METHODS:
+            cut.append(self._row(PYTORCH, name, partial(self._theirs, name)))
+        return [*_wholes(self._ladder, self._twin), *cut]
 
     def _ours(self) -> Competitor:
         rung = self._ladder.rung(self._budget)
@@ -113,11 +112,14 @@ class Contest:
             self._ladder, self._twin, name, limit, self._calibration
         )
 
-    def _row(self, name: str, make: Callable[[], Competitor]) -> dict[str, Any]:
+    def _row(
+        self, framework: str, name: str, make: Callable[[], Competitor]
+    ) -> dict[str, Any]:
         """The row, as it is kept or after all stages."""
-        if name not in self.finished:
+        network = self.networks / framework / name
+        if name not in self.finished or not network.exists():
             competitor = make()
-            competitor.save(self.networks / _framework(competitor.by) / name)
+            competitor.save(network)
             self.finished[name] = figures(self._ladder.run, competitor)
             state = {"about": self.about, "finished": self.finished}
             write_text(self._path, json.dumps(state) + "\n")
@@ -125,12 +127,13 @@ class Contest:
 
 
 def _read(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows that an earlier run with the same facts has finished."""
+    """The rows that an earlier run has finished with the same facts but the commit."""
     try:
         state = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return state["finished"] if state["about"] == about else {}
+    same = {**state["about"], "commit": about["commit"]} == about
+    return state["finished"] if same else {}
 
 
 def _check(run: job.Job, calibration: Split) -> None:

@@ -15,19 +15,19 @@ ACCURACIES = ("accuracy", "accuracy_recalibrated", "accuracy_finetuned")
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """Prints the table: the whole networks and those that were cut."""
     batches = list(rows[0]["latency"])
-    print(f"\n{'':39}{'fewer times':^15}{'accuracy':^24}" + "".join(
-        f"{f'batch {batch}, ms (quartiles)':>30}" for batch in batches
-    ))  # fmt: skip
-    print(f"{'':39}{'m.-adds':>8}{'param.':>7}{'cut':>8}{'recal.':>8}{'tuned':>8}")
+    titles = [f"batch {batch}: ms, times faster" for batch in batches]
+    columns = f"{'m.-adds /':>11}{'param. /':>10}{'cut':>9}{'recal.':>8}{'tuned':>8}"
+    print(f"\n{'':44}{columns}" + "".join(f"{title:>34}" for title in titles))
     for row in rows:
         name = f"{row['by']}, {row['method']}{' *' if row['labels'] else ''}"
-        shares = f"{row['theoretical_speedup']:>8.2f}{row['smaller']:>7.2f}"
+        shares = f"{row['theoretical_speedup']:>11.2f}{row['smaller']:>10.2f} "
         accuracies = "".join(
             f"{row[key]:>8.4f}" if key in row else f"{'-':>8}" for key in ACCURACIES
         )
-        print(f"{name:39}{shares}{accuracies}" + "".join(
-            f"{_times(row['latency'][batch]):>30}" for batch in batches
-        ))  # fmt: skip
+        times = "".join(f"{_times(row['latency'][batch]):>34}" for batch in batches)
+        print(f"{name:44}{shares}{accuracies}{times}")
+    print("accuracy: straight after the cut, BatchNorm recalibrated, fine-tuned")
+    print("ms: median (quartiles); times faster than the whole network there")
     print("* cut with the labels of the calibration images")
 
 
@@ -35,7 +35,7 @@ def _times(latency: dict[str, float]) -> str:
     low, middle, high = (
         1e3 * latency[key] for key in ("lower_quartile", "median", "upper_quartile")
     )
-    return f"{middle:.2f} ({low:.2f} - {high:.2f}), / {latency['speedup']:.2f}"
+    return f"{middle:.1f} ({low:.1f} - {high:.1f}), {latency['speedup']:.2f}"
 
 
 def save(folder: Path, about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
