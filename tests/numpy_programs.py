@@ -19,7 +19,8 @@ from jaxprune.channels.tags import inner_jaxpr
 def run(closed: Any, *arguments: Any) -> list[np.ndarray]:
     """The program's results, as a flat list."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(arguments)]
-    with np.errstate(over="ignore", divide="ignore"):
+    # Some BLAS raise flags for what they leave unused; who compares refuses a NaN.
+    with np.errstate(all="ignore"):
         return _run(closed.jaxpr, [np.asarray(c) for c in closed.consts], leaves)
 
 
@@ -103,7 +104,8 @@ def _pad(x, value, padding_config):
             continue
         x = np.moveaxis(x, axis, 0)
         length = max(0, len(x) + inner * (len(x) - 1))
-        wide = np.full((length + max(low, 0) + max(high, 0), *x.shape[1:]), value)
+        size = length + max(low, 0) + max(high, 0)
+        wide = np.full((size, *x.shape[1:]), value, x.dtype)
         wide[max(low, 0) : max(low, 0) + length : inner + 1] = x
         x = np.moveaxis(wide[max(-low, 0) : len(wide) - max(-high, 0)], 0, axis)
     return x

@@ -16,6 +16,8 @@ from jaxprune.errors import InputError
 MASKS = 25
 # Networks of the long campaign, in parts that workers share.
 DRAWN, PARTS = 1000, 20
+# Between them: a flatten, sums, GroupNorm, grouped and depthwise convolutions, gates.
+SOME = ("vgg_plain", "resnet_groupnorm", "resnext", "senet_1x1", "mobilenet_v2")
 
 
 @functools.cache
@@ -41,21 +43,16 @@ def folded_entries(prunings, pruning, variables, rng):
         own = np.flatnonzero((owner >= 0)[keep])
         path = f"params/{name}/kernel"
         entries = [i for i in np.ndindex(variables[path].shape) if i[-2] in own]
-        yield path, rng.permutation(entries)
-        if pruning.fill.name != "drop":
+        yield name, "kernel", path, rng.permutation(entries)
+        if pruning.fill.name != "drop" and not pruning.keep.all():
             rows, bias = f"offsets/{name}/rows", f"params/{name}/bias"
             path = rows if rows in variables else bias
-            yield path, rng.permutation(list(np.ndindex(variables[path].shape)))
+            entries = list(np.ndindex(variables[path].shape))
+            yield name, "constants", path, rng.permutation(entries)
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_an_error_in_any_groups_fold_is_found(name):
-    """One entry is wrong by the largest in its array.
-
-    A unit may be off on all images, or matter little; but whatever moves a logit by a
-    hundredth of the largest is to be refused, and some entry of every group.
-    """
-    network, rng = campaign(name), np.random.default_rng(0)
+def plant(network, missing, rng):
+    """Finds errors in one drawn network; takes what they are in from `missing`."""
     prunings, _ = network.draw_accepted()
     masked, bound = network.masked(prunings)
     variables, logits = network.compact(prunings)
@@ -68,23 +65,44 @@ def test_an_error_in_any_groups_fold_is_found(name):
         array[tuple(entry)] += np.abs(array).max()
         return logits(unflatten_dict({**flat, path: array}, sep="/"))
 
-    def refused(wrong):
-        try:
-            compare(masked, wrong, bound)
-        except InputError as error:
-            assert "rounding" in str(error)
-            return True
-        return False
+    def matters(path, entry):
+        far = (np.abs(moved(path, entry, s) - masked) > 100 * bound for s in (-1, 1))
+        return all(logit.any() for logit in far)
 
-    for pruning in (p for p in prunings if not p.keep.all()):
-        caught = 0
-        for path, entries in folded_entries(prunings, pruning, flat, rng):
-            for entry in entries[:10]:
-                wrong = moved(path, entry)
-                is_refused = refused(wrong)
-                assert is_refused or np.abs(wrong - masked).max() <= visible, path
-                caught += is_refused
-        assert caught, pruning.flow.layer
+    for pruning in prunings:
+        for reader, what, path, entries in folded_entries(prunings, pruning, flat, rng):
+            key = pruning.flow.layer, reader, what
+            if key not in missing:
+                continue
+            entry = next((e for e in entries[:10] if matters(path, e)), None)
+            if entry is not None:
+                with pytest.raises(InputError, match="rounding"):
+                    compare(masked, moved(path, entry, 0.1), bound)
+                missing.remove(key)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in SOME else pytest.mark.slow) for n in ZOO],
+)
+def test_an_error_in_any_groups_fold_is_found(name):
+    """In each reader of every group one entry, wrong by a tenth of the array's largest.
+
+    It is one that matters: a unit that is off on all images, behind a ReLU, is moved by
+    an error of one sign at the most. Where there is none, other masks are drawn.
+    """
+    network, rng = campaign(name), np.random.default_rng(0)
+    missing = {
+        (group, reader, what)
+        for group, flow in network.groups.items()
+        for reader in flow.readers
+        for what in ("kernel", "constants")
+    }
+    for _ in range(20):
+        plant(network, missing, rng)
+        if not missing:
+            break
+    assert not missing
 
 
 @pytest.mark.slow
