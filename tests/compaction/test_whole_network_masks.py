@@ -58,11 +58,9 @@ def plant(network, missing, rng):
     variables, logits = network.compact(prunings)
     flat = flatten_dict(variables, sep="/")
 
-    visible = 0.01 * np.abs(masked).max()
-
-    def moved(path, entry):
+    def moved(path, entry, share):
         array = flat[path].copy()
-        array[tuple(entry)] += np.abs(array).max()
+        array[tuple(entry)] += share * np.abs(array).max()
         return logits(unflatten_dict({**flat, path: array}, sep="/"))
 
     def matters(path, entry):
