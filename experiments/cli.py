@@ -1,28 +1,32 @@
 """How a script starts and ends: flags in, one clear line and an exit code out."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from jaxprune.errors import InputError
+from experiments import lock, signals
+from jaxprune import processes
+from jaxprune.errors import InputError, first_line
 
 FLAGS = flags.FLAGS
 BAD_INPUT = 2
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
 class Interrupted(Exception):
-    """Ctrl-C, with a message that says what was kept and how to continue."""
+    """Ctrl-C or SIGTERM, with a message: what was kept, and how to continue."""
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a script's `main`; bad input ends it with one line and exit code 2."""
+    signals.quit_at_once()
     # Their warnings about platforms and file systems are not the user's business.
     absl_logging.set_verbosity(absl_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -32,10 +36,14 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     # Without this, --help would show only the flags that the script itself defines.
-    for module, defined in FLAGS.flags_by_module_dict().items():
-        if module.startswith("experiments."):
-            for flag in defined:
-                FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    ours = [
+        flag
+        for module, defined in FLAGS.flags_by_module_dict().items()
+        if module.startswith("experiments.")
+        for flag in defined
+    ]
+    for flag in ours:
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         rest = FLAGS(list(argv))
     except flags.Error as error:
@@ -44,12 +52,26 @@ def _parse(argv: Sequence[str]) -> list[str]:
         _fail(
             f"unknown argument '{rest[1]}': flags are given as --name=value", BAD_INPUT
         )
+    for flag in ours:
+        _check_value(flag.name, flag.value)
     return rest
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Ends the script where a flag's value makes no sense whatever the flag is."""
+    if value == "":
+        _fail(f"--{name}= is empty: give a value, or leave it out", BAD_INPUT)
+    if isinstance(value, float) and not math.isfinite(value):
+        _fail(f"--{name} takes a finite number, got {value}", BAD_INPUT)
 
 
 def _guard(main: Callable[[], None]) -> None:
     try:
-        main()
+        with signals.raised():
+            try:
+                main()
+            finally:
+                lock.release()
     except InputError as error:
         _fail(str(error), BAD_INPUT)
     except BrokenPipeError:
@@ -62,11 +84,17 @@ def _guard(main: Callable[[], None]) -> None:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             _fail(_out_of_memory(), BAD_INPUT)
+        if processes.are_several():  # as a process that has gone makes in the others
+            processes.listen()
+            _fail(f"the processes lost one another: {first_line(error)}", BAD_INPUT)
         raise
     except Interrupted as error:
-        _fail(str(error), INTERRUPTED)
+        _fail(str(error), signals.exit_code())
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", INTERRUPTED)
+        _fail("interrupted; nothing was written", signals.exit_code())
+    except Exception as error:
+        processes.tell_the_others(f"{type(error).__name__}: {first_line(error)}")
+        raise
 
 
 def _out_of_memory() -> str:
@@ -82,6 +110,7 @@ def _fail(message: str, code: int) -> None:
     sys.stdout.flush()
     line = " ".join(message.split())
     print(f"error: {line}" if code == BAD_INPUT else f"\n{line}", file=sys.stderr)
-    if jax.distributed.is_initialized():
+    if processes.are_several():
+        processes.tell_the_others(line)
         os._exit(code)  # without waiting for processes that may never come
     sys.exit(code)

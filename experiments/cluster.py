@@ -34,6 +34,12 @@ def start() -> None:
     _use_compilation_cache()
     if jax.distributed.is_initialized():
         return
+    _join_others()
+    local_mesh()  # raises now where there are not as many devices
+
+
+def _join_others() -> None:
+    """Joins the other processes, if there are any, and checks that they are alike."""
     address, count, index = map(value, ("coordinator", "num_processes", "process_id"))
     if (address, count, index) != (None, None, None):
         if None in (address, count, index):
@@ -119,6 +125,8 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
     timer = threading.Timer(_TIMEOUT, give_up)
     timer.daemon = True
     timer.start()
+    # It would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address, count, index, initialization_timeout=2 * _TIMEOUT
@@ -128,6 +136,7 @@ def _join(address: str | None, count: int | None, index: int | None) -> None:
         raise InputError(f"coordinator {address}: {line}") from error
     finally:
         timer.cancel()
+    processes.watch()
 
 
 def _is_cluster() -> bool:

@@ -3,17 +3,24 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+from pydantic import ConfigDict
+
+from jaxprune import schema
 from jaxprune.data.datasets import DATASETS
 from jaxprune.errors import InputError, check_choice
 from jaxprune.files import sha256, write_text
 
 DTYPES = ("float32", "bfloat16")
-# What a config.json that is older than a field means.
+# What a configuration that is older than a field means.
 _BEFORE: dict[str, Any] = {"depth": 0}
+# Of what draws random numbers; scikit-learn takes no more.
+_LARGEST_SEED = 2**32 - 1
 
 
 def _field(
@@ -34,9 +41,11 @@ class Config:
     A recipe (`experiments.recipes`) gives the values that no flag does.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     model: str = _field("Experiment.")
     dataset: str = _field(f"Dataset: {', '.join(DATASETS)}.")
-    seed: int = _field("Seed of everything drawn. Default: 0.", default=0)
+    seed: int = _field("Seed of everything drawn. Default: 0.", at_least=0, default=0)
     dtype: str = _field(f"Computation type: {', '.join(DTYPES)}.", default="float32")
     widths: tuple[int, ...] = _field("Channels of the convolutions, comma-separated.")
     dense: tuple[int, ...] = _field("Units of the dense layers but the last.")
@@ -82,7 +91,7 @@ def parse(field: dataclasses.Field, value: Any) -> Any:
 
 
 def check(config: Config, recipe: Config) -> None:
-    """Checks a new configuration; the recipe's has the right number of layers.
+    """Checks a configuration; the recipe's has the right number of layers.
 
     Raises:
       InputError: a value that is unknown or out of range.
@@ -97,24 +106,44 @@ def check(config: Config, recipe: Config) -> None:
                 f"--{name} of {config.model} takes {expected} positive numbers, "
                 f"got {list(values)}"
             )
+    for field in dataclasses.fields(Config):
+        _check_number(field, getattr(config, field.name))
     if config.depth and not recipe.depth:
         raise InputError(f"{config.model} takes no --depth: leave it out")
-    if min(config.pixel_std) <= 0:
+    if min(config.pixel_std, default=0) <= 0:
         raise InputError(f"--pixel_std must be positive, got {list(config.pixel_std)}")
     if config.learning_rate <= 0:
         raise InputError(f"--learning_rate must be positive: {config.learning_rate}")
+    if config.seed > _LARGEST_SEED:
+        raise InputError(f"--seed={config.seed}: the largest is {_LARGEST_SEED}")
 
 
-def check_same(config: Config, given: dict[str, Any], workdir: Path) -> None:
-    """Raises InputError, with the differences, if values are not those of `config`."""
-    differences = [
+def _check_number(field: dataclasses.Field, value: Any) -> None:
+    """Raises InputError if numbers are not finite, or too low."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, str) or value == field.default:
+        return
+    lowest = field.metadata["at_least"]
+    lowest = -np.inf if lowest is None else lowest
+    if not all(np.isfinite(number) and number >= lowest for number in numbers):
+        least = "" if lowest == -np.inf else f" of at least {lowest:g}"
+        raise InputError(f"--{field.name} takes finite numbers{least}, got {value}")
+
+
+def differences(config: Config, given: Mapping[str, Any]) -> list[str]:
+    """Which values are not those of `config`."""
+    return [
         f"{name} is {_short(getattr(config, name))}, not {_short(value)}"
         for name, value in given.items()
         if getattr(config, name) != value
     ]
-    if differences:
+
+
+def check_same(config: Config, given: Mapping[str, Any], workdir: Path) -> None:
+    """Raises InputError, with the differences, if values are not those of `config`."""
+    if found := differences(config, given):
         raise InputError(
-            f"{workdir} holds another configuration: {'; '.join(differences)}. "
+            f"{workdir} holds another configuration: {'; '.join(found)}. "
             "Give another --workdir, or leave these flags out"
         )
 
@@ -131,16 +160,20 @@ def read(path: Path) -> Config:
     Raises:
       InputError: it is damaged.
     """
-    try:
-        values: dict[str, Any] = {**_BEFORE, **json.loads(path.read_text())}
-        missing = [f.name for f in dataclasses.fields(Config) if f.name not in values]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        for name, value in values.items():
-            values[name] = tuple(value) if isinstance(value, list) else value
-        return Config(**values)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error})") from error
+    return of_facts(schema.read(path, dict[str, Any]), path)
+
+
+def of_facts(facts: Mapping[str, Any], where: Path) -> Config:
+    """The configuration with these values, which were read from a file.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    values = {**_BEFORE, **facts}
+    missing = [f.name for f in dataclasses.fields(Config) if f.name not in values]
+    if missing:
+        raise InputError(f"{where} is damaged: it lacks {', '.join(missing)}")
+    return schema.check(values, Config, where)
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,8 @@
 """What a reader must know to trust or repeat a result."""
 
+import dataclasses
 import importlib.metadata
+import json
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -16,8 +18,8 @@ from jaxprune.networks import checkpoint
 from jaxprune.sweep.result import SweepResult
 
 _OF_A_SWEEP = (
-    "weights", "tap", "rank_split", "select_split", "eval_split", "dtype",
-    "calibration_split", "ridge",
+    "layer", "criterion", "fill", "weights", "tap", "rank_split", "select_split",
+    "eval_split", "calibration_split", "ridge", "config", "data",
 )  # fmt: skip
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -25,7 +27,9 @@ _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "optax", "numpy")
 def describe(run: Job, choices: Choices, fill: str, variables: Any) -> dict[str, Any]:
     """Network, choices, device, versions and commit; JSON-able."""
     return {
+        "layer": choices.layer,
         "criterion": choices.criterion,
+        "fill": fill,
         "tap": choices.tap,
         "rank_split": choices.rank_split,
         "select_split": choices.select_split,
@@ -77,6 +81,8 @@ def network(run: Job, variables: Any) -> dict[str, Any]:
         "dtype": run.config.dtype,
         "seed": run.config.seed,
         "weights": checkpoint.fingerprint(variables),
+        "config": dataclasses.asdict(run.config),
+        "data": run.splits.fingerprint,
         "device": device(),
         "versions": {
             "python": platform.python_version(),
@@ -102,11 +108,14 @@ def differing(
     saved: dict[str, Any], facts: dict[str, Any], keys: Iterable[str]
 ) -> list[str]:
     """Which of the facts are otherwise than when something was saved."""
-    return [
-        f"{key} is {saved.get(key)!s:.24}, not {facts.get(key)!s:.24}"
-        for key in keys
-        if saved.get(key) != facts.get(key)
-    ]
+    found = []
+    for key in keys:
+        before, now = saved.get(key), json.loads(json.dumps(facts.get(key)))
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += differing(before, now, sorted({*before, *now}))
+        elif before != now:
+            found.append(f"{key} is {before!s:.24}, not {now!s:.24}")
+    return found
 
 
 def _commit() -> str | None:

@@ -13,13 +13,15 @@ from absl import flags
 from flax import linen as nn
 from jax import Array
 
-from experiments import cluster, config
+from experiments import cluster, config, lock
 from experiments.config import Config
 from experiments.flags import value
 from experiments.recipes import RECIPES, Recipe
+from jaxprune import processes
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError, check_choice
+from jaxprune.networks import checkpoint
 
 FLAGS = flags.FLAGS
 
@@ -46,7 +48,7 @@ class Job:
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
-        return self.workdir / "checkpoints"
+        return checkpoints(self.workdir)
 
     @property
     def image(self) -> Array:
@@ -86,10 +88,21 @@ class Job:
         return given
 
 
-def load(*, train_imported: bool) -> Job:
-    """Resolves the configuration, see `resolve`, and loads its data."""
+def load(*, train_imported: bool, alone: bool = True) -> Job:
+    """Resolves the configuration, see `resolve`, and loads its data.
+
+    Args:
+      train_imported: whether weights from --init_from are trained on by default.
+      alone: whether to hold the run directory, until the script ends.
+
+    Raises:
+      InputError: as `resolve`; or another process is at work in the run directory.
+    """
     cluster.start()
-    conf, workdir = resolve(train_imported=train_imported)
+    workdir = _workdir()
+    if alone and processes.is_first():
+        lock.hold(workdir)
+    conf = resolve(workdir, train_imported=train_imported)
     splits = datasets.load(
         conf.dataset,
         data_dir=FLAGS.data_dir,
@@ -105,34 +118,44 @@ def load(*, train_imported: bool) -> Job:
     return Job(conf, workdir, splits, model)
 
 
-def resolve(*, train_imported: bool) -> tuple[Config, Path]:
-    """The configuration that the flags and the run directory agree on, and that folder.
+def checkpoints(workdir: Path) -> Path:
+    """Where a run directory's checkpoints lie."""
+    return workdir / "checkpoints"
 
-    In a new run directory, flags override the recipe. In one with a config.json,
-    flags that are given must equal what it holds. Nothing is written.
+
+def _workdir() -> Path:
+    """The run directory that the flags name."""
+    if FLAGS.model is not None:
+        check_choice("model", FLAGS.model, RECIPES)
+    elif FLAGS.workdir is None:
+        raise InputError(f"say which network with --model: {', '.join(RECIPES)}")
+    return Path(FLAGS.workdir or f"runs/{FLAGS.model}")
+
+
+def resolve(workdir: Path, *, train_imported: bool) -> Config:
+    """The configuration that the flags and the run directory agree on.
+
+    In a new run directory, flags override the recipe. In one with a network, flags that
+    are given must equal what it was made with. Nothing is written.
 
     Args:
+      workdir: the run directory.
       train_imported: whether weights from --init_from are trained on by default.
 
     Raises:
       InputError: unknown model, values out of range, or a run directory of another
-        configuration; the differences are listed.
+        configuration, or whose config.json is not that of its checkpoint; the
+        differences are listed.
     """
     given = {
         field.name: config.parse(field, FLAGS[field.name].value)
         for field in dataclasses.fields(Config)
         if FLAGS[field.name].value is not None
     }
-    if FLAGS.model is not None:
-        check_choice("model", FLAGS.model, RECIPES)
-    elif FLAGS.workdir is None:
-        raise InputError(f"say which network with --model: {', '.join(RECIPES)}")
-    workdir = Path(FLAGS.workdir or f"runs/{FLAGS.model}")
-    path = workdir / "config.json"
-    if path.exists():
-        conf = config.read(path)
-        config.check_same(conf, given, workdir)
-        return conf, workdir
+    saved = _saved(workdir)
+    if saved is not None:
+        config.check_same(saved, given, workdir)
+        return saved
     if FLAGS.model is None:
         raise InputError(f"{workdir} holds no run: say which with --model")
     if "init_from" in given and not train_imported:
@@ -140,7 +163,42 @@ def resolve(*, train_imported: bool) -> tuple[Config, Path]:
     defaults = RECIPES[FLAGS.model].config
     conf = dataclasses.replace(defaults, **given)
     config.check(conf, defaults)
-    return conf, workdir
+    return conf
+
+
+def _saved(workdir: Path) -> Config | None:
+    """What a run directory was made with: as its checkpoint says, or config.json.
+
+    None where there is neither.
+    """
+    path, folder = workdir / "config.json", checkpoints(workdir)
+    epoch = checkpoint.latest(folder)
+    made_with: Config | None = None
+    if epoch is not None and (facts := checkpoint.facts(folder, epoch)) is not None:
+        made_with = config.of_facts(facts.get("config", {}), folder / str(epoch))
+    if not path.exists():
+        if epoch is not None and made_with is None:
+            raise InputError(
+                f"{folder} holds a network, and {path} is missing, which says how it "
+                "was made: put it back, or give another --workdir"
+            )
+        return made_with
+    conf = config.read(path)
+    if made_with is not None:
+        found = config.differences(conf, dataclasses.asdict(made_with))
+        if found:
+            raise InputError(
+                f"{path} is not what {folder / str(epoch)} was made with: "
+                f"{'; '.join(found)}. Remove {path.name}, and the checkpoint's is taken"
+            )
+    elif epoch is not None:
+        print(f"{folder / str(epoch)} is older than checks of {path.name}: it is taken")
+    try:
+        check_choice("model", conf.model, RECIPES)
+        config.check(conf, RECIPES[conf.model].config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return conf
 
 
 def _check_images(

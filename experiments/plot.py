@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, lock
 from experiments.choices import stem
 from experiments.flags import define_workdir
 from jaxprune.errors import InputError, check_choice
@@ -36,7 +36,8 @@ def main() -> None:
     folders = sorted(path.parent for path in workdir.glob("sweep-*/summary.json"))
     if not folders:
         raise InputError(f"{workdir} holds no sweep: run experiments.sweep first")
-    results = [SweepResult.load(folder) for folder in folders]
+    lock.hold(workdir)
+    results = [_load(folder) for folder in folders]
     k = FLAGS.confusion_k
     if k is not None and not all(k in result.ks for result in results):
         raise InputError(f"--confusion_k={k} is not in every sweep of {workdir}")
@@ -60,6 +61,17 @@ def main() -> None:
             )
     for path in curves.draw_training(workdir):
         print(path)
+
+
+def _load(folder: Path) -> SweepResult:
+    """A sweep that says what it is of."""
+    result = SweepResult.load(folder)
+    missing = {"layer", "criterion", "fill"} - set(result.about)
+    if missing:
+        raise InputError(
+            f"{folder / 'summary.json'} does not say {' and '.join(sorted(missing))}"
+        )
+    return result
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from experiments import cli, job
 from experiments.choices import stem
 from jaxprune import processes
 from jaxprune.errors import InputError
-from jaxprune.files import replacing, write_text
+from jaxprune.files import replacing_folder, write_text
 from jaxprune.report import curves
 from jaxprune.report.seeds import compare_seeds
 from jaxprune.sweep.certainty import mean_interval
@@ -41,7 +41,7 @@ def sweep_each(sweep: Callable[[], list[SweepResult]]) -> None:
     try:
         for seed in seeds:
             _point_to(seed, base)
-            job.resolve(train_imported=False)  # raises before any work
+            job.resolve(Path(FLAGS.workdir), train_imported=False)  # raises first
         for seed in seeds:
             _point_to(seed, base)
             print(f"seed {seed}: {FLAGS.workdir}")
@@ -133,13 +133,15 @@ def _write(
         columns |= {
             f"{name}_seed{seed}": row for seed, row in zip(seeds, values, strict=True)
         }
-    with replacing(folder / "seeds.csv") as path, open(path, "w") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["k", *columns])
-        for row, k in enumerate(results[0].ks):
-            rows.writerow([k, *(f"{column[row]:.6f}" for column in columns.values())])
-    curves.save(compare_seeds(seeds, results), folder / "seeds.png")
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    with replacing_folder(folder) as new:
+        with open(new / "seeds.csv", "w") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["k", *columns])
+            for row, k in enumerate(results[0].ks):
+                texts = (f"{column[row]:.6f}" for column in columns.values())
+                rows.writerow([k, *texts])
+        curves.save(compare_seeds(seeds, results), new / "seeds.png")
+        write_text(new / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _print(folder: Path, summary: dict[str, Any]) -> None:

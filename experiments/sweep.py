@@ -40,6 +40,7 @@ from jaxprune.report import curves
 from jaxprune.sweep.certainty import points
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.saved import check_target
 from jaxprune.sweep.trunk import TappedLayer, tap_layer
 
 FLAGS = flags.FLAGS
@@ -71,6 +72,7 @@ def _one(resume: bool = False) -> list[SweepResult]:
     fills = FILLS if chosen.fill == "all" else (chosen.fill,)
     for fill in fills:
         calibration.check(run, chosen, fill)
+        check_target(chosen.sweep_folder(run.workdir, fill))
 
     variables = train_or_restore(run)
     max_drop = 0.01 if FLAGS.max_drop is None else FLAGS.max_drop

@@ -25,6 +25,7 @@ from jaxprune.networks import checkpoint, training
 from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.predict import compiled, predict
 from jaxprune.networks.training import StepMetrics, TrainState
+from jaxprune.report import curves
 from jaxprune.sweep import metrics
 
 FLAGS = flags.FLAGS
@@ -42,7 +43,7 @@ def train_or_restore(run: Job) -> Any:
         variables = _initial(run)
         if processes.is_first():
             config.write(run.config, run.workdir)
-            checkpoint.save(run.checkpoints, 0, variables)
+            checkpoint.save(run.checkpoints, 0, variables, facts=_facts(run))
         return variables
     if done is None:
         print(f"no checkpoint in {run.checkpoints}: training for {epochs} epochs")
@@ -59,6 +60,11 @@ def train_or_restore(run: Job) -> Any:
             f"interrupted: {what} {run.checkpoints}; run the same command again to "
             "continue"
         ) from None
+
+
+def _facts(run: Job) -> dict[str, Any]:
+    """What a checkpoint keeps of how it was made."""
+    return {"config": dataclasses.asdict(run.config)}
 
 
 def _initial(run: Job) -> Any:
@@ -83,7 +89,7 @@ def _train(run: Job, done: int | None) -> Any:
     if first:
         config.write(conf, run.workdir)
     log = run.workdir / "train.jsonl"
-    lines = log.read_text().splitlines()[: done or 0] if log.exists() else []
+    lines: list[Any] = [*curves.read_log(log)[: done or 0]]
     evaluate = _evaluator(run)
     with _wandb(run) as mirror, _Progress(per_epoch, conf) as progress:
         for result in training.fit(
@@ -107,11 +113,12 @@ def _train(run: Job, done: int | None) -> Any:
             }
             state = result.state
             if first:
-                lines.append(json.dumps(line))
-                write_text(log, "\n".join(lines) + "\n")
+                lines.append(line)
+                write_text(log, "".join(json.dumps(x) + "\n" for x in lines))
                 checkpoint.save(
-                    run.checkpoints, result.epoch, state.variables, state.opt_state
-                )
+                    run.checkpoints, result.epoch, state.variables, state.opt_state,
+                    _facts(run),
+                )  # fmt: skip
             progress.epoch(line)
             if mirror is not None:
                 mirror.log(line, step=result.epoch)

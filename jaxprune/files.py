@@ -1,28 +1,125 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either whole or absent.
 
+What is under way is called `.NAME.PID.tmp`; `clean` removes what a killed process left.
+"""
+
+import ctypes
 import hashlib
 import os
+import re
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_UNDER_WAY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.(?P<kind>tmp|old)(\..*)?")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path that becomes `path` when the block ends well.
 
-    The temporary file lies in the same folder and keeps the suffix. If the block
-    raises, it is removed and whatever was at `path` before stays.
+    The temporary file lies in the same folder, which must be there, and keeps the
+    suffix. If the block raises, it is removed and whatever was at `path` before stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `folder` when the block ends well.
+
+    A folder that is there is replaced as a whole: at no moment is there none, or one
+    with files of both, where the system can exchange two names in one step (Linux, on
+    most file systems). Elsewhere a process that is killed between two renames leaves
+    the old one under another name, and `clean` puts it back.
+    """
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        yield new
+        for path in new.iterdir():
+            _sync(path)
+        _put_in_place(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Makes `new` the folder; what was there becomes `new`, or is removed."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    if _exchange(new, folder):
+        return
+    old = new.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two paths in one step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    paths = (os.fsencode(path) for path in (one, other))
+    return rename(_AT_FDCWD, next(paths), _AT_FDCWD, next(paths), _RENAME_EXCHANGE) == 0
+
+
+def clean(folder: Path) -> None:
+    """Removes what killed processes were writing, and puts back what they had moved.
+
+    Of the folder and those in it. Whoever calls this holds the folder's lock: a process
+    of another host is not seen to live.
+    """
+    for place in (folder, *(p for p in folder.iterdir() if p.is_dir())):
+        for path in place.iterdir() if place.is_dir() else ():
+            found = _UNDER_WAY.fullmatch(path.name)
+            if found is None or _lives(int(found["pid"])):
+                continue
+            if found["kind"] == "old" and not (place / found["name"]).exists():
+                path.rename(place / found["name"])
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process has this number."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

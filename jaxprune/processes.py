@@ -3,12 +3,24 @@
 Without `jax.distributed` there is one process, and all of this costs nothing.
 """
 
+import os
+import socket
+import sys
+import threading
+import time
+
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from jaxprune.errors import InputError
+
+# Where a process that fails leaves its last words, and how long the first one, which
+# keeps them, waits for the others to have read them.
+_LAST_WORDS, _SECONDS = "jaxprune/last_words", 2.0
+_is_telling = threading.Event()
 
 
 def own(count: int) -> Int[np.ndarray, " n"]:
@@ -57,3 +69,57 @@ def wait() -> None:
 def is_first() -> bool:
     """Whether this process writes files and speaks to the user."""
     return jax.process_index() == 0
+
+
+def are_several() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized()
+
+
+def watch() -> None:
+    """From now on, ends this process with one line when another one fails.
+
+    JAX would abort it once that one is gone, with a stack trace.
+    """
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    client = distributed.global_state.client
+    while client is not None:
+        try:
+            words = client.blocking_key_value_get(_LAST_WORDS, 3_600_000)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" in str(error):
+                continue
+            return  # the end, or nobody to ask
+        if _is_telling.is_set():
+            return  # they are its own
+        # A progress bar may be at work.
+        print(f"\nerror: {words}", file=sys.stderr, flush=True)
+        _see_the_others_off()
+        os._exit(2)
+
+
+def tell_the_others(message: str) -> None:
+    """Has the other processes end, with this message; this one is about to."""
+    client = distributed.global_state.client
+    if client is None:
+        return
+    _is_telling.set()
+    name = f"process {jax.process_index()} on {socket.gethostname()}"
+    try:
+        client.key_value_set(_LAST_WORDS, f"{name}: {message}")
+    except jax.errors.JaxRuntimeError:
+        return  # another one has left its own before, or there is nobody
+    _see_the_others_off()
+
+
+def _see_the_others_off() -> None:
+    """Leaves time to hear; the first process holds what they meet at, and ends last."""
+    time.sleep(_SECONDS if is_first() else _SECONDS / 4)
+
+
+def listen() -> None:
+    """Where a process has gone: ends this one with its last words, if it left any."""
+    time.sleep(2 * _SECONDS)

@@ -1,11 +1,17 @@
 """What the tests of scripts share: flags of a small run, a planted dataset."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+from conftest import random_variables
 
+from experiments import config
+from experiments.recipes import RECIPES
+from jaxprune import sealed
 from jaxprune.files import sha256
+from jaxprune.networks import checkpoint
 
 SMALL = (
     "--model=digits_pair", "--widths=4,6,8", "--dense=10", "--train_pairs=300",
@@ -14,6 +20,33 @@ SMALL = (
 
 
 FOLDER = Path("runs/digits_pair/sweep-conv3-abs_mean-bias")
+
+
+def plant_run(workdir, facts=True, **changes):
+    """A run directory with drawn weights, as if they had been trained.
+
+    Returns:
+      Its configuration.
+    """
+    recipe = RECIPES["digits_pair"]
+    small = {
+        "widths": (2, 3, 4), "dense": (5,), "train_pairs": 50, "test_pairs": 30,
+        "train_batch_size": 10, "epochs": 1,
+    }  # fmt: skip
+    conf = replace(recipe.config, **small | changes)
+    variables = random_variables(recipe.build(conf, 2), np.zeros((1, 28, 28, 2)))
+    about = {"config": asdict(conf)} if facts else None
+    checkpoint.save(Path(workdir) / "checkpoints", conf.epochs, variables, facts=about)
+    config.write(conf, Path(workdir))
+    return conf
+
+
+def reseal(folder, change, record="summary.json"):
+    """Changes a record and makes its sums agree again."""
+    facts = json.loads((folder / record).read_text())
+    change(facts)
+    (folder / record).unlink()
+    sealed.write(folder, record, facts)
 
 
 def plant_cifar10(folder):

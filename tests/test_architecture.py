@@ -15,16 +15,26 @@ IMPORTS = {
     "errors": set(),
     "files": set(),
     "mesh": set(),
+    "arguments": {"errors"},
     "processes": {"errors"},
-    "data": {"errors", "files"},
-    "channels": {"errors", "mesh", "processes"},
-    "networks": {"channels", "data", "errors", "mesh"},
-    "ranking": {"errors"},
-    "sweep": {"channels", "data", "errors", "files", "mesh", "processes", "ranking"},
-    "compaction": {"channels", "errors", "files", "networks"},
-    "shrinking": {"channels", "compaction", "errors", "files", "ranking"},
-    "report": {"errors", "files", "sweep"},
-}
+    "schema": {"errors"},
+    "sealed": {"errors", "files", "schema"},
+    "data": {"arguments", "errors", "files", "schema", "sealed"},
+    "channels": {"arguments", "errors", "mesh", "processes"},
+    "networks": {"arguments", "channels", "data", "errors", "mesh", "schema", "sealed"},
+    "ranking": {"arguments", "errors"},
+    "sweep": {
+        "arguments", "channels", "data", "errors", "files", "mesh", "processes",
+        "ranking", "schema", "sealed",
+    },
+    "compaction": {
+        "arguments", "channels", "errors", "files", "networks", "schema", "sealed",
+    },
+    "shrinking": {
+        "arguments", "channels", "compaction", "errors", "ranking", "sealed",
+    },
+    "report": {"errors", "files", "schema", "sweep"},
+}  # fmt: skip
 
 
 def imports(room: str) -> set[str]:

@@ -147,7 +147,7 @@ def _races() -> list[tuple[Key, ...]]:
 def _prepare() -> tuple[Prepared, dict[str, Any]]:
     """What this process was started for, and facts for its row."""
     by, what = FLAGS.measure.split(":")
-    run = job.load(train_imported=False)
+    run = job.load(train_imported=False, alone=False)  # the parent holds the folder
     split = run.splits.test
     split = split.select(np.arange(FLAGS.images or len(split)))
     if what == "scaling":

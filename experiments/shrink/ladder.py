@@ -1,6 +1,5 @@
 """One analysis, and a network for each budget: cut, proved, measured, remembered."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,15 +8,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from typing_extensions import TypedDict
 
 from experiments import cluster, facts
 from experiments.job import Job
 from experiments.whole import Whole
+from jaxprune import sealed
 from jaxprune.compaction.network import Compact
 from jaxprune.data.splits import Split
 from jaxprune.data.tfds import cache_folder
 from jaxprune.errors import InputError
-from jaxprune.files import write_text
 from jaxprune.shrinking.analysis import Analysis, Budget, Cut, analyse
 from jaxprune.shrinking.curves import Curve
 from jaxprune.shrinking.latency import LatencyTable, measure_latency
@@ -142,11 +142,11 @@ class Ladder:
         }
 
     def _analyse(self, variables: Any, images: Any) -> Analysis:
-        known = {name: _curve(c) for name, c in self._state["curves"].items()}
+        known = dict(self._state["curves"])
         with cluster.progress(desc="loss curves", unit="group") as bar:
 
             def keep(name: str, curve: Curve) -> None:
-                self._state["curves"][name] = asdict(curve)
+                self._state["curves"][name] = curve
                 self._save()
                 bar.update()
 
@@ -164,8 +164,10 @@ class Ladder:
             )  # fmt: skip
 
     def _save(self) -> None:
-        text = json.dumps({"facts": self.facts, **self._state}) + "\n"
-        write_text(self.folder / "state.json", text)
+        self.folder.mkdir(exist_ok=True)
+        curves = {name: asdict(curve) for name, curve in self._state["curves"].items()}
+        state = {"facts": self.facts, **self._state, "curves": curves}
+        sealed.write_file(self.folder / "state.json", state)
 
 
 def _kept(small: Compact, widths: dict[str, int]) -> dict[str, int]:
@@ -173,8 +175,17 @@ def _kept(small: Compact, widths: dict[str, int]) -> dict[str, int]:
     return {**widths, **{n: len(p.kept) for n, p in small.layers.items()}}
 
 
-def _curve(fields: dict[str, Any]) -> Curve:
-    return Curve(**{name: tuple(values) for name, values in fields.items()})
+class _Rung(TypedDict):
+    widths: dict[str, int]
+    row: dict[str, Any]
+
+
+class _State(TypedDict):
+    """What state.json holds."""
+
+    facts: dict[str, Any]
+    curves: dict[str, Curve]
+    rungs: dict[str, _Rung]
 
 
 def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
@@ -186,10 +197,10 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {"curves": {}, "rungs": {}}
     try:
-        state = json.loads(path.read_text())
-        found = facts.differing(state.pop("facts"), about, _DECISIVE)
-    except (ValueError, KeyError, AttributeError):
-        raise InputError(f"{path} is damaged: remove it to measure anew") from None
+        state = sealed.read_file(path, _State)
+    except InputError as error:
+        raise InputError(f"{error}: remove it to measure anew") from None
+    found = facts.differing(state.pop("facts"), about, _DECISIVE)
     if found:
         raise InputError(
             f"{path.parent} is of another network or other images: {'; '.join(found)}."
@@ -198,4 +209,6 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-_DECISIVE = ("weights", "eval_split", "calibration_split", "dtype", "device")
+_DECISIVE = (
+    "weights", "eval_split", "calibration_split", "config", "data", "device",
+)  # fmt: skip

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Num
 
-from jaxprune import processes
+from jaxprune import arguments, processes
 from jaxprune.channels import taps
 from jaxprune.channels.fills import Fill
 from jaxprune.channels.flow import ChannelFlow, channel_flow
@@ -69,7 +69,9 @@ def linear_fill(
         finite, or channels that cannot be followed to the layers that read them.
     """
     check_images(images)
-    name = layer or taps.last_conv(apply, variables, images[:1])
+    name = layer
+    if name is None:
+        name = taps.last_conv(apply, variables, images[:1])
     flow = channel_flow(apply, variables, jnp.asarray(images[:1]), name)
     fills = linear_fills(
         apply, variables, images, [flow],
@@ -109,6 +111,8 @@ def linear_fills(
     check_images(images)
     if ridge is not None and not 0 < ridge < np.inf:
         raise InputError(f"ridge must be positive and finite, got {ridge}")
+    arguments.check_variables(variables)
+    arguments.check_count("batch_size", batch_size)
     flows = list(flows)
     sums = _read(apply, variables, np.asarray(images), flows, batch_size, mesh)
     fills = {}

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxprune import arguments
 from jaxprune.channels.flow import ChannelFlow
 from jaxprune.channels.linear import Moments, Regression
 from jaxprune.errors import InputError, check_choice
@@ -132,13 +133,9 @@ def resolve_fill(
             )
         return fill
     if not isinstance(fill, str):
-        values = np.asarray(fill, np.float32)
-        if values.shape != bias.shape or not np.isfinite(values).all():
-            raise InputError(
-                f"fill must be {len(bias)} finite numbers, one for each channel of "
-                f"'{layer}', got shape {values.shape}"
-            )
-        return Fill("values", values)
+        what = f"fill, a number for each channel of '{layer}',"
+        values = arguments.check_numbers(what, fill, bias.shape)
+        return Fill("values", values.astype(np.float32))
     check_choice("fill", fill, FILLS)
     if fill == "linear":
         raise InputError(

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.errors import FlaxError
 from jaxtyping import Array, Float
 
 from jaxprune.errors import InputError, check_choice, first_line
@@ -126,7 +125,7 @@ def _shape_of(leaf: Any) -> Any:
 
 
 def list_layers(
-    apply: Apply, variables: Any, x: Array | np.ndarray
+    apply: Apply, variables: Any, x: Array | np.ndarray | jax.ShapeDtypeStruct
 ) -> tuple[Layer, ...]:
     """Every call of a layer (a module with arrays of its own), in order of execution.
 
@@ -146,7 +145,9 @@ def list_layers(
     try:
         # A new function each time: JAX would not trace one that it knows already.
         jax.eval_shape(lambda *arguments: recorded(*arguments), variables, x)
-    except (FlaxError, TypeError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
         raise InputError(
             f"the network does not run on the example {tuple(np.shape(x))} with these "
             f"variables: {first_line(error)}"

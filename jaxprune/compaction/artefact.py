@@ -7,27 +7,66 @@
 Nothing is pickled. Every hash and shape is checked before anything is used.
 """
 
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
-from safetensors import SafetensorError
+from jax.extend.mlir import passmanager
+from jax.extend.mlir.dialects import stablehlo
+from jax.interpreters import mlir
+from pydantic import Field
 from safetensors import numpy as safetensors
+from typing_extensions import TypedDict
 
-from jaxprune.errors import InputError
-from jaxprune.files import sha256
+from jaxprune import schema, sealed
+from jaxprune.errors import InputError, first_line
+from jaxprune.files import replacing_folder
 
 WEIGHTS, SPEC, PROGRAM = "weights.safetensors", "spec.json", "model.stablehlo"
 FORMAT = 2
 PLATFORMS = ("cpu", "cuda", "tpu")
+_Size = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class _Tensor(TypedDict):
+    shape: list[int]
+    dtype: str
+
+
+_Model = TypedDict(
+    "_Model",
+    {
+        "class": str,
+        "fields": NotRequired[dict[str, int | list[int]]],
+        "dtype": NotRequired[str],
+    },
+)
+
+
+class _Layer(TypedDict):
+    channels: int
+    kept: list[int]
+    fill: str
+    fill_facts: NotRequired[dict[str, Any]]
+
+
+@schema.and_others
+class Spec(TypedDict):
+    """What spec.json holds, and more."""
+
+    format: Literal[2]
+    model: _Model
+    call: dict[str, Any]
+    layers: dict[str, _Layer]
+    input_shape: list[_Size]
+    proof: dict[str, Any] | None
+    group_sizes: dict[str, _Size]
+    tensors: dict[str, _Tensor]
 
 
 def write(
@@ -50,28 +89,16 @@ def write(
         name: np.ascontiguousarray(value)
         for name, value in flatten_dict(variables, sep="/").items()
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
+    tensors = {
+        name: {"shape": list(value.shape), "dtype": str(value.dtype)}
+        for name, value in sorted(arrays.items())
+    }
+    schema.check_json("spec", spec)
+    with replacing_folder(folder) as new:
         (new / WEIGHTS).write_bytes(safetensors.save(arrays))
         if program is not None:
             (new / PROGRAM).write_bytes(program)
-        files = {
-            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
-            for path in sorted(new.iterdir())
-        }
-        tensors = {
-            name: {"shape": list(value.shape), "dtype": str(value.dtype)}
-            for name, value in sorted(arrays.items())
-        }
-        whole = {"format": FORMAT, **spec, "tensors": tensors, "files": files}
-        whole["sha256"] = _digest(whole)
-        (new / SPEC).write_text(json.dumps(whole, indent=2) + "\n")
-        _put_in_place(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        sealed.write(new, SPEC, {"format": FORMAT, **spec, "tensors": tensors})
 
 
 def check_target(folder: Path) -> None:
@@ -82,23 +109,7 @@ def check_target(folder: Path) -> None:
         )
 
 
-def _put_in_place(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder`; what was there is removed after that."""
-    if not folder.exists():
-        new.rename(folder)
-        return
-    old = new.with_suffix(".old")
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def read(folder: Path) -> tuple[Any, dict[str, Any]]:
+def read(folder: Path) -> tuple[Any, Spec]:
     """Reads an artefact: variables and facts.
 
     Raises:
@@ -108,38 +119,22 @@ def read(folder: Path) -> tuple[Any, dict[str, Any]]:
     if not (folder / SPEC).is_file():
         raise InputError(f"{folder} holds no compact network (no {SPEC})")
     try:
-        spec = json.loads((folder / SPEC).read_text())
-        if spec["format"] != FORMAT:
-            raise InputError(
-                f"{folder / SPEC} has format {spec['format']}, not {FORMAT}"
-            )
-        if spec["sha256"] != _digest(spec):
-            raise InputError(f"{folder / SPEC} does not match its own sha256")
-        for name, facts in spec["files"].items():
-            if Path(name).name != name or not (folder / name).is_file():
-                raise InputError(f"{folder / name} is missing")
-            if sha256(folder / name) != facts["sha256"]:
-                raise InputError(f"{folder / name} does not match its sha256 in {SPEC}")
-        arrays = safetensors.load_file(folder / WEIGHTS)
-        found = {
-            name: {"shape": list(value.shape), "dtype": str(value.dtype)}
-            for name, value in arrays.items()
-        }
-        if WEIGHTS not in spec["files"] or found != spec["tensors"]:
-            raise InputError(f"{folder / WEIGHTS} holds other arrays than {SPEC} says")
+        spec = sealed.read(folder, SPEC, Spec, (WEIGHTS,))
     except InputError as error:
         raise InputError(f"{error}: the artefact was damaged or changed") from error
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    try:
+        arrays = safetensors.load_file(folder / WEIGHTS)
+    except Exception as error:  # of its parser, which a crafted file may break
         raise InputError(
-            f"the compact network in {folder} is damaged ({error})"
+            f"{folder / WEIGHTS} is damaged ({first_line(error)})"
         ) from error
+    found = {
+        name: {"shape": list(value.shape), "dtype": str(value.dtype)}
+        for name, value in arrays.items()
+    }
+    if found != spec["tensors"]:
+        raise InputError(f"{folder / WEIGHTS} holds other arrays than {SPEC} says")
     return unflatten_dict(arrays, sep="/"), spec
-
-
-def _digest(spec: Mapping[str, Any]) -> str:
-    """SHA-256 of everything in a spec but its own hash."""
-    rest = {key: value for key, value in spec.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def export_program(
@@ -147,7 +142,8 @@ def export_program(
 ) -> bytes:
     """A function of a batch as StableHLO, batch size left open, for every platform.
 
-    To run it: `jax.export.deserialize(data).call(x)`.
+    To run it: `jax.export.deserialize(data).call(x)`. It says nothing of the files that
+    the function was written in, so that it is the same wherever it is made.
 
     Args:
       function: [N, *shape] -> array; what it closes over becomes part of the file.
@@ -156,4 +152,16 @@ def export_program(
     """
     (size,) = export.symbolic_shape("N")
     x = jax.ShapeDtypeStruct((size, *shape), dtype)
-    return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(x).serialize())
+    program = export.export(jax.jit(function), platforms=PLATFORMS)(x)
+    with mlir.make_ir_context() as context:
+        module = stablehlo.deserialize_portable_artifact(
+            context, program.mlir_module_serialized
+        )
+        strip = passmanager.PassManager.parse("builtin.module(strip-debuginfo)")
+        strip.run(module.operation)
+        # As jax.export itself: for readers up to four weeks older.
+        version = stablehlo.get_version_from_compatibility_requirement(
+            stablehlo.StablehloCompatibilityRequirement.WEEK_4
+        )
+        data = stablehlo.serialize_portable_artifact(module, version)
+    return bytes(replace(program, mlir_module_serialized=data).serialize())

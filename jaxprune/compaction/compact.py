@@ -20,6 +20,7 @@ from flax import linen as nn
 from flax.core import unfreeze
 from jaxtyping import Array
 
+from jaxprune import arguments
 from jaxprune.channels import masking, taps
 from jaxprune.channels.coupling import GROUP_NORMS
 from jaxprune.channels.fills import Fill
@@ -147,14 +148,16 @@ def _compact(
     example: Any,
     call: Mapping[str, Any] | None,
 ) -> Compact:
+    arguments.check_numbers("example", example, np.shape(example))
     example = jnp.asarray(example)
     if example.ndim < 2 or not len(example):
         raise InputError(
             f"example must be a batch of inputs [N, ...], got {example.shape}"
         )
+    arguments.check_variables(variables)
     variables = jax.tree.map(np.asarray, unfreeze(variables))
-    if "params" not in variables or not layers:
-        raise InputError("variables need a collection 'params', and layers a layer")
+    if not layers:
+        raise InputError("say which layers are pruned: there is none")
     whole = as_compact(model, variables, example, call)
     try:
         return _remove(whole, layers, flows(whole.apply, variables, example), example)

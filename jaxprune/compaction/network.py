@@ -15,11 +15,12 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Num
 
+from jaxprune import arguments, schema
 from jaxprune.channels import taps
 from jaxprune.channels.flow import READERS
 from jaxprune.compaction import artefact
 from jaxprune.compaction.proof import Proof
-from jaxprune.errors import InputError
+from jaxprune.errors import InputError, first_line
 from jaxprune.networks.conv import with_offset
 from jaxprune.networks.models import CifarResNet, CifarVGG, PairCNN
 
@@ -86,10 +87,10 @@ class Compact:
         self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]
     ) -> Float[Array, "N C"]:
         """Logits of a batch of inputs."""
-        if x.shape[1:] != self.input_shape:
+        if np.shape(x)[1:] != self.input_shape:
             raise InputError(
                 f"the network takes inputs of shape [N, "
-                f"{', '.join(map(str, self.input_shape))}], got {list(x.shape)}"
+                f"{', '.join(map(str, self.input_shape))}], got {list(np.shape(x))}"
             )
         return self._compiled(self.variables, jnp.asarray(x))
 
@@ -116,10 +117,18 @@ class Compact:
           class_names: name of each class.
           about: more JSON-able facts, such as measurements.
           stablehlo: also writes the program: uint8 images -> logits, scaling included.
+
+        Raises:
+          InputError: the folder holds something else, or arguments that are not those.
         """
+        artefact.check_target(Path(path))
+        schema.check_json("about", {} if about is None else about)
         mean, std = (
-            np.asarray(v, np.float32) for v in (pixel_mean, pixel_std)
-        )  # fmt: skip
+            arguments.check_numbers(name, value, (np.size(value),)).astype(np.float32)
+            for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std))
+        )
+        if not (std > 0).all():
+            raise InputError(f"pixel_std must be positive, got {std.tolist()}")
 
         def program(images: Array) -> Any:
             variables = jax.tree.map(jnp.asarray, self.variables)
@@ -166,15 +175,10 @@ def load_compact(path: Path | str, model: nn.Module | None = None) -> Compact:
       InputError: no artefact, a damaged or changed one, or of another model.
     """
     variables, spec = artefact.read(Path(path))
+    where = Path(path) / artefact.SPEC
     about = spec["model"]
     if model is None:
-        if about["class"] not in OWN or "fields" not in about:
-            raise InputError(
-                f"{path} holds a network of the class {about['class']}: give it as "
-                "load_compact(path, model=...)"
-            )
-        fields = {k: _frozen(v) for k, v in about["fields"].items()}
-        model = OWN[about["class"]](**fields, dtype=jnp.dtype(about["dtype"]))
+        model = _own_model(spec, path)
     elif type(model).__name__ != about["class"]:
         raise InputError(
             f"{path} holds a network of the class {about['class']}, not "
@@ -184,19 +188,45 @@ def load_compact(path: Path | str, model: nn.Module | None = None) -> Compact:
         model=model,
         variables=variables,
         call=spec["call"],
-        layers={
-            name: PrunedLayer(**{k: _frozen(v) for k, v in layer.items()})
-            for name, layer in spec["layers"].items()
-        },
+        layers={name: _layer(spec, name, where) for name in spec["layers"]},
         input_shape=tuple(spec["input_shape"]),
-        proof=Proof(**spec["proof"]) if spec["proof"] else None,
-        group_sizes=spec.get("group_sizes", {}),
+        proof=schema.check(spec["proof"], Proof | None, f"the proof in {where}"),
+        group_sizes=spec["group_sizes"],
     )
+    example = jax.ShapeDtypeStruct((1, *small.input_shape), np.float32)
     # Traces the network, which checks the shape of every parameter.
-    taps.list_layers(
-        small.apply, variables, jnp.zeros((1, *small.input_shape), jnp.float32)
-    )
+    taps.list_layers(small.apply, variables, example)
     return small
+
+
+def _layer(spec: artefact.Spec, name: str, where: Path) -> PrunedLayer:
+    """What was removed of a layer."""
+    layer = schema.check(spec["layers"][name], PrunedLayer, where)
+    if not set(layer.kept) <= set(range(layer.channels)):
+        raise InputError(
+            f"{where} is damaged: of '{name}', kept holds more than its "
+            f"{layer.channels} channels"
+        )
+    return layer
+
+
+def _own_model(spec: artefact.Spec, path: Path | str) -> nn.Module:
+    """One of jaxprune's own, as an artefact describes it."""
+    about = spec["model"]
+    name = about["class"]
+    if name not in OWN or "fields" not in about:
+        raise InputError(
+            f"{path} holds a network of the class {name}: give it as "
+            "load_compact(path, model=...)"
+        )
+    known = {field.name for field in _own_fields(OWN[name])}
+    fields = {k: _frozen(v) for k, v in about["fields"].items()}
+    try:
+        if set(fields) - known:
+            raise ValueError(f"{name} has no {min(set(fields) - known)}")
+        return OWN[name](**fields, dtype=jnp.dtype(about.get("dtype", "float32")))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} describes no {name}: {first_line(error)}") from error
 
 
 def _facts(layer: PrunedLayer) -> dict[str, Any]:
@@ -210,14 +240,16 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     name = type(model).__name__
     if OWN.get(name) is not type(model):
         return {"class": name}
-    values = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name", "dtype")
-    }
+    values = {field.name: getattr(model, field.name) for field in _own_fields(model)}
     fields = {k: v if isinstance(v, int) else list(v) for k, v in values.items()}
     dtype = getattr(model, "dtype", jnp.float32)
     return {"class": name, "fields": fields, "dtype": jnp.dtype(dtype).name}
+
+
+def _own_fields(model: Any) -> list[dataclasses.Field]:
+    """What a model is built from, but for its type."""
+    others = ("parent", "name", "dtype")
+    return [field for field in dataclasses.fields(model) if field.name not in others]
 
 
 def _frozen(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Datasets by name: CIFAR-10 and MNIST through TFDS, the digits, pairs of digits."""
 
+import hashlib
 import re
 from typing import NamedTuple
 
@@ -19,6 +20,17 @@ class Splits(NamedTuple):
 
     train: Split
     test: Split
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all images, labels and class names."""
+        digest = hashlib.sha256()
+        for split in self:
+            for array in (split.images, split.sources, split.labels):
+                digest.update(f"{array.dtype} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+            digest.update(repr(split.class_names).encode())
+        return digest.hexdigest()
 
 
 def load(

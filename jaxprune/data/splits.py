@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Num
 
+from jaxprune.arguments import check_labels, check_numbers
 from jaxprune.errors import InputError
 
 
@@ -30,6 +31,9 @@ class Split:
     sources: Int[np.ndarray, "N S"]
     labels: Int[np.ndarray, " N"]
     class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_labels("labels", self.labels, len(self.class_names))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,17 +65,18 @@ def image_split(
       InputError: no images, another number of labels, or labels that name no class.
     """
     images, labels = np.asarray(images), np.asarray(labels)
+    check_numbers("images", images, images.shape)
+    names = tuple(class_names)
+    if isinstance(class_names, str) or not all(isinstance(n, str) for n in names):
+        raise InputError(
+            f"class_names must be a sequence of names, got {class_names!r}"
+        )
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
         raise InputError(
             "images must be [N, H, W, C] and labels [N], N at least 1; got "
             f"{list(images.shape)} and {list(labels.shape)}"
         )
-    if labels.min() < 0 or labels.max() >= len(class_names):
-        raise InputError(
-            f"labels must lie in 0 .. {len(class_names) - 1}, as there are "
-            f"{len(class_names)} class names; got {labels.min()} .. {labels.max()}"
-        )
-    return Split(images, np.arange(len(labels))[:, None], labels, tuple(class_names))
+    return Split(images, np.arange(len(labels))[:, None], labels, names)
 
 
 class Batch(NamedTuple):

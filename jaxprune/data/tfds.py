@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jaxprune import schema, sealed
 from jaxprune.errors import InputError
 from jaxprune.files import replacing, sha256, write_text
 
 _PROBE_SECONDS = 8
+_ARRAYS = ("images", "labels")
 _log = logging.getLogger(__name__)
 
 Decoded = tuple[UInt8[np.ndarray, "N H W C"], Int[np.ndarray, " N"], tuple[str, ...]]
@@ -107,7 +109,7 @@ def _about(entry: Path, split: str) -> dict[str, Any]:
     try:
         about = json.loads((entry / f"{split}.json").read_text())
         return {"source": str(about["source"]), **about}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"source": f"{entry} (damaged)"}
 
 
@@ -117,22 +119,26 @@ def _read(entry: Path, split: str) -> Decoded | None:
         return None
     about = _about(entry, split)
     try:
-        for key in ("images", "labels"):
+        for key in _ARRAYS:
             if sha256(entry / f"{split}_{key}.npy") != about["sha256"][key]:
                 raise ValueError(f"{split}_{key}.npy does not match its checksum")
+        names = sealed.digest(about["class_names"])
+        # A cache that is older than the sum of the names has none.
+        if about["sha256"].get("class_names", names) != names:
+            raise ValueError("the class names do not match their checksum")
         images = np.load(entry / f"{split}_images.npy", mmap_mode="r")
         labels = np.load(entry / f"{split}_labels.npy")
         return images, labels, tuple(about["class_names"])
     except PermissionError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.warning("the cache %s is damaged (%s) and is built again", entry, error)
         return None
 
 
 def _decode(name: str, split: str, prepared: Path, entry: Path) -> None:
     """Decodes a prepared split into the cache entry."""
-    info = json.loads((prepared / "dataset_info.json").read_text())
+    info = schema.read(prepared / "dataset_info.json", dict[str, Any])
     if info.get("fileFormat") != "array_record":
         raise InputError(
             f"{prepared} is stored as {info.get('fileFormat', 'tfrecord')}, which only "
@@ -150,6 +156,7 @@ def _decode(name: str, split: str, prepared: Path, entry: Path) -> None:
             f"the prepared dataset {prepared} cannot be read ({_first_line(error)}): "
             "remove the folder and it is downloaded again"
         ) from error
+    entry.mkdir(parents=True, exist_ok=True)
     with replacing(entry / f"{split}_images.npy") as path:
         np.save(path, images)
     with replacing(entry / f"{split}_labels.npy") as path:
@@ -159,7 +166,8 @@ def _decode(name: str, split: str, prepared: Path, entry: Path) -> None:
         "version": builder.info.full_name,
         "class_names": builder.info.features["label"].names,
         "sha256": {
-            key: sha256(entry / f"{split}_{key}.npy") for key in ("images", "labels")
+            **{key: sha256(entry / f"{split}_{key}.npy") for key in _ARRAYS},
+            "class_names": sealed.digest(builder.info.features["label"].names),
         },
     }
     write_text(entry / f"{split}.json", json.dumps(about, indent=2) + "\n")

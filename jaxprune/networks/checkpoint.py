@@ -2,8 +2,9 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,30 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxprune import schema, sealed
 from jaxprune.errors import InputError, first_line
 
 # A pytree of arrays: linen's collections.
 Variables = Any
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a checkpoint says of itself.
+
+    Attributes:
+      sha256: fingerprint of the variables.
+      optimizer: fingerprint of the optimizer's state, where there is one.
+      epoch: number of the checkpoint.
+      facts: what the caller has added.
+      seal: digest of all others.
+    """
+
+    sha256: str
+    optimizer: str | None
+    epoch: int
+    facts: dict[str, Any]
+    seal: str
 
 
 def fingerprint(variables: Variables) -> str:
@@ -38,7 +59,11 @@ def latest(folder: Path) -> int | None:
 
 
 def save(
-    folder: Path, epoch: int, variables: Variables, optimizer: Any | None = None
+    folder: Path,
+    epoch: int,
+    variables: Variables,
+    optimizer: Any | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Saves a checkpoint, whole or not at all, and keeps the one before it.
 
@@ -47,18 +72,23 @@ def save(
       epoch: its number.
       variables: the network's variables.
       optimizer: optimizer state, where training is to go on from here.
+      facts: JSON-able, for `facts`.
 
     Raises:
       InputError: it cannot be written.
     """
+    state = None if optimizer is None else fingerprint(optimizer)
+    about = _About(fingerprint(variables), state, epoch, dict(facts or {}), "")
     items = {
         "variables": ocp.args.StandardSave(jax.device_get(variables)),
-        "about": ocp.args.JsonSave({"sha256": fingerprint(variables)}),
+        "about": ocp.args.JsonSave(asdict(replace(about, seal=_seal(about)))),
     }
     if optimizer is not None:
         items["optimizer"] = ocp.args.StandardSave(jax.device_get(optimizer))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.orbax-checkpoint-tmp*"):  # of a killed process
+            shutil.rmtree(path, ignore_errors=True)
         with _manager(folder) as manager:
             manager.save(epoch, args=ocp.args.Composite(**items))
     except Exception as error:
@@ -70,10 +100,20 @@ def save(
         ) from error
 
 
+def facts(folder: Path, epoch: int) -> dict[str, Any] | None:
+    """What `save` was given; None of a checkpoint that is older than facts.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    about = _restore(folder, epoch, {"about": ocp.args.JsonRestore()})["about"]
+    return None if about.seal == "" else about.facts
+
+
 def restore(
     folder: Path, epoch: int, variables: Variables, optimizer: Any | None = None
 ) -> tuple[Variables, Any]:
-    """Restores a checkpoint and checks it against its fingerprint.
+    """Restores a checkpoint and checks all of it against its fingerprints.
 
     Args:
       folder: where checkpoints lie.
@@ -93,24 +133,54 @@ def restore(
     }
     if optimizer is not None:
         items["optimizer"] = ocp.args.StandardRestore(_abstract(optimizer))
-    path = folder / str(epoch)
+    restored = _restore(folder, epoch, items, variables)
+    return restored["variables"], restored.get("optimizer")
+
+
+def _restore(
+    folder: Path, epoch: int, items: dict[str, Any], variables: Variables = None
+) -> dict[str, Any]:
+    """The items, each as its fingerprint says; "about" as an `_About`."""
     try:
         with _manager(folder) as manager:
-            restored = manager.restore(epoch, args=ocp.args.Composite(**items))
-        if fingerprint(restored["variables"]) != restored["about"]["sha256"]:
-            raise ValueError("its values do not match their fingerprint")
+            found = manager.restore(epoch, args=ocp.args.Composite(**items))
+        restored = {name: found[name] for name in items}
+        about = restored["about"] = _parse(found["about"], epoch)
+        prints = {"variables": about.sha256, "optimizer": about.optimizer}
+        if about.seal == "":  # older than fingerprints of the optimizer's state
+            del prints["optimizer"]
+        for name in prints.keys() & items.keys():
+            if fingerprint(restored[name]) != prints[name]:
+                raise ValueError(f"its {name} does not match its fingerprint")
         shapes = [
             [leaf.shape for leaf in jax.tree.leaves(tree)]
-            for tree in (restored["variables"], variables)
+            for tree in (restored.get("variables"), variables)
         ]
         if shapes[0] != shapes[1]:
             raise ValueError("its shapes are those of another network")
     except Exception as error:
         raise InputError(
-            f"checkpoint {path} is damaged or of another network "
+            f"checkpoint {folder / str(epoch)} is damaged or of another network "
             f"({first_line(error)}): remove that folder to go on from the one before"
         ) from error
-    return restored["variables"], restored.get("optimizer")
+    return restored
+
+
+def _parse(about: Any, epoch: int) -> _About:
+    """What a checkpoint says of itself, checked but for the fingerprints."""
+    if set(about) == {"sha256"}:
+        about |= {"optimizer": None, "epoch": epoch, "facts": {}, "seal": ""}
+        return schema.check(about, _About, "about")
+    parsed = schema.check(about, _About, "about")
+    if parsed.seal != _seal(parsed):
+        raise ValueError("what it says of itself does not match its own digest")
+    if parsed.epoch != epoch:
+        raise ValueError(f"it is of epoch {parsed.epoch}")
+    return parsed
+
+
+def _seal(about: _About) -> str:
+    return sealed.digest({"about": asdict(replace(about, seal=""))})
 
 
 @contextmanager

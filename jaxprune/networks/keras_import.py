@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from jaxprune import arguments
 from jaxprune.channels import taps
 from jaxprune.errors import InputError, first_line
 
@@ -91,11 +92,16 @@ def _read_keras(path: Path) -> list[tuple[str, dict[tuple[str, str], np.ndarray]
                             f"{path}: layer '{name}' has a weight '{key}', which no "
                             "Conv2D, Dense or BatchNormalization has"
                         )
-                    weights[_KERAS_WEIGHTS[key]] = np.asarray(group[name][full_name])
+                    value = np.asarray(group[name][full_name])
+                    what = f"{path}: {key} of layer '{name}'"
+                    arguments.check_numbers(what, value, value.shape)
+                    weights[_KERAS_WEIGHTS[key]] = value
                 if weights:
                     layers.append((name, weights))
             return layers
-    except (OSError, KeyError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of h5py, which a damaged file breaks anywhere
         raise InputError(
             f"{path} is damaged or no .h5 file of Keras's model.save "
             f"({first_line(error)})"

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from jaxprune import arguments
 from jaxprune.channels import taps
 from jaxprune.data.splits import Split, batches
 from jaxprune.errors import InputError
@@ -63,15 +64,16 @@ def predict(
       Logits in float32, whatever type the network computes in.
 
     Raises:
-      InputError: a batch size below 1, no images, or a network that does not return
-        one row of logits for each image.
+      InputError: a batch size below 1, no images, variables that are not those of
+        the network, or one that does not return a row of logits for each image.
     """
-    if batch_size < 1 or not len(split):
-        raise InputError(
-            f"batch_size ({batch_size}) and the split ({len(split)} images) must not "
-            "be empty"
-        )
+    arguments.check_count("batch_size", batch_size)
+    if not len(split):
+        raise InputError("the split has no images")
+    arguments.check_variables(variables)
     mesh = mesh or make_mesh()
+    if not isinstance(apply, Sharded):
+        taps.list_layers(apply, variables, split.read(np.arange(1)))
     program = apply if isinstance(apply, Sharded) else compiled(apply, mesh)
     variables = replicate(variables, mesh)
     parts = []

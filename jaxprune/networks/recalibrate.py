@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
+from jaxprune import arguments
 from jaxprune.channels import taps
 from jaxprune.errors import InputError
 
@@ -28,6 +29,8 @@ def recalibrate(apply: taps.Apply, variables: Any, inputs: Iterable[Array]) -> A
     Raises:
       InputError: no inputs, or the network has no BatchNorm.
     """
+
+    arguments.check_variables(variables)
 
     def moments(variables: Any, x: Array) -> dict[str, tuple[Array, Array]]:
         found: dict[str, tuple[Array, Array]] = {}

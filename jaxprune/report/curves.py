@@ -4,14 +4,16 @@ A function named after a picture returns a matplotlib Figure; `save` writes one.
 P channels, K masks, C classes.
 """
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from typing_extensions import TypedDict
 
+from jaxprune import schema
 from jaxprune.errors import InputError
 from jaxprune.files import replacing
 from jaxprune.report.certainty import band, loss_curve, mark_chosen, note
@@ -71,14 +73,32 @@ def draw_training(workdir: Path) -> list[Path]:
     Raises:
       InputError: train.jsonl is damaged.
     """
-    log = workdir / "train.jsonl"
-    if not log.exists():
-        return []
-    try:
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-    except ValueError as error:
-        raise InputError(f"{log} is damaged ({error})") from error
-    return [save(training_curves(lines), workdir / "training.png")]
+    lines = read_log(workdir / "train.jsonl")
+    return [save(training_curves(lines), workdir / "training.png")] if lines else []
+
+
+@schema.and_others
+class EpochLine(TypedDict):
+    """A line of train.jsonl, and more."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float
+    test_balanced_accuracy: float
+
+
+def read_log(log: Path) -> list[EpochLine]:
+    """The lines of train.jsonl; none where it is not there.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    lines = log.read_bytes().splitlines() if log.exists() else []
+    return [
+        schema.parse(line, EpochLine, f"{log} line {number}")
+        for number, line in enumerate(lines, 1)
+    ]
 
 
 def add_grid(axes: Axes) -> None:
@@ -256,7 +276,7 @@ def confusion_matrices(result: SweepResult, k: int | None = None) -> Figure:
     return figure
 
 
-def training_curves(lines: list[dict[str, Any]]) -> Figure:
+def training_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss and accuracies against the epoch, from the lines of train.jsonl."""
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)

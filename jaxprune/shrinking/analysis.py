@@ -19,6 +19,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Num
 
+from jaxprune import arguments
 from jaxprune.channels.calibration import linear_fills
 from jaxprune.channels.groups import Groups, find_groups
 from jaxprune.compaction.compact import OtherWayError, as_compact, compact_groups
@@ -207,6 +208,8 @@ def analyse(
             f"widths are found on at least {_FEWEST} images [N, ...], got an array of "
             f"shape {list(np.shape(images))}; a few hundred are better"
         )
+    arguments.check_numbers("images", images, np.shape(images))
+    arguments.check_variables(variables)
     images = jnp.asarray(images)
     whole = as_compact(model, jax.tree.map(np.asarray, variables), images, call)
     groups = find_groups(whole.apply, variables, images)

@@ -9,7 +9,6 @@ Axes: I, O numbers of features given and returned that a layer is timed at.
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,10 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from typing_extensions import TypedDict
 
+from jaxprune import sealed
 from jaxprune.channels import taps
 from jaxprune.compaction.network import Compact
-from jaxprune.files import write_text
+from jaxprune.errors import InputError
 from jaxprune.shrinking.costs import Costs, Number, Widths
 
 # Shares of the features that a layer is timed at, on either side.
@@ -190,6 +191,10 @@ def _grid(features: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(features * share)) for share in _SHARES}))
 
 
+class _Times(TypedDict):
+    seconds: dict[str, float]
+
+
 class _Clock:
     """Times layers, and keeps what it has timed in a file.
 
@@ -204,8 +209,8 @@ class _Clock:
         self.known: dict[str, float] = {}
         if self.path and self.path.exists():
             try:
-                self.known = json.loads(self.path.read_text())
-            except ValueError:
+                self.known = sealed.read_file(self.path, _Times)["seconds"]
+            except InputError:
                 self.known = {}  # damaged: timed again
         one = jnp.zeros(1)
         nothing = jax.jit(lambda x: x + 1)
@@ -230,7 +235,8 @@ class _Clock:
     def save(self) -> None:
         """Keeps the times."""
         if self.path:
-            write_text(self.path, json.dumps(self.known, indent=1))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            sealed.write_file(self.path, {"seconds": self.known})
 
 
 def _describe(module: Any) -> str:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxprune.channels.fills import Fill
 from jaxprune.channels.head import Head
 from jaxprune.data.splits import Batch
+from jaxprune.errors import InputError
 from jaxprune.mesh import (
     DATA,
     MASK,
@@ -132,7 +133,15 @@ def evaluate_masks(
       masks: True where a channel is kept.
       mesh: the devices; by default all of this process.
       mask_chunk: masks evaluated at once; by default chosen from the batch.
+
+    Raises:
+      InputError: the masks are no masks.
     """
+    masks = np.asarray(masks)
+    if masks.dtype != bool or masks.ndim != 2 or not len(masks):
+        raise InputError(
+            f"masks must be booleans [K, P], got {masks.dtype} {list(masks.shape)}"
+        )
     mesh = mesh or make_mesh()
 
     def one(*arguments: Any) -> Array:

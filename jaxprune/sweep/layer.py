@@ -17,7 +17,7 @@ import numpy as np
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, Float
 
-from jaxprune import processes
+from jaxprune import arguments, processes
 from jaxprune.channels import taps
 from jaxprune.channels.fills import AtReader, Fill, resolve_fill
 from jaxprune.channels.flow import ChannelFlow, channel_flow
@@ -30,6 +30,7 @@ from jaxprune.sweep.changed import ChangedPairs
 from jaxprune.sweep.evaluation import EveryPair, Plan, chunk_size
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.running_sum import STEP, Reader, RunningSum, find_reader
+from jaxprune.sweep.saved import check_about
 from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
 
 Evaluation = EveryPair | ChangedPairs | RunningSum
@@ -65,12 +66,13 @@ def sweep_layer(
       on_pairs: called with the number of (image, k) pairs done since the last call.
 
     Raises:
-      InputError: unknown fill, scores that are not finite or not one for each channel,
-        unusable ks or mask_chunk, or channels that the fill cannot be put in place of
-        because they join others before the next layer.
+      InputError: facts that cannot be kept, unknown fill, scores that are not finite
+        or not one for each channel, unusable ks or mask_chunk, or channels that the
+        fill cannot be put in place of because they join others before the next layer.
     """
-    if mask_chunk is not None and mask_chunk < 1:
-        raise InputError(f"mask_chunk must be at least 1, got {mask_chunk}")
+    check_about({} if about is None else about)
+    if mask_chunk is not None:
+        arguments.check_count("mask_chunk", mask_chunk)
     resolved = resolve_fill(
         fill, layer=tapped.name, bias=tapped.bias, mean=tapped.channel_means
     )

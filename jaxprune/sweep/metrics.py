@@ -72,9 +72,14 @@ def largest_k_within(
       scores: accuracy at each k, in [0, 1].
       drop: allowed loss, in [0, 1]; 0.01 is one point.
 
+    Raises:
+      InputError: `drop` is none.
+
     >>> largest_k_within([0, 1, 2, 3], np.array([0.80, 0.81, 0.79, 0.70]), 0.01)
     2
     """
+    if not 0 <= drop <= 1:
+        raise InputError(f"a drop is a share of accuracy in 0 .. 1, got {drop}")
     # A loss of exactly `drop` counts, whatever the rounding of the two quotients;
     # accuracies over up to 10^9 images differ by more than this.
     return int(max(np.asarray(ks)[scores >= scores[0] - drop - 1e-10]))

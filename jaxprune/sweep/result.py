@@ -3,8 +3,7 @@
 Axes: K masks, N images, H x W positions, P channels, C classes.
 """
 
-import csv
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
+from jaxprune import arguments
 from jaxprune.errors import InputError
-from jaxprune.files import replacing, write_text
-from jaxprune.ranking.order import prefix_masks
-from jaxprune.sweep import certainty, metrics
+from jaxprune.ranking.order import check_ks, check_order, prefix_masks
+from jaxprune.sweep import certainty, metrics, saved
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,9 @@ class SweepResult:
       select_predictions: for other images, that K is chosen on; None where it is
         chosen on the images above.
       select_labels: true class of each of them.
+
+    Raises:
+      InputError: what these say of one another does not fit.
     """
 
     ks: tuple[int, ...]
@@ -51,6 +53,33 @@ class SweepResult:
     cross_entropy: Float[np.ndarray, " K"] | None = None
     select_predictions: Integer[np.ndarray, "K S"] | None = None
     select_labels: Int[np.ndarray, " S"] | None = None
+
+    def __post_init__(self) -> None:
+        p, classes = len(self.order), len(self.class_names)
+        check_ks(self.ks, p)
+        check_order(self.order, p)
+        arguments.check_numbers("scores", self.scores, (p,))
+        arguments.check_labels("labels", self.labels, classes)
+        arguments.check_labels("predictions", self.predictions, classes)
+        self._check_rows("predictions", self.predictions, self.labels)
+        if self.cross_entropy is not None:
+            shape = (len(self.ks),)
+            arguments.check_numbers("cross_entropy", self.cross_entropy, shape)
+        if self.select_predictions is not None:
+            labels, predictions = self.select_labels, self.select_predictions
+            arguments.check_labels("select_labels", labels, classes)
+            arguments.check_labels("select_predictions", predictions, classes)
+            self._check_rows("select_predictions", predictions, labels)
+        maps = (*self.mean_feature_map.shape[:2], p)
+        arguments.check_numbers("mean_feature_map", self.mean_feature_map, maps)
+        saved.check_about(self.about)
+
+    def _check_rows(self, name: str, predictions: Any, labels: Any) -> None:
+        if predictions.shape != (len(self.ks), len(labels)):
+            raise InputError(
+                f"{name} must be {len(self.ks)} rows of {len(labels)}, one for each K, "
+                f"got shape {predictions.shape}"
+            )
 
     @property
     def title(self) -> str:
@@ -204,27 +233,26 @@ class SweepResult:
         }
 
     def save(self, folder: Path) -> None:
-        """Writes sweep.npz, sweep.csv and, last, summary.json to `folder`.
+        """Writes sweep.npz, sweep.csv and summary.json, with the sums of the others.
 
-        A folder without summary.json holds no complete sweep.
+        A sweep that is there is replaced as a whole, its pictures included.
+
+        Raises:
+          InputError: the folder holds something else.
         """
-        (folder / "summary.json").unlink(missing_ok=True)
-        names = (*_ARRAYS, *(n for n in _MAYBE if getattr(self, n) is not None))
-        with replacing(folder / "sweep.npz") as path:
-            np.savez_compressed(path, **{name: getattr(self, name) for name in names})
         columns = self.columns()
-        with replacing(folder / "sweep.csv") as path, open(path, "w") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["k", "pruned_channel", "score", *columns])
-            for row, k in enumerate(self.ks):
-                last = self.order[k - 1] if k else None
-                score = "" if last is None else repr(float(self.scores[last]))
-                values = (
-                    f"{x[row]:{'.6g' if name == 'mcnemar_p' else '.6f'}}"
-                    for name, x in columns.items()
-                )
-                rows.writerow([k, last, score, *values])
-        write_text(folder / "summary.json", json.dumps(self.summary(), indent=2) + "\n")
+        rows: list[Sequence[Any]] = [["k", "pruned_channel", "score", *columns]]
+        for row, k in enumerate(self.ks):
+            last = self.order[k - 1] if k else None
+            score = "" if last is None else repr(float(self.scores[last]))
+            values = (
+                f"{x[row]:{'.6g' if name == 'mcnemar_p' else '.6f'}}"
+                for name, x in columns.items()
+            )
+            rows.append([k, last, score, *values])
+        names = (*_ARRAYS, *(n for n in _MAYBE if getattr(self, n) is not None))
+        arrays = {name: getattr(self, name) for name in names}
+        saved.write(folder, arrays, rows, self.summary())
 
     @classmethod
     def load(cls, folder: Path) -> "SweepResult":
@@ -236,26 +264,11 @@ class SweepResult:
         if not (folder / "summary.json").is_file():
             raise InputError(f"{folder} holds no complete sweep (no summary.json)")
         try:
-            summary = json.loads((folder / "summary.json").read_text())
-            with open(folder / "sweep.csv", newline="") as file:
-                rows = list(csv.DictReader(file))
-            with (
-                open(folder / "sweep.npz", "rb") as npz,
-                np.load(npz, allow_pickle=False) as arrays,
-            ):
-                result = cls(
-                    ks=tuple(int(row["k"]) for row in rows),
-                    class_names=tuple(summary["class_names"]),
-                    about={k: v for k, v in summary.items() if k not in _DERIVED},
-                    **arrays,
-                )
-            if result.predictions.shape != (len(result.ks), len(result.labels)):
-                raise ValueError("the predictions have another shape than sweep.csv")
+            return cls(**saved.read(folder))
         except Exception as error:
             raise InputError(
                 f"the sweep in {folder} is damaged ({error}): run the sweep again"
             ) from error
-        return result
 
 
 def _ends(
@@ -268,17 +281,3 @@ def _ends(
 
 _ARRAYS = ("order", "scores", "predictions", "labels", "mean_feature_map")
 _MAYBE = ("cross_entropy", "select_predictions", "select_labels")
-_DERIVED = (
-    "class_names",
-    "n_images",
-    "n_channels",
-    "baseline_accuracy",
-    "baseline_balanced_accuracy",
-    "chosen",
-    "largest_safe_k_within_1_point",
-    "largest_safe_k_within_5_points",
-    "largest_k_within_1_point",
-    "largest_k_within_5_points",
-    "largest_k_within_1_point_balanced",
-    "largest_k_within_5_points_balanced",
-)

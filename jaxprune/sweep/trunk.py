@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxprune import processes
+from jaxprune import arguments, processes
 from jaxprune.channels import taps
 from jaxprune.channels.head import is_close, shuffled_with_repeats
 from jaxprune.data.splits import Batch, Split, batches
@@ -134,15 +134,13 @@ def tap_layer(
         does not treat images one by one, or more processes than images.
     """
     check_choice("tap", tap, taps.TAPS)
+    arguments.check_variables(variables)
     mesh = mesh or make_mesh()
-    batch_size = round_up(batch_size, mesh.size)
-    if batch_size < 1 or not len(split):
-        raise InputError(
-            f"batch_size ({batch_size}) and the split ({len(split)} images) must not "
-            "be empty"
-        )
+    batch_size = round_up(arguments.check_count("batch_size", batch_size), mesh.size)
+    if not len(split):
+        raise InputError("the split has no images")
     images = _some_images(split)
-    name = layer or taps.last_conv(apply, variables, images)
+    name = taps.last_conv(apply, variables, images) if layer is None else layer
     shape = _shape_of_one(apply, variables, images, name)
     classes = len(split.class_names)
     check_seconds = _check_tap(apply, variables, images, name, tap, classes)

@@ -197,7 +197,8 @@ def test_bad_input_is_named():
         with pytest.raises(InputError, match="ridge must be positive and finite"):
             fit(ridge=ridge)
     broken = {**variables, "batch_stats": {"bn": dict(variables["batch_stats"]["bn"])}}
-    broken["batch_stats"]["bn"]["mean"] = np.full(readers.P, np.nan, np.float32)
+    broken["batch_stats"]["bn"]["mean"] = np.full(readers.P, -3e38, np.float32)
+    broken["batch_stats"]["bn"]["var"] = np.full(readers.P, 1e-6, np.float32)
     with pytest.raises(InputError, match="'reader' is given is not finite"):
         fit(variables=broken)
     model = Residual()

@@ -1,6 +1,7 @@
 """Several devices and processes, as the scripts use them."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -75,6 +76,34 @@ def test_two_processes_train_and_sweep_together(script):
     np.testing.assert_array_equal(alone.predictions, together.predictions)
     np.testing.assert_allclose(alone.scores, together.scores, rtol=1e-5)
     np.testing.assert_allclose(alone.cross_entropy, together.cross_entropy, rtol=1e-5)
+
+
+FAILING = """
+import sys
+from experiments import cli, train, weights
+
+def full(*arguments):
+    raise OSError(28, "No space left on device")
+
+if "--process_id=WHO" in sys.argv:
+    weights.metrics.confusion = full
+cli.run(train.main)
+"""
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_one_process_that_fails_ends_all_with_its_error(who):
+    flags = (*SMALL, "--coordinator=" + free_address(), "--num_processes=2")
+    code = FAILING.replace("WHO", str(who))
+    pair = [start(*flags, f"--process_id={i}", code=code) for i in range(2)]
+    errors = [process.communicate(timeout=240)[1] for process in pair]
+    assert [process.returncode for process in pair] == [2, 2], errors
+    lines = [error.strip().splitlines()[-1] for error in errors]
+    assert lines[who] == "error: No space left on device"
+    assert re.fullmatch(
+        f"error: process {who} on .*: No space left on device", lines[1 - who]
+    )
+    assert not any("Traceback" in e or "abort" in e.lower() for e in errors), errors
 
 
 def test_a_coordinator_that_does_not_answer_is_named():

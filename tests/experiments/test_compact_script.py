@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from run_directories import reseal
 from safetensors.numpy import load_file
 
 import jaxprune
@@ -234,9 +235,8 @@ def test_bad_input(run, arguments, message):
 
 def test_sweep_of_other_weights(run):
     _, workdir = run()
-    path = workdir / "sweep-conv3-abs_mean-bias" / "summary.json"
-    summary = json.loads(path.read_text())
-    path.write_text(json.dumps(summary | {"weights": "0" * 64}))
+    folder = workdir / "sweep-conv3-abs_mean-bias"
+    reseal(folder, lambda facts: facts.update(weights="0" * 64))
     for arguments in (["--max_drop=0.1"], ["--k=2"]):
         (code, _, err), _ = run(*arguments)
         assert code == 2 and "weights is 000000000000" in err

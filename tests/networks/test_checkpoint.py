@@ -71,6 +71,55 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, variables, damage):
         checkpoint.restore(tmp_path, 1, template)
 
 
+def test_no_damage_of_what_training_goes_on_from_is_believed(tmp_path, variables):
+    """A byte in each of 40 places of the optimizer's files becomes another."""
+    state = {"count": jnp.int32(7), "mu": variables, "nu": variables}
+    checkpoint.save(tmp_path / "whole", 1, variables, state, {"config": {"seed": 3}})
+    rng, refused = np.random.default_rng(0), 0
+    for trial in range(40):
+        folder = tmp_path / f"{trial}"
+        shutil.copytree(tmp_path / "whole", folder)
+        every = sorted(p for p in (folder / "1").rglob("*") if p.is_file())
+        places = [p for p in every if "optimizer" in str(p) and p.stat().st_size]
+        path = places[rng.integers(len(places))]
+        content = bytearray(path.read_bytes())
+        content[rng.integers(len(content))] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            restored = checkpoint.restore(folder, 1, variables, state)
+            assert_equal(restored, (variables, state))
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused
+
+
+def test_an_optimizer_state_of_another_checkpoint(tmp_path, variables):
+    """It is whole, and of the same shapes."""
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, epoch, variables, {"count": jnp.int32(epoch)})
+    shutil.rmtree(tmp_path / "2" / "optimizer")
+    shutil.copytree(tmp_path / "1" / "optimizer", tmp_path / "2" / "optimizer")
+    with pytest.raises(InputError, match="its optimizer does not match"):
+        checkpoint.restore(tmp_path, 2, variables, {"count": jnp.int32(0)})
+    assert_equal(checkpoint.restore(tmp_path, 2, variables)[0], variables)
+
+
+def test_facts_are_kept_and_checked(tmp_path, variables):
+    checkpoint.save(tmp_path, 1, variables, facts={"config": {"seed": 3}})
+    assert checkpoint.facts(tmp_path, 1) == {"config": {"seed": 3}}
+    path = next((tmp_path / "1" / "about").glob("metadata"))
+    text = path.read_text()
+    path.write_text(text.replace("3}", "4}"))
+    assert path.read_text() != text
+    with pytest.raises(InputError, match="does not match its own digest"):
+        checkpoint.facts(tmp_path, 1)
+    path.write_text(text)
+    (tmp_path / "1").rename(tmp_path / "2")
+    with pytest.raises(InputError, match="it is of epoch 1"):
+        checkpoint.restore(tmp_path, 2, variables)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path, variables, monkeypatch
 ):
@@ -127,6 +176,35 @@ def test_a_layer_of_an_unknown_kind(tmp_path):
     path = tmp_path / "model.h5"
     write_keras(path, random_variables(VGG, VGG_X), LAYERS, extra="conv2d_3")
     with pytest.raises(InputError, match="'conv2d_3' has a weight 'alpha'"):
+        import_into(VGG, VGG_X, path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"text", "kernel of layer 'conv2d' must be real numbers"),
+        (1j, "kernel of layer 'conv2d' must be real numbers, got complex"),
+        (np.nan, "kernel of layer 'conv2d' must be finite"),
+    ],
+)
+def test_weights_that_are_no_numbers(tmp_path, value, message):
+    path = tmp_path / "model.h5"
+    write_keras(path, random_variables(VGG, VGG_X), LAYERS)
+    with h5py.File(path, "r+") as file:
+        name = "model_weights/conv2d/sequential/conv2d/kernel"
+        shape = file[name].shape
+        del file[name]
+        file[name] = np.full(shape, value)
+    with pytest.raises(InputError, match=message):
+        import_into(VGG, VGG_X, path)
+
+
+def test_layers_whose_names_cannot_be_read(tmp_path):
+    path = tmp_path / "model.h5"
+    write_keras(path, random_variables(VGG, VGG_X), LAYERS)
+    with h5py.File(path, "r+") as file:
+        file["model_weights"].attrs["layer_names"] = np.array([b"\xff\xfe"] * 3)
+    with pytest.raises(InputError, match=r"damaged or no \.h5 file"):
         import_into(VGG, VGG_X, path)
 
 

@@ -86,5 +86,5 @@ def test_bad_ks(ks, message):
 
 
 def test_scores_must_be_finite():
-    with pytest.raises(InputError, match=r"channels \[1\]"):
+    with pytest.raises(InputError, match=r"scores must be finite, got nan at \[1\]"):
         pruning_order(np.array([0.0, np.nan]))

@@ -196,9 +196,13 @@ def test_a_tap_that_changes_the_network_is_refused():
 def test_weights_that_are_not_finite_are_refused():
     model, shape, *_ = EXPERIMENTS["pair"]
     apply, variables = network(model, shape)
-    variables["params"]["dense2"]["bias"][0] = np.nan
-    with pytest.raises(InputError, match="not finite"):
-        tap_layer(apply, variables, random_split(shape=shape))
+    split, last = random_split(shape=shape), variables["params"]["dense2"]
+    last["kernel"][:] = 3e38  # its products with more than one overflow
+    with pytest.raises(InputError, match="the network's logits are not finite"):
+        tap_layer(apply, variables, split)
+    last["bias"][0] = np.nan
+    with pytest.raises(InputError, match=r"dense2/bias must be finite, got nan at \[0"):
+        tap_layer(apply, variables, split)
 
 
 @jax.numpy_dtype_promotion("standard")  # flax's BatchNorm mixes types
@@ -260,7 +264,7 @@ def test_unusable_arguments():
     tapped = tap_layer(apply, variables, split)
     scores = np.arange(4.0)
     for options, message in (
-        ({"mask_chunk": 0}, "mask_chunk must be"),
+        ({"mask_chunk": 0}, "mask_chunk must be an integer of at least 1"),
         ({"ks": [4]}, "must lie in 0 .. 3"),
     ):
         with pytest.raises(InputError, match=message):

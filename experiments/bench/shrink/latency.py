@@ -68,7 +68,7 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 def prepare(by: str, batches: Sequence[int]) -> tuple[Prepared, dict[str, Any]]:
     """A child's part: the framework's networks, ready to be timed."""
-    run = job.load(train_imported=False)
+    run = job.load(train_imported=False, alone=False)  # the parent holds the folder
     images = run.splits.test.read(np.arange(max(batches)) % len(run.splits.test))
     load = _ours if by == OURS else _theirs
     calls = load(run, {batch: images[:batch] for batch in batches})

@@ -1,0 +1,96 @@
+"""Checks of what a caller gives, or a file holds: one for each kind of array."""
+
+from operator import index
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.errors import InputError
+
+
+def check_numbers(what: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """`value` as an array, if it holds finite real numbers of this shape.
+
+    Raises:
+      InputError: it does not; the first place that is not finite is named.
+    """
+    array = np.asarray(value)
+    if not _is_real(array) or array.dtype == bool:
+        raise InputError(f"{what} must be real numbers, got {array.dtype}")
+    if array.shape != shape:
+        raise InputError(f"{what} must be of shape {shape}, got {array.shape}")
+    _check_finite(what, array)
+    return array
+
+
+def check_labels(what: str, value: Any, classes: int) -> np.ndarray:
+    """`value` as an array, if it holds class indices, integers in 0 .. classes - 1.
+
+    Raises:
+      InputError: it does not.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu":
+        raise InputError(
+            f"{what} must be integers, the index of a class each; got {array.dtype}"
+        )
+    if array.size and not 0 <= array.min() <= array.max() < classes:
+        raise InputError(
+            f"{what} must lie in 0 .. {classes - 1}, as there are {classes} class "
+            f"names; got {array.min()} .. {array.max()}"
+        )
+    return array
+
+
+def check_variables(variables: Any) -> None:
+    """Checks a network's variables.
+
+    Raises:
+      InputError: they are no dictionary with a collection "params", or hold something
+        else than finite real numbers; the array is named.
+    """
+    try:
+        found = "params" in variables
+    except TypeError:
+        found = False
+    if not found or isinstance(variables, str):
+        raise InputError(
+            "variables must be a dictionary with a collection 'params', as model.init "
+            f"returns it; got {type(variables).__name__}"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
+            continue
+        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        array = np.asarray(leaf)
+        if not _is_real(array):
+            raise InputError(
+                f"variables must hold real numbers; {name} is {array.dtype}"
+            )
+        _check_finite(f"the variable {name}", array)
+
+
+def _is_real(array: np.ndarray) -> bool:
+    """Whether it holds real numbers, JAX's own types (bfloat16, float8) included."""
+    return array.dtype.kind in "fiub" or jnp.issubdtype(array.dtype, np.floating)
+
+
+def _check_finite(what: str, array: np.ndarray) -> None:
+    if not (finite := np.isfinite(array)).all():
+        place = np.argwhere(~finite)[0].tolist()
+        where = f" at {place}" if place else ""
+        raise InputError(f"{what} must be finite, got {array[tuple(place)]}{where}")
+
+
+def check_count(what: str, value: Any) -> int:
+    """`value`, if it is an integer of at least 1; else InputError."""
+    try:
+        if isinstance(value, bool) or index(value) < 1:
+            raise TypeError
+    except TypeError:
+        raise InputError(
+            f"{what} must be an integer of at least 1, got {value!r:.60}"
+        ) from None
+    return index(value)
