@@ -6,6 +6,7 @@ feature map is worked out once for each batch, see `jaxprune.channels.head`.
 Axes: B images of a batch, P channels, K masks, M pairs.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from jaxprune.channels.fills import Fill
 from jaxprune.channels.head import Head
+from jaxprune.channels.linear import Nested
 from jaxprune.mesh import (
     DATA,
     MASK,
@@ -66,6 +68,11 @@ class Plan:
     def masks(self) -> Bool[np.ndarray, "K P"]:
         """One for each k."""
         return prefix_masks(self.order, self.ks)
+
+    @cached_property
+    def nested(self) -> dict[str, Nested]:
+        """For each reader, the regressions of all K; of the linear fill alone."""
+        return {name: m.nest(self.order) for name, m in self.fill.moments.items()}
 
 
 class Predicted(NamedTuple):
@@ -122,13 +129,16 @@ def evaluate_masks(
       program: what `mask_program` compiled of `logits` on this mesh before.
     """
     mesh = mesh or make_mesh()
+    compiled = program
     program = program or mask_program(logits, mesh)
     leaves = jax.tree.leaves(batch)
     images = len(leaves[0])
     size = round_up(images, mesh.shape[DATA])
     batch = jax.tree.map(lambda a: _pad_rows(a, size), tuple(batch))
     chunk = mask_chunk or chunk_size(sum(int(np.prod(a.shape)) for a in leaves))
-    chunk = round_up(min(chunk, len(masks)), mesh.shape[MASK])
+    if compiled is None:  # else the masks that it takes are given
+        chunk = min(chunk, len(masks))
+    chunk = round_up(chunk, mesh.shape[MASK])
     outputs = (program(weights, batch, some) for some in chunks(masks, chunk))
     return np.concatenate(list(fetch(outputs)))[: len(masks), :images]
 
@@ -162,7 +172,8 @@ class EveryPair:
     """Evaluates every (image, mask) pair; what does not depend on the mask, once.
 
     Attributes:
-      weights: the head's, on every device.
+      weights: the head's, on every device: the network's variables, and what becomes
+        of the readers' inputs.
       around: what the network's end reads besides the feature map, see `Head.around`.
       functions: what was compiled.
     """
@@ -176,6 +187,14 @@ class EveryPair:
         self._program = mask_program(head.logits, mesh)
         self.functions = [self.around, self._program]
         self._mesh, self._masks, self._chunk = mesh, plan.masks, mask_chunk
+
+    def reordered(self, plan: Plan) -> "EveryPair":
+        """The same programs for another order of the same fill, of no more masks."""
+        other = copy.copy(self)
+        other._masks = plan.masks
+        if plan.nested:
+            other.weights = replicate((self.weights[0], plan.nested), self._mesh)
+        return other
 
     def __call__(
         self, images: np.ndarray, feature_map: np.ndarray, size: int
@@ -238,19 +257,25 @@ class ChangedPairs:
             return jnp.any(fm != jnp.asarray(plan.fill.values, fm.dtype), axis=middle)
 
         def predict(
-            weights: Any, around: Any, fm: Array, image: Array, k: Array
+            weights: Any, around: Any, fm: Array, rank: Array, image: Array, k: Array
         ) -> Array:
-            keep = jnp.asarray(plan.rank) >= k[:, None]
+            keep = rank >= k[:, None]
             around = [array[image] for array in around]
             return jnp.argmax(head.logits(weights, around, fm[image], keep), axis=-1)
 
         self._differs = Sharded(differs, mesh, (SPREAD,), SPREAD)
-        whole = (REPLICATED,) * 3
+        whole = (REPLICATED,) * 4
         self._predict = Sharded(predict, mesh, (*whole, SPREAD, SPREAD), SPREAD)
         self._every = every
         self.functions = [self._differs, self._predict, *every.functions]
         self._mesh, self._plan = mesh, plan
         self._pairs = round_up(pairs, mesh.size)
+
+    def reordered(self, plan: Plan) -> "ChangedPairs":
+        """The same programs for another order of the same fill, of no more masks."""
+        other = copy.copy(self)
+        other._plan, other._every = plan, self._every.reordered(plan)
+        return other
 
     def __call__(
         self, images: np.ndarray, feature_map: np.ndarray, size: int
@@ -263,7 +288,7 @@ class ChangedPairs:
         mask, image = np.nonzero(changed)
         pairs = np.stack([image, np.asarray(self._plan.ks)[mask]], axis=1)
         weights = self._every.weights
-        batch = (self._every.around(weights, images), feature_map)
+        batch = (self._every.around(weights, images), feature_map, self._plan.rank)
         batch = replicate(batch, self._mesh)
         outputs = (
             self._predict(weights, *batch, some[:, 0], some[:, 1])
