@@ -202,7 +202,7 @@ class Gathering:
         return {need: make[need]() for need in self.needs if need in make}
 
     def _zeros(
-        self, sums: Mapping[str, Activations], inputs: list[ReaderInput]
+        self, sums: Mapping[str, Any], inputs: list[ReaderInput]
     ) -> Float[np.ndarray, " P"]:
         """Share of zeros: at the tap, or of all the features that readers are given."""
         if self._zeros_at_tap:

@@ -7,6 +7,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import IO, Any
@@ -164,21 +165,30 @@ def tap_layer(
     variables = replicate(variables, mesh)
     params = taps.at_path(variables["params"], name)
     bias = taps.TAPS[tap](jnp.asarray(params.get("bias", jnp.zeros(shape[-1]))))
-    tapped = TappedLayer(
-        name=name, split=split, own=_own(split), batch_size=batch_size,
-        bias=np.asarray(bias, np.float32),
-        mean_feature_map=np.zeros(shape), apply=apply, variables=variables,
-        mesh=mesh, trunk_seconds=0.0, compile_seconds=check_seconds,
-        dtype=np.dtype(np.float32),
-        _file=tempfile.TemporaryFile(),  # noqa: SIM115 - lives as long as the layer
-    )  # fmt: skip
-    if "losses" in needs:
-        ranking = split if rank_split is None else rank_split
-        tapped = replace(tapped, ranked=_ranked(tapped, ranking, oracle_images))
-    return _run_trunk(tapped, taps.TAPS[tap], rank_split, gathering, on_images)
+    with ExitStack() as files:
+        tapped = TappedLayer(
+            name=name, split=split, own=_own(split), batch_size=batch_size,
+            bias=np.asarray(bias, np.float32),
+            mean_feature_map=np.zeros(shape), apply=apply, variables=variables,
+            mesh=mesh, trunk_seconds=0.0, compile_seconds=check_seconds,
+            dtype=np.dtype(np.float32),
+            _file=files.enter_context(tempfile.TemporaryFile()),
+        )  # fmt: skip
+        if "losses" in needs:
+            ranking = split if rank_split is None else rank_split
+            file = files.enter_context(tempfile.TemporaryFile())
+            ranked = _ranked(tapped, file, ranking, oracle_images)
+            tapped = replace(tapped, ranked=ranked)
+        tapped = _run_trunk(tapped, taps.TAPS[tap], rank_split, gathering, on_images)
+        for layer in filter(None, (tapped, tapped.ranked)):
+            weakref.finalize(layer, layer._file.close)
+        files.pop_all()
+    return tapped
 
 
-def _ranked(tapped: TappedLayer, ranking: Split, count: int | None) -> TappedLayer:
+def _ranked(
+    tapped: TappedLayer, file: IO[bytes], ranking: Split, count: int | None
+) -> TappedLayer:
     """The layer over `count` images of the ranking split, its feature maps to come."""
     if count is not None and not 1 <= count <= len(ranking):
         raise InputError(
@@ -190,7 +200,7 @@ def _ranked(tapped: TappedLayer, ranking: Split, count: int | None) -> TappedLay
         tapped,
         split=ranking.select(chosen),
         own=ranking.select(own),
-        _file=tempfile.TemporaryFile(),
+        _file=file,
     )
 
 
@@ -242,7 +252,7 @@ def _run_trunk(
     seconds = time.perf_counter() - started
     compiled = sum(program.compile_seconds for program in {trunk, rank})
     mean = processes.total(total) / len(rank_split or empty.split)
-    tapped = replace(
+    return replace(
         empty,
         mean_feature_map=mean,
         evidence=gathering.evidence(empty.variables) | {"mean_feature_map": mean},
@@ -251,9 +261,6 @@ def _run_trunk(
         compile_seconds=compiled + empty.compile_seconds,
         dtype=maps.dtype,
     )
-    for layer in filter(None, (tapped, tapped.ranked)):
-        weakref.finalize(layer, layer._file.close)
-    return tapped
 
 
 def _kept(ranked: TappedLayer | None, ranking: Split) -> Bool[np.ndarray, " n"]:
