@@ -87,6 +87,8 @@ class Gathering:
         zeros_at_readers = "zeros" in self.needs and not self._zeros_at_tap
         if "reader_inputs" in self.needs or zeros_at_readers:
             self._readers = self._flow.readers
+        if "readers" in self.needs:
+            self._flow  # noqa: B018 - raises where the linear fill cannot be fitted
         if "norm_scale" in self.needs:
             self._find_norm()
         if "gradients" in self.needs:

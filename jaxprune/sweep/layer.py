@@ -124,7 +124,7 @@ def _sweep(
         ours = replace(plan, ks=tuple(plan.ks[i] for i in new))
         if evaluate is None:
             evaluate, batch_size = choose_evaluation(tapped, ours, *how)
-        else:
+        elif new:
             evaluate = evaluate.reordered(ours)
         compiled = _compile_seconds(evaluate)
         found, evaluated = _predict(tapped, evaluate, batch_size, ours.ks, on_pairs)

@@ -22,6 +22,7 @@ def score(
     *,
     fill: str | np.ndarray | Fill = "zero",
     linear: Fill | None = None,
+    images: int | None = None,
     seed: int | Sequence[int] = 0,
     on_pairs: Progress = ignore,
 ) -> Scores:
@@ -33,6 +34,8 @@ def score(
       criterion: a name of `criteria.CRITERIA`, or one of the user's own.
       fill: what a pruned channel becomes, where losses are measured.
       linear: the linear fill, for criteria that go by it; by default `fill`.
+      images: of the ranking split that losses are measured on, a number that
+        `tap_layer` was given; by default the largest.
       seed: of random scores.
       on_pairs: called with the number of (image, mask) pairs measured.
 
@@ -51,8 +54,9 @@ def score(
                 "jaxprune.linear_fill returns"
             )
         made["readers"] = linear.readers
-    if "losses" in chosen.needs and tapped.ranked is not None:
-        made["losses"] = mask_losses(tapped, fill, on_pairs=on_pairs)
+    if "losses" in chosen.needs and tapped.ranked:
+        losses = mask_losses(tapped, fill, images=images, on_pairs=on_pairs)
+        made["losses"] = losses
     if missing := [need for need in chosen.needs if need not in made]:
         raise InputError(
             f"criterion {name} needs {missing[0]}, which was not gathered: name it in "
@@ -71,6 +75,7 @@ def mask_losses(
     tapped: TappedLayer,
     fill: str | np.ndarray | Fill,
     *,
+    images: int | None = None,
     on_pairs: Progress = ignore,
 ) -> MaskLosses:
     """Measures losses on the ranking images that `tap_layer` kept for it.
@@ -79,12 +84,13 @@ def mask_losses(
       InputError: none were kept, an unknown fill, or channels that it cannot be put in
         place of.
     """
-    if tapped.ranked is None:
+    images = max(tapped.ranked, default=None) if images is None else images
+    if images is None or images not in tapped.ranked:
         raise InputError(
-            "no images were kept to measure losses on: name the criterion in "
-            "tap_layer(..., criteria=[...])"
+            f"no {images or ''} images were kept to measure losses on: give "
+            "tap_layer(..., criteria=[...], oracle_images=[...])"
         )
     resolved = resolve_fill(
         fill, layer=tapped.name, bias=tapped.bias, mean=tapped.channel_means
     )
-    return MaskLosses(tapped.ranked, resolved, on_pairs=on_pairs)
+    return MaskLosses(tapped.ranked[images], resolved, on_pairs=on_pairs)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxprune import processes
 from jaxprune.channels import taps
@@ -62,8 +62,8 @@ class TappedLayer:
       compile_seconds: time to compile what computes them.
       dtype: of the feature maps.
       evidence: what criteria asked for of the ranking images, see `criteria.NEEDS`.
-      ranked: the same layer over some of the ranking images, where a criterion measures
-        losses.
+      ranked: by their number, the same layer over some of the ranking images, where
+        criteria measure losses.
     """
 
     name: str
@@ -80,7 +80,7 @@ class TappedLayer:
     dtype: np.dtype
     _file: IO[bytes]
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    ranked: "TappedLayer | None" = None
+    ranked: "Mapping[int, TappedLayer]" = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -116,7 +116,7 @@ def tap_layer(
     tap: str = "conv",
     rank_split: Split | None = None,
     criteria: Collection[str | Criterion] = (),
-    oracle_images: int | None = None,
+    oracle_images: Collection[int] = (),
     batch_size: int = 128,
     mesh: Mesh | None = None,
     on_images: Progress = ignore,
@@ -136,8 +136,8 @@ def tap_layer(
       rank_split: the images to average over; by default `split`.
       criteria: those that `score` will be asked for; without any, those that go by the
         mean feature map. What they need is gathered in the same pass.
-      oracle_images: images, evenly spaced, of the ranking split that losses are
-        measured on; by default all.
+      oracle_images: numbers of images, evenly spaced over the ranking split, that
+        losses can be measured on; by default all.
       batch_size: images in a batch.
       mesh: the devices to work on, see `jaxprune.mesh`; by default all of this process.
       on_images: called with the number of images done since the last call.
@@ -176,25 +176,27 @@ def tap_layer(
         )  # fmt: skip
         if "losses" in needs:
             ranking = split if rank_split is None else rank_split
-            file = files.enter_context(tempfile.TemporaryFile())
-            ranked = _ranked(tapped, file, ranking, oracle_images)
+            ranked = {}
+            for count in set(oracle_images or [len(ranking)]):
+                file = files.enter_context(tempfile.TemporaryFile())
+                ranked[count] = _ranked(tapped, file, ranking, count)
             tapped = replace(tapped, ranked=ranked)
         tapped = _run_trunk(tapped, taps.TAPS[tap], rank_split, gathering, on_images)
-        for layer in filter(None, (tapped, tapped.ranked)):
-            weakref.finalize(layer, layer._file.close)
+        for one in (tapped, *tapped.ranked.values()):
+            weakref.finalize(one, one._file.close)
         files.pop_all()
     return tapped
 
 
 def _ranked(
-    tapped: TappedLayer, file: IO[bytes], ranking: Split, count: int | None
+    tapped: TappedLayer, file: IO[bytes], ranking: Split, count: int
 ) -> TappedLayer:
     """The layer over `count` images of the ranking split, its feature maps to come."""
-    if count is not None and not 1 <= count <= len(ranking):
+    if not 1 <= count <= len(ranking):
         raise InputError(
             f"losses are measured on 1 .. {len(ranking)} ranking images, got {count}"
         )
-    chosen = _spaced(len(ranking), count or len(ranking))
+    chosen = _spaced(len(ranking), count)
     own = chosen[np.isin(chosen, processes.own(len(ranking)))]
     return replace(
         tapped,
@@ -230,7 +232,9 @@ def _run_trunk(
     if not same and not gathering.only_maps:
         trunk = Sharded(run, empty.mesh, specs, SPREAD)
     own_ranking = _own(rank_split) if rank_split is not None else empty.own
-    kept = _kept(empty.ranked, empty.split if rank_split is None else rank_split)
+    ranking = empty.split if rank_split is None else rank_split
+    index = processes.own(len(ranking))
+    kept = {n: np.isin(index, _spaced(len(ranking), n)) for n in empty.ranked}
     total = empty.mean_feature_map.copy()
     started = time.perf_counter()
     for source in [empty.own] if same else [empty.own, own_ranking]:
@@ -246,29 +250,22 @@ def _run_trunk(
             if source is own_ranking:
                 total += maps.sum(0, dtype=np.float64)
                 gathering.add({**found, "maps": maps}, batch.size)
-                if empty.ranked is not None:
-                    empty.ranked._file.write(maps[kept[here]].tobytes())
+                for count, some in empty.ranked.items():
+                    some._file.write(maps[kept[count][here]].tobytes())
             on_images(batch.size)
     seconds = time.perf_counter() - started
     compiled = sum(program.compile_seconds for program in {trunk, rank})
-    mean = processes.total(total) / len(rank_split or empty.split)
+    mean = processes.total(total) / len(ranking)
+    ranked = {n: replace(some, dtype=maps.dtype) for n, some in empty.ranked.items()}
     return replace(
         empty,
         mean_feature_map=mean,
         evidence=gathering.evidence(empty.variables) | {"mean_feature_map": mean},
-        ranked=empty.ranked and replace(empty.ranked, dtype=maps.dtype),
+        ranked=ranked,
         trunk_seconds=seconds - compiled,
         compile_seconds=compiled + empty.compile_seconds,
         dtype=maps.dtype,
     )
-
-
-def _kept(ranked: TappedLayer | None, ranking: Split) -> Bool[np.ndarray, " n"]:
-    """Which of this process's ranking images losses are measured on."""
-    own = processes.own(len(ranking))
-    if ranked is None:
-        return np.zeros(len(own), bool)
-    return np.isin(own, _spaced(len(ranking), len(ranked.split)))
 
 
 def _own(split: Split) -> Split:

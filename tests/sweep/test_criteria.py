@@ -244,10 +244,10 @@ def test_oracle_against_weights_really_written(fill, devices):
 
 def test_losses_of_some_ranking_images_evenly_spaced():
     ranking = labelled(19, seed=5)
-    tapped = tap(criteria=["oracle"], rank_split=ranking, oracle_images=7)
-    assert tapped.ranked is not None
+    tapped = tap(criteria=["oracle"], rank_split=ranking, oracle_images=[7, 3])
+    assert set(tapped.ranked) == {3, 7}
     chosen = [0, 2, 5, 8, 10, 13, 16]
-    np.testing.assert_array_equal(tapped.ranked.split.labels, ranking.labels[chosen])
+    np.testing.assert_array_equal(tapped.ranked[7].split.labels, ranking.labels[chosen])
     fill = jaxprune.Fill("values", np.full(5, 0.25, np.float32))
     found = jaxprune.sweep.score.mask_losses(tapped, fill)(np.ones(5, bool))
     maps = maps_of(ranking, "relu")[chosen]
@@ -380,7 +380,7 @@ def test_what_a_layer_cannot_have():
         with pytest.raises(jaxprune.InputError, match=message):
             jaxprune.score(tapped, name)
     with pytest.raises(jaxprune.InputError, match=r"1 \.\. 21 ranking images, got 22"):
-        tap(criteria=["oracle"], oracle_images=22)
+        tap(criteria=["oracle"], oracle_images=[22])
 
 
 def test_networks_without_gradients():
