@@ -9,13 +9,16 @@ from typing import Any
 
 import jax
 
+from experiments import scoring
 from experiments.choices import Choices
 from experiments.job import Job
+from jaxprune.errors import InputError
 from jaxprune.networks import checkpoint
 from jaxprune.sweep.result import SweepResult
 
 _OF_A_SWEEP = (
     "weights", "tap", "rank_split", "eval_split", "dtype", "calibration_split", "ridge",
+    "loss_images",
 )  # fmt: skip
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -28,6 +31,7 @@ def describe(run: Job, choices: Choices, fill: str, variables: Any) -> dict[str,
         "rank_split": choices.rank_split,
         "eval_split": choices.eval_split,
         **choices.calibration(fill),
+        **scoring.facts(run, choices),
         **network(run, variables),
     }
 
@@ -57,6 +61,21 @@ def device() -> str:
 def differences(saved: SweepResult, facts: dict[str, Any]) -> list[str]:
     """What a saved sweep was made with that is otherwise now."""
     return differing(saved.about, facts, _OF_A_SWEEP)
+
+
+def check_folder(folder: Path, ks: tuple[int, ...], about: dict[str, Any]) -> None:
+    """Raises InputError if the folder holds a sweep that was made otherwise."""
+    if not (folder / "summary.json").exists():
+        return
+    saved = SweepResult.load(folder)
+    found = differences(saved, about)
+    if saved.ks != ks:
+        found.append(f"it has {len(saved.ks)} values of K, not these {len(ks)}")
+    if found:
+        raise InputError(
+            f"{folder} holds another sweep: {'; '.join(found)}. Remove it, "
+            "or give another --workdir"
+        )
 
 
 def differing(

@@ -3,9 +3,11 @@ r"""Ranks a layer's channels and measures the network with the k lowest pruned.
     python -m experiments.sweep --model=digits_pair
     python -m experiments.sweep --model=mnist_pair --data_dir=...
     python -m experiments.sweep --model=cifar_vgg --init_from=my_model.h5 --fill=all
+    python -m experiments.sweep --model=digits_pair --criterion=all --random_orders=20
 
 Trains first where the run directory has no trained network. Writes one folder per
-sweep, `sweep-<layer>-<criterion>-<fill>`. digits_pair takes about 2 minutes on 2 CPU
+sweep, `sweep-<layer>-<criterion>-<fill>`; of several criteria also a comparison,
+`criteria-<layer>-<fill>`. digits_pair takes about 2 minutes on 2 CPU
 cores, training included; BUILD_NOTES.md has the figures to expect.
 """
 
@@ -16,7 +18,16 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import calibration, choices, cli, cluster, facts, job
+from experiments import (
+    calibration,
+    choices,
+    cli,
+    cluster,
+    comparison,
+    facts,
+    job,
+    scoring,
+)
 from experiments.choices import Choices
 from experiments.flags import (
     define_batch_size,
@@ -30,13 +41,12 @@ from jaxprune import processes
 from jaxprune.channels import taps
 from jaxprune.channels.fills import FILLS, Fill
 from jaxprune.data import datasets
-from jaxprune.data.splits import Split, check_classes
-from jaxprune.errors import InputError
+from jaxprune.data.splits import check_classes
 from jaxprune.ranking.order import check_ks, pruning_order
 from jaxprune.report import curves
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.result import SweepResult
-from jaxprune.sweep.trunk import TappedLayer, tap_layer
+from jaxprune.sweep.trunk import TappedLayer
 
 FLAGS = flags.FLAGS
 define_network()
@@ -44,11 +54,14 @@ define_processes()
 define_batch_size()
 define_choices()
 flags.DEFINE_integer("mask_chunk", None, "Masks evaluated at once.", lower_bound=1)
+flags.DEFINE_integer(
+    "random_orders", 0, "Random orders to compare the criteria with.", 0
+)
 
 
 def main() -> None:
     """Trains or restores, ranks, sweeps, saves and draws."""
-    choices.check_names((*FILLS, "all"))
+    choices.check_names((*FILLS, "all"), several=True)
     run = job.load(train_imported=False)
     split = datasets.choose_split(run.splits, FLAGS.eval_split)
     rank_split = datasets.choose_split(run.splits, FLAGS.rank_split)
@@ -58,29 +71,35 @@ def main() -> None:
     layer = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer)
     channels = layer.output.shape[-1]
     ks = check_ks(choices.parse_ks(channels), channels)
+    rank_split = None if chosen.rank_split == chosen.eval_split else rank_split
+    if choices.several_criteria() or FLAGS.random_orders:
+        compared = comparison.Compared(run, chosen, split, rank_split, batch_size, ks)
+        comparison.main(compared)
+        return
     fills = FILLS if chosen.fill == "all" else (chosen.fill,)
     for fill in fills:
         calibration.check(run, chosen, fill)
+    scoring.check(run, chosen, chosen.criterion)
 
     variables = train_or_restore(run)
     about = {fill: facts.describe(run, chosen, fill, variables) for fill in fills}
     for fill in fills:
-        _check_folder(chosen.sweep_folder(run.workdir, fill), ks, about[fill])
+        facts.check_folder(chosen.sweep_folder(run.workdir, fill), ks, about[fill])
     try:
-        tapped = _tap(run, chosen, variables, split, rank_split, batch_size)
+        tapped = scoring.tap(
+            run, chosen, variables, [chosen.criterion], split, rank_split, batch_size
+        )
         fitted = calibration.fit(run, chosen, fills[-1], variables)
-        scores = calibration.score(chosen, tapped.mean_feature_map, fitted)
+        scores = scoring.score_by(
+            run, chosen, tapped, chosen.criterion, fills[0], fitted
+        )
         _print_scores(chosen.layer, scores)
         results = [
             _sweep(run, chosen, tapped, scores, fill, fitted, ks, about[fill])
             for fill in fills
         ]
     except KeyboardInterrupt:
-        raise cli.Interrupted(
-            f"interrupted: the trained network is kept in {run.checkpoints}, and every "
-            "finished sweep beside it; run the same command again to start this sweep "
-            "anew"
-        ) from None
+        raise cli.Interrupted(job.kept(run)) from None
     if not processes.is_first():
         return
     curves.draw_training(run.workdir)
@@ -88,32 +107,6 @@ def main() -> None:
         path = run.workdir / f"fills-{chosen.stem}.png"
         curves.save(curves.compare_fills(results), path)
         print(f"curves:      {path}")
-
-
-def _tap(
-    run: Job,
-    chosen: Choices,
-    variables: Any,
-    split: Split,
-    rank_split: Split,
-    batch_size: int,
-) -> TappedLayer:
-    """Runs the trunk."""
-    same = chosen.rank_split == chosen.eval_split
-    sources = [split] if same else [split, rank_split]
-    total = sum(len(processes.own(len(source))) for source in sources)
-    with cluster.progress(total=total, unit="img", desc="feature maps") as bar:
-        return tap_layer(
-            run.apply,
-            variables,
-            split,
-            layer=chosen.layer,
-            tap=chosen.tap,
-            rank_split=None if same else rank_split,
-            batch_size=batch_size,
-            mesh=cluster.local_mesh(),
-            on_images=bar.update,
-        )
 
 
 def _sweep(
@@ -144,21 +137,6 @@ def _sweep(
         curves.draw_sweep(result, folder)
     _print_curve(result, folder)
     return result
-
-
-def _check_folder(folder: Path, ks: tuple[int, ...], about: dict[str, Any]) -> None:
-    """Raises InputError if the folder holds a sweep that was made otherwise."""
-    if not (folder / "summary.json").exists():
-        return
-    saved = SweepResult.load(folder)
-    found = facts.differences(saved, about)
-    if saved.ks != ks:
-        found.append(f"it has {len(saved.ks)} values of K, not these {len(ks)}")
-    if found:
-        raise InputError(
-            f"{folder} holds another sweep: {'; '.join(found)}. Remove it, "
-            "or give another --workdir"
-        )
 
 
 def _print_scores(layer: str, scores: np.ndarray) -> None:

@@ -19,7 +19,16 @@ from typing import Any
 
 from absl import flags
 
-from experiments import calibration, choices, cli, cluster, facts, finetuning, job
+from experiments import (
+    calibration,
+    choices,
+    cli,
+    cluster,
+    facts,
+    finetuning,
+    job,
+    scoring,
+)
 from experiments.choices import check_names, parse_ks
 from experiments.compact.masked import Masked
 from experiments.compact.plan import Plan, make_plan
@@ -64,6 +73,7 @@ def main() -> None:
     p = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output.shape[-1]
     ks = _ks(p)
     calibration.check(run, chosen, chosen.fill)
+    scoring.check(run, chosen, chosen.criterion)
     finetuning.images(run)  # raises now where there are too few
     variables = train_or_restore(run)
     plan = make_plan(run, chosen, variables, ks, batch_size)

@@ -71,7 +71,11 @@ def accuracy_by_criterion(comparison: Comparison) -> Figure:
     )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside right center", title="mean over K", alignment="left"
+        handles,
+        labels,
+        loc="outside right center",
+        title="mean over K",
+        alignment="left",
     )
     return figure
 

@@ -96,18 +96,45 @@ class MaskLosses:
         without[kept] = total[1:]
         return Losses(float(total[0]), without)
 
-    def seconds(self, masks: int) -> float:
-        """About how long `masks` masks take, from one chunk of them; compiles."""
+    @property
+    def own_images(self) -> int:
+        """This process's share of the images."""
+        return len(self._tapped.own)
+
+    @property
+    def greedy_masks(self) -> int:
+        """Masks that `criteria.greedy_oracle` measures: P + 1, P, ..., 3."""
+        p = self._tapped.channels
+        return (p + 4) * (p - 1) // 2
+
+    def check_greedy(self, most: float) -> float:
+        """Estimated seconds of `criteria.greedy_oracle`, from a chunk of masks.
+
+        Args:
+          most: seconds that it may take.
+
+        Raises:
+          InputError: it would take longer.
+        """
         kept = np.ones(self._tapped.channels, bool)
         few = _one_less(kept)[: self._chunk]
-        took = []
+        took = 0.0
         for _ in range(2):  # the first compiles
             started = time.perf_counter()
             next(self._sums(kept, few), None)
-            took.append(time.perf_counter() - started)
-        longest = max(float(part[0]) for part in processes.gather(np.array(took[1:])))
-        batches = math.ceil(len(self._tapped.own) / self._tapped.batch_size)
-        return longest * batches * masks / self._chunk
+            took = time.perf_counter() - started
+        longest = max(float(part[0]) for part in processes.gather(np.array([took])))
+        batches = math.ceil(self.own_images / self._tapped.batch_size)
+        seconds = longest * batches * self.greedy_masks / len(few)
+        if seconds > most:
+            images = len(self._tapped.split)
+            raise InputError(
+                f"greedy_oracle would take about {_duration(seconds)}: "
+                f"{self.greedy_masks:,} masks of {images} images; "
+                f"{int(images * most / seconds)} images take {_duration(most)} "
+                "(--greedy_images)"
+            )
+        return seconds
 
     def _sums(
         self, kept: Bool[np.ndarray, " P"], masks: Bool[np.ndarray, "K P"]
@@ -151,24 +178,9 @@ def _one_less(kept: Bool[np.ndarray, " P"]) -> Bool[np.ndarray, "K P"]:
     return masks
 
 
-def check_affordable(losses: MaskLosses, tapped: TappedLayer, most: float) -> float:
-    """Estimated seconds of `greedy_oracle`.
-
-    Raises:
-      InputError: they are more than `most`.
-    """
-    p, images = tapped.channels, len(tapped.split)
-    seconds = losses.seconds((p + 2) * (p - 1) // 2 + p)
-    if seconds > most:
-        affordable = int(images * most / seconds)
-        raise InputError(
-            f"greedy_oracle would take about {_duration(seconds)}: {p * p // 2:,} "
-            f"masks of {images} images; {affordable} images take {_duration(most)}"
-        )
-    return seconds
-
-
 def _duration(seconds: float) -> str:
-    """Minutes below two hours, else hours."""
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    """In seconds, minutes or hours, two digits or more."""
+    for unit, length in (("seconds", 1), ("minutes", 60)):
+        if seconds < 120 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 3600:.1f} hours"

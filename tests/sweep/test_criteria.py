@@ -324,13 +324,23 @@ def test_greedy_oracle_against_every_step_worked_out():
     assert [min(j, SECOND) for j in order[:4]] == [min(j, SECOND) for j in gone]
 
 
-def test_greedy_that_takes_too_long_is_refused_with_the_time():
+def test_greedy_that_takes_too_long_is_refused_with_the_time(monkeypatch):
     tapped = tap(criteria=["greedy_oracle"])
     losses = jaxprune.sweep.score.mask_losses(tapped, "zero")
-    seconds = oracle.check_affordable(losses, tapped, 1e6)
-    assert seconds > 0
-    with pytest.raises(jaxprune.InputError, match=r"would take about .*12 masks of 21"):
-        oracle.check_affordable(losses, tapped, seconds / 1e6)
+    measured = []
+    monkeypatch.setattr(
+        oracle.MaskLosses, "_sums", lambda *a: iter([measured.append(1)])
+    )
+    clock = iter([0.0, 50.0, 60.0, 62.5] * 2)
+    monkeypatch.setattr(oracle.time, "perf_counter", lambda: next(clock))
+    # 6 + 5 + 4 + 3 masks, in chunks of at most 5 that take 2.5 s; 3 batches.
+    assert losses.greedy_masks == 18
+    assert losses.check_greedy(1e6) == 2.5 * 3 * 18 / 5
+    with pytest.raises(
+        jaxprune.InputError,
+        match=r"about 27 seconds: 18 masks of 21 images; 7 images take 9 seconds",
+    ):
+        losses.check_greedy(9.0)
 
 
 def test_sums_of_several_processes(monkeypatch):
