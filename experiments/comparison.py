@@ -22,6 +22,7 @@ from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
 from jaxprune.ranking import criteria
 from jaxprune.report.criteria import draw_comparison
+from jaxprune.report.curves import draw_training
 from jaxprune.sweep.comparison import Comparison, compare
 from jaxprune.sweep.layer import sweep_orders
 from jaxprune.sweep.result import SweepResult
@@ -82,15 +83,17 @@ def main(compared: Compared) -> None:
         result = _sweep(compared, tapped, scores, fitted, about)
     except KeyboardInterrupt:
         raise cli.Interrupted(job.kept(run)) from None
-    result.about["left_out"] = left_out
-    result.about["seconds"] = {
-        "scores": round(scored - started, 1),
-        "sweeps": round(time.perf_counter() - scored, 1),
+    seconds = {"scores": scored - started, "sweeps": time.perf_counter() - scored}
+    about_all = {
+        "left_out": left_out,
+        "seconds": {what: round(took, 1) for what, took in seconds.items()},
     }
+    result = replace(result, about=result.about | about_all)
     folder = chosen.comparison_folder(run.workdir)
     if processes.is_first():
         result.save(folder)
         draw_comparison(result, folder)
+        draw_training(run.workdir)
     _print(result, folder)
 
 

@@ -133,15 +133,16 @@ def score_by(
     """
     count = images(run, chosen, criterion)
     resolved = fitted if fill == "linear" and fitted is not None else fill
-    total = 0
-    if count is not None:
-        losses = mask_losses(tapped, resolved, images=count)
-        total = (tapped.channels + 1) * losses.own_images
-        if criterion == "greedy_oracle":
-            losses.check_greedy(_GREEDY_SECONDS)
-            total = losses.greedy_masks * losses.own_images
-    with cluster.progress(total=total, unit="eval", desc=criterion, delay=1) as bar:
+    losses = None
+    with cluster.progress(total=0, unit="eval", desc=criterion, delay=1) as bar:
+        if count is not None:
+            losses = mask_losses(tapped, resolved, images=count, on_pairs=bar.update)
+            masks = tapped.channels + 1
+            if criterion == "greedy_oracle":
+                losses.check_greedy(_GREEDY_SECONDS)
+                masks = losses.greedy_masks
+            bar.reset(masks * losses.own_images)
         return score(
-            tapped, criterion, fill=resolved, linear=fitted, images=count,
-            seed=run.config.seed, on_pairs=bar.update,
+            tapped, criterion, fill=resolved, linear=fitted, losses=losses,
+            seed=run.config.seed,
         )  # fmt: skip

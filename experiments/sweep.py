@@ -71,9 +71,9 @@ def main() -> None:
     layer = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer)
     channels = layer.output.shape[-1]
     ks = check_ks(choices.parse_ks(channels), channels)
-    rank_split = None if chosen.rank_split == chosen.eval_split else rank_split
+    others = None if chosen.rank_split == chosen.eval_split else rank_split
     if choices.several_criteria() or FLAGS.random_orders:
-        compared = comparison.Compared(run, chosen, split, rank_split, batch_size, ks)
+        compared = comparison.Compared(run, chosen, split, others, batch_size, ks)
         comparison.main(compared)
         return
     fills = FILLS if chosen.fill == "all" else (chosen.fill,)
@@ -87,7 +87,7 @@ def main() -> None:
         facts.check_folder(chosen.sweep_folder(run.workdir, fill), ks, about[fill])
     try:
         tapped = scoring.tap(
-            run, chosen, variables, [chosen.criterion], split, rank_split, batch_size
+            run, chosen, variables, [chosen.criterion], split, others, batch_size
         )
         fitted = calibration.fit(run, chosen, fills[-1], variables)
         scores = scoring.score_by(

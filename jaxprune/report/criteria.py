@@ -71,12 +71,9 @@ def accuracy_by_criterion(comparison: Comparison) -> Figure:
     )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
-        handles,
-        labels,
-        loc="outside right center",
-        title="mean over K",
-        alignment="left",
-    )
+        handles, labels, loc="outside right center",
+        title="mean over K", alignment="left",
+    )  # fmt: skip
     return figure
 
 
@@ -121,7 +118,7 @@ def agreement(comparison: Comparison) -> Figure:
     for i, row in enumerate(matrix):
         for j, rho in enumerate(row):
             axes.text(
-                j, i, "–" if np.isnan(rho) else f"{rho:.2f}", ha="center", va="center",
+                j, i, "-" if np.isnan(rho) else f"{rho:.2f}", ha="center", va="center",
                 color="white" if abs(rho) > 0.7 else "black", fontsize=9,
             )  # fmt: skip
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")

@@ -22,9 +22,8 @@ def score(
     *,
     fill: str | np.ndarray | Fill = "zero",
     linear: Fill | None = None,
-    images: int | None = None,
+    losses: MaskLosses | None = None,
     seed: int | Sequence[int] = 0,
-    on_pairs: Progress = ignore,
 ) -> Scores:
     """Score of every channel by a criterion; the lowest is pruned first.
 
@@ -34,10 +33,8 @@ def score(
       criterion: a name of `criteria.CRITERIA`, or one of the user's own.
       fill: what a pruned channel becomes, where losses are measured.
       linear: the linear fill, for criteria that go by it; by default `fill`.
-      images: of the ranking split that losses are measured on, a number that
-        `tap_layer` was given; by default the largest.
+      losses: measures them; by default what `mask_losses` makes.
       seed: of random scores.
-      on_pairs: called with the number of (image, mask) pairs measured.
 
     Raises:
       InputError: an unknown criterion, or one whose needs are not there.
@@ -55,8 +52,7 @@ def score(
             )
         made["readers"] = linear.readers
     if "losses" in chosen.needs and tapped.ranked:
-        losses = mask_losses(tapped, fill, images=images, on_pairs=on_pairs)
-        made["losses"] = losses
+        made["losses"] = losses or mask_losses(tapped, fill)
     if missing := [need for need in chosen.needs if need not in made]:
         raise InputError(
             f"criterion {name} needs {missing[0]}, which was not gathered: name it in "
@@ -79,6 +75,12 @@ def mask_losses(
     on_pairs: Progress = ignore,
 ) -> MaskLosses:
     """Measures losses on the ranking images that `tap_layer` kept for it.
+
+    Args:
+      tapped: the layer.
+      fill: what a pruned channel becomes.
+      images: one of the numbers that `tap_layer` was given; by default the largest.
+      on_pairs: called with the number of (image, mask) pairs done.
 
     Raises:
       InputError: none were kept, an unknown fill, or channels that it cannot be put in
