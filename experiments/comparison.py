@@ -111,6 +111,7 @@ def _names(compared: Compared) -> tuple[list[str], dict[str, str]]:
     for name in choices.several_criteria() or (chosen.criterion,):
         if every and name == "random" and FLAGS.random_orders:
             continue  # that is what the band is
+        scoring.images(run, chosen, name)  # a flag out of range is an error
         try:
             scoring.check(run, chosen, name)
             names.append(name)
