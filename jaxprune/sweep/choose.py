@@ -15,7 +15,7 @@ from jaxtyping import Array
 from jaxprune.channels import taps
 from jaxprune.channels.fills import AtReader, Fill
 from jaxprune.channels.flow import ChannelFlow, channel_flow
-from jaxprune.channels.head import batch_of, make_head
+from jaxprune.channels.head import Head, batch_of, make_head
 from jaxprune.channels.masking import masked_network
 from jaxprune.errors import InputError
 from jaxprune.mesh import round_up
@@ -31,7 +31,7 @@ def choose_evaluation(
     tapped: TappedLayer, plan: Plan, mask_chunk: int | None, every_pair: bool
 ) -> tuple[Evaluation, int]:
     """How to evaluate the masks, and the number of images to give it at once."""
-    flow = _flow(tapped, plan.fill)
+    flow = find_flow(tapped, plan.fill)
     if flow is not None and not every_pair:
         images = tapped.images
         reader = find_reader(tapped.apply, tapped.variables, images, flow)
@@ -40,7 +40,7 @@ def choose_evaluation(
     return _by_mask(tapped, plan, flow, mask_chunk, every_pair)
 
 
-def _flow(tapped: TappedLayer, fill: Fill) -> ChannelFlow | None:
+def find_flow(tapped: TappedLayer, fill: Fill) -> ChannelFlow | None:
     """Where the channels go; None where that cannot be followed and need not be."""
     try:
         return channel_flow(tapped.apply, tapped.variables, tapped.images, tapped.name)
@@ -54,22 +54,15 @@ def _running_sum(
     tapped: TappedLayer, plan: Plan, reader: Reader, mask_chunk: int | None
 ) -> tuple[RunningSum, int]:
     """The evaluation where one layer reads the channels."""
-    apply, name = tapped.apply, reader.layer.name
-    output = ShapeDtypeStruct(reader.layer.output.shape[1:], np.dtype(np.float32))
-
-    def whole(variables: Any, images: Array, output: Array) -> Array:
-        return taps.run_from(apply, variables, images, name, output)
-
-    head = make_head(
-        whole, tapped.variables, tapped.images, lambda n: (batch_of(output, n),)
-    )
-    around = _elements(head.shapes_around(tapped.variables, 2))
+    apply, output = tapped.apply, reader.layer.output
+    head = reader_head(tapped, reader)
+    around = elements_of(head.shapes_around(tapped.variables, 2))
     # A batch keeps what the reader returns and what goes around for every image, and
     # the changes of its input; a pair has its own of the former, and STEP changes.
-    returned = math.prod(output.shape) + around
+    returned = math.prod(output.shape[1:]) + around
     elements = math.prod(tapped.mean_feature_map.shape)
     images = min(len(tapped.own), chunk_size(max(returned, elements // 4)))
-    held = STEP * len(reader.features) * math.prod(output.shape[:-1])
+    held = STEP * len(reader.features) * math.prod(output.shape[1:-1])
     most = chunk_size(max(returned, held))
     pairs = mask_chunk * tapped.batch_size if mask_chunk else most
     running = RunningSum(
@@ -90,21 +83,39 @@ def _by_mask(
     at_readers: Mapping[str, AtReader] = plan.nested
     if not plan.fill.moments and flow is not None:
         at_readers = plan.fill.at_readers(flow, plan.masks[0])
-    whole = partial(_masked_logits, tapped.apply, tapped.name, plan.fill.values)
-    feature_map = ShapeDtypeStruct(tapped.mean_feature_map.shape, tapped.dtype)
-    keep = ShapeDtypeStruct((tapped.channels,), np.dtype(bool))
     weights = (tapped.variables, at_readers)
-    head = make_head(
-        whole, weights, tapped.images, lambda n: (batch_of(feature_map, n), keep)
-    )
-    around = _elements(head.shapes_around(weights, 2))
-    elements = math.prod(feature_map.shape) + around
+    head = masked_head(tapped, plan.fill, weights)
+    around = elements_of(head.shapes_around(weights, 2))
+    elements = math.prod(tapped.mean_feature_map.shape) + around
     batch_size = tapped.batch_size
     chunk = min(len(plan.ks), mask_chunk or chunk_size(elements * batch_size))
     every = EveryPair(head, weights, tapped.mesh, plan, chunk)
     if every_pair or plan.fill.values is None:
         return every, batch_size
     return ChangedPairs(head, tapped.mesh, plan, every, chunk * batch_size), batch_size
+
+
+def reader_head(tapped: TappedLayer, reader: Reader) -> Head:
+    """(variables, images, what the reader returns) -> logits."""
+    apply, name = tapped.apply, reader.layer.name
+    output = ShapeDtypeStruct(reader.layer.output.shape[1:], np.dtype(np.float32))
+
+    def whole(variables: Any, images: Array, output: Array) -> Array:
+        return taps.run_from(apply, variables, images, name, output)
+
+    return make_head(
+        whole, tapped.variables, tapped.images, lambda n: (batch_of(output, n),)
+    )
+
+
+def masked_head(tapped: TappedLayer, fill: Fill, weights: Any) -> Head:
+    """((variables, at readers), images, feature map, mask) -> logits."""
+    whole = partial(_masked_logits, tapped.apply, tapped.name, fill.values)
+    feature_map = ShapeDtypeStruct(tapped.mean_feature_map.shape, tapped.dtype)
+    keep = ShapeDtypeStruct((tapped.channels,), np.dtype(bool))
+    return make_head(
+        whole, weights, tapped.images, lambda n: (batch_of(feature_map, n), keep)
+    )
 
 
 def _masked_logits(
@@ -122,6 +133,6 @@ def _masked_logits(
     )
 
 
-def _elements(shapes: Sequence[tuple[int, ...]]) -> int:
+def elements_of(shapes: Sequence[tuple[int, ...]]) -> int:
     """Of one image in arrays of these shapes."""
     return sum(math.prod(shape[1:]) for shape in shapes)

@@ -9,22 +9,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import ShapeDtypeStruct
+from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxprune import processes
-from jaxprune.channels.fills import Dropped, Fill
-from jaxprune.channels.flow import channel_flow
-from jaxprune.channels.head import batch_of, make_head
+from jaxprune.channels.fills import AtReader, Dropped, Fill
+from jaxprune.channels.flow import ChannelFlow
 from jaxprune.channels.left_out import leave_out
-from jaxprune.channels.masking import masked_network
 from jaxprune.errors import InputError
 from jaxprune.mesh import DATA, MASK, REPLICATED, SPREAD, Sharded, replicate, round_up
 from jaxprune.ranking.evidence import Losses
-from jaxprune.sweep.evaluation import chunk_size, chunks, fetch
+from jaxprune.sweep.choose import elements_of, find_flow, masked_head, reader_head
+from jaxprune.sweep.evaluation import Plan, chunk_size, chunks, fetch
 from jaxprune.sweep.gather import cross_entropy
+from jaxprune.sweep.reader import Reader, find_reader
+from jaxprune.sweep.running_sum import ReadNetwork
 from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
 
 
@@ -48,42 +50,24 @@ class MaskLosses:
         Raises:
           InputError: channels that the fill cannot be put in place of.
         """
-        self._tapped, self._fill, self._on_pairs = tapped, fill, on_pairs
-        self._readers: dict[str, Any] = {}
-        if fill.values is None and not fill.moments:
-            flow = channel_flow(
-                tapped.apply, tapped.variables, tapped.images, tapped.name
-            )
-            self._readers = {name: Dropped(o) for name, o in flow.readers.items()}
-        feature_map = ShapeDtypeStruct(tapped.mean_feature_map.shape, tapped.dtype)
-        keep = ShapeDtypeStruct((tapped.channels,), np.dtype(bool))
-        weights = self._weights(np.ones(tapped.channels, bool))
-        head = make_head(
-            self._logits, weights, tapped.images,
-            lambda n: (batch_of(feature_map, n), keep),
-        )  # fmt: skip
-        around = head.shapes_around(weights, 2)
-        elements = math.prod(feature_map.shape)
-        elements += sum(math.prod(shape[1:]) for shape in around)
+        self._tapped, self._on_pairs = tapped, on_pairs
+        self._way = way = _choose(tapped, fill)
         mesh = tapped.mesh
-        chunk = min(tapped.channels, chunk_size(elements * tapped.batch_size))
+        chunk = min(tapped.channels, chunk_size(way.elements * tapped.batch_size))
         self._chunk = round_up(chunk, mesh.shape[MASK])
 
-        def losses(
-            weights: Any, around: Any, maps: Array, labels: Array, masks: Array
-        ) -> Array:
+        def losses(weights: Any, state: Any, labels: Array, masks: Array) -> Array:
             def one(mask: Array) -> Array:
-                return cross_entropy(head.logits(weights, around, maps, mask), labels)
+                return cross_entropy(way.logits(weights, state, mask), labels)
 
             return jax.vmap(one)(masks)
 
         data, mask = PartitionSpec(DATA), PartitionSpec(MASK)
-        self._around = Sharded(head.around, mesh, (REPLICATED, SPREAD), SPREAD)
+        self._begin = Sharded(way.begin, mesh, (REPLICATED, SPREAD, SPREAD), SPREAD)
         self._losses = Sharded(
-            losses, mesh, (REPLICATED, data, data, data, mask),
-            PartitionSpec(MASK, DATA),
-        )  # fmt: skip
-        self.functions = [self._around, self._losses]
+            losses, mesh, (REPLICATED, data, data, mask), PartitionSpec(MASK, DATA)
+        )
+        self.functions = [self._begin, self._losses]
 
     def __call__(self, kept: Bool[np.ndarray, " P"]) -> Losses:
         """The loss with the channels that are kept, and without each of them."""
@@ -141,15 +125,15 @@ class MaskLosses:
     ) -> Iterator[tuple[int, Float[np.ndarray, " k"]]]:
         """Where in `masks` a chunk starts, and its losses added up over a batch."""
         tapped = self._tapped
-        weights = replicate(self._weights(kept), tapped.mesh)
+        weights = replicate(self._way.weights(kept), tapped.mesh)
         starts = range(0, len(masks), self._chunk)
         for batch, maps in tapped.batches(tapped.batch_size):
             labels = np.zeros(tapped.batch_size, np.int32)
             here = slice(batch.start, batch.start + batch.size)
             labels[: batch.size] = tapped.own.labels[here]
-            around = self._around(weights, batch.images)
+            state = self._begin(weights, batch.images, maps)
             outputs = (
-                self._losses(weights, around, maps, labels, some)
+                self._losses(weights, state, labels, some)
                 for some in chunks(masks, self._chunk)
             )
             for start, output in zip(starts, fetch(outputs), strict=True):
@@ -157,18 +141,96 @@ class MaskLosses:
                 self._on_pairs(losses.size)
                 yield start, losses.sum(1, dtype=np.float64)
 
-    def _weights(self, kept: Bool[np.ndarray, " P"]) -> tuple[Any, dict[str, Any]]:
+
+class _ByMask:
+    """Runs the whole network behind the layer for every mask.
+
+    Attributes:
+      elements: numbers that an image and a mask take.
+    """
+
+    def __init__(self, tapped: TappedLayer, fill: Fill, flow: ChannelFlow | None):
+        self._variables, self._fill = tapped.variables, fill
+        self._dropped: dict[str, AtReader] = {}
+        if fill.values is None and not fill.moments and flow is not None:
+            self._dropped = {n: Dropped(owner) for n, owner in flow.readers.items()}
+        weights = self.weights(np.ones(tapped.channels, bool))
+        self._head = masked_head(tapped, fill, weights)
+        self.elements = math.prod(tapped.mean_feature_map.shape)
+        self.elements += elements_of(self._head.shapes_around(weights, 2))
+
+    def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
         """The variables, and what becomes of the readers' inputs."""
         moments = self._fill.moments.items()
         left_out = {name: leave_out(m, kept) for name, m in moments}
-        return self._tapped.variables, self._readers | left_out
+        return self._variables, self._dropped | left_out
 
-    def _logits(self, weights: Any, images: Array, maps: Array, keep: Array) -> Array:
-        variables, at_readers = weights
-        return masked_network(
-            self._tapped.apply, self._tapped.name, self._fill.values, at_readers,
-            variables, images, maps, keep,
-        )  # fmt: skip
+    def begin(self, weights: Any, images: Array, maps: Array) -> Any:
+        """What a batch's masks share."""
+        return self._head.around(weights, images), maps
+
+    def logits(self, weights: Any, state: Any, mask: Array) -> Array:
+        """Under a mask."""
+        around, maps = state
+        return self._head.logits(weights, around, maps, mask)
+
+
+class _ByReader:
+    """Where one layer alone reads the channels: its sum, less one channel's part.
+
+    Attributes:
+      elements: numbers that an image and a mask take.
+    """
+
+    def __init__(self, tapped: TappedLayer, fill: Fill, reader: Reader):
+        plan = Plan(np.arange(tapped.channels), (0,), fill)
+        head = reader_head(tapped, reader)
+        self._network = ReadNetwork(tapped.apply, tapped.name, reader, plan, head)
+        self._weights = self._network.weights(tapped.variables)
+        self._held = len(reader.features)
+        output = reader.layer.output.shape[1:]
+        self.elements = max(
+            math.prod(output) + elements_of(head.shapes_around(tapped.variables, 2)),
+            self._held * math.prod(output[:-1]),
+        )
+
+    def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
+        """The variables, the reader's rows, and what is kept."""
+        return self._weights | {"kept": kept}
+
+    def begin(self, weights: Any, images: Array, maps: Array) -> Any:
+        """What goes around, the reader's sum, and what pruning a channel changes."""
+        network, kept = self._network, weights["kept"]
+        total, change, _ = network.read(weights, images, maps)
+        change = change[..., : len(kept), :]
+        gone = jnp.where(kept[:, None], 0, change)
+        total += self._product(weights, gone.reshape(*gone.shape[:-2], -1), 0)
+        return network.head.around(weights["variables"], images), total, change
+
+    def logits(self, weights: Any, state: Any, mask: Array) -> Array:
+        """Under a mask that has all that is kept, or all but one."""
+        around, total, change = state
+        missing = weights["kept"] & ~mask
+        j = jnp.argmax(missing)
+        part = jnp.where(missing.any(), change[..., j, :], 0)
+        total += self._product(weights, part, j * self._held)
+        return self._network.head.logits(weights["variables"], around, total)
+
+    def _product(self, weights: Any, x: Array, start: Any) -> Array:
+        """What the reader makes of some features, from row `start` of its kernel on."""
+        rows = lax.dynamic_slice_in_dim(weights["kernel"], start, x.shape[-1], -2)
+        return self._network.reader.product(rows, x)
+
+
+def _choose(tapped: TappedLayer, fill: Fill) -> _ByMask | _ByReader:
+    """The fastest way that the network and the fill allow."""
+    flow = find_flow(tapped, fill)
+    # Under the linear fill what becomes of a channel depends on which others are kept.
+    if flow is not None and not fill.moments:
+        reader = find_reader(tapped.apply, tapped.variables, tapped.images, flow)
+        if reader is not None:
+            return _ByReader(tapped, fill, reader)
+    return _ByMask(tapped, fill, flow)
 
 
 def _one_less(kept: Bool[np.ndarray, " P"]) -> Bool[np.ndarray, "K P"]:

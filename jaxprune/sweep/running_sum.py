@@ -42,7 +42,7 @@ STEP = 16
 
 
 @dataclass(frozen=True)
-class _Network:
+class ReadNetwork:
     """The network up to a reader and from there on, its channels by rank.
 
     Attributes:
@@ -167,7 +167,7 @@ class RunningSum:
         plan: Plan,
         pairs: int,
     ):
-        self._network = network = _Network(apply, layer, reader, plan, head)
+        self._network = network = ReadNetwork(apply, layer, reader, plan, head)
         whole, spread = (REPLICATED,), (SPREAD, SPREAD)
         self._read = Sharded(network.read, mesh, (*whole, *spread), SPREAD)
         self._around = Sharded(head.around, mesh, (*whole, SPREAD), SPREAD)

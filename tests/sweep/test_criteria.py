@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import readers
 import reference
 import toys
 from conftest import random_split
@@ -260,14 +261,26 @@ def test_losses_of_some_ranking_images_evenly_spaced():
         assert found.without[j] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("fill", ["mean", "drop", "linear"])
-def test_losses_with_several_pruned_are_those_of_the_mask(fill):
+@pytest.mark.parametrize(
+    ("fill", "by_reader"),
+    [
+        ("mean", True),
+        ("mean", False),
+        ("drop", True),
+        ("drop", False),
+        ("linear", False),
+    ],
+)
+def test_losses_with_several_pruned_are_those_of_the_mask(monkeypatch, fill, by_reader):
     """Each of the next channels, under every kind of fill, as `compact` prunes it."""
+    if not by_reader:
+        monkeypatch.setattr(oracle, "find_reader", lambda *arguments: None)
     apply, variables, split = known()
     resolved = linear_fill() if fill == "linear" else fill
     tapped = tap(criteria=["oracle"])
     losses = jaxprune.sweep.score.mask_losses(tapped, resolved)
     kept = np.array([True, False, True, True, True])
+    assert type(losses._way).__name__ == ("_ByReader" if by_reader else "_ByMask")
     found = losses(kept)
     assert found.without[1] == np.inf
     flow = jaxprune.channel_flow(apply, variables, jnp.asarray(split.images), "only")
@@ -286,6 +299,25 @@ def test_losses_with_several_pruned_are_those_of_the_mask(fill):
         expected = (np.log(np.exp(logits).sum(1)) - picked).mean()
         value = found.before if j is None else found.without[j]
         assert value == pytest.approx(expected, rel=1e-5), j
+
+
+@pytest.mark.parametrize("reader", ["dense", "same"])
+def test_losses_of_a_reader_with_positions(monkeypatch, reader):
+    """A dense layer behind a flatten, and a convolution: as with the whole network."""
+    _, apply, variables, split = readers.read(reader)
+    tapped = jaxprune.tap_layer(
+        apply, variables, split, layer="first", criteria=["oracle"], batch_size=8
+    )
+    kept = np.arange(tapped.channels) != 2
+    fast = jaxprune.sweep.score.mask_losses(tapped, "bias")
+    assert type(fast._way).__name__ == "_ByReader"
+    monkeypatch.setattr(oracle, "find_reader", lambda *arguments: None)
+    plain = jaxprune.sweep.score.mask_losses(tapped, "bias")
+    for mask in (np.ones(tapped.channels, bool), kept):
+        found, expected = fast(mask), plain(mask)
+        assert found.before == pytest.approx(expected.before, rel=1e-5)
+        # Sums in another order, in float32.
+        np.testing.assert_allclose(found.without, expected.without, rtol=1e-5)
 
 
 def test_one_more_left_out_is_a_regression_without_it():
