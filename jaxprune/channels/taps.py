@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.errors import FlaxError
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from jaxprune.errors import InputError, check_choice, first_line
 
@@ -201,7 +201,7 @@ def capture(
     x: Array | np.ndarray,
     layer: str,
     activation: Activation = _identity,
-) -> Float[Array, "N *axes P"]:
+) -> Num[Array, "N *axes P"]:
     """The layer's output for the inputs `x`, with `activation` applied to it."""
     path = tuple(layer.split("/"))
     _, state = apply(
