@@ -17,6 +17,8 @@ PROCESSES = {"coordinator", "num_processes", "process_id"}
 CHOICES = {
     "layer",
     "criterion",
+    "oracle_images",
+    "greedy_images",
     "tap",
     "fill",
     "rank_split",
@@ -32,7 +34,7 @@ FINETUNING = {
 }  # fmt: skip
 FLAGS = {
     "train": {*NETWORK, *PROCESSES, "batch_size"},
-    "sweep": {*NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk"},
+    "sweep": {*NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk", "random_orders"},
     "compact": {
         *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "export",
         "repeats", "latency_batches",
