@@ -155,10 +155,20 @@ def random(channels: int, seed: int | Sequence[int]) -> Scores:
 def oracle(losses: MeasureLosses, channels: int) -> Scores:
     """The rise of the loss when that channel alone is pruned, measured (nats).
 
-    Molchanov et al. 2017; with its sign, as a channel may do harm.
+    Molchanov et al. 2017, "oracle-loss". Harm done by a channel counts against it;
+    where many channels do a little and all in one direction, the loss without all of
+    them is far from the sum: see `abs_oracle`.
     """
     before, without = losses(np.ones(channels, bool))
     return without - before
+
+
+def abs_oracle(losses: MeasureLosses, channels: int) -> Scores:
+    """How far the loss moves either way when that channel alone is pruned (nats).
+
+    Molchanov et al. 2017, "oracle-abs".
+    """
+    return np.abs(oracle(losses, channels))
 
 
 def greedy_oracle(losses: MeasureLosses, channels: int) -> Scores:
@@ -215,5 +225,6 @@ CRITERIA: dict[str, Criterion] = {
     "residual_variance": Criterion(residual_variance, ("readers",)),
     "random": Criterion(random, ("channels", "seed")),
     "oracle": Criterion(oracle, ("losses", "channels")),
+    "abs_oracle": Criterion(abs_oracle, ("losses", "channels")),
     "greedy_oracle": Criterion(greedy_oracle, ("losses", "channels")),
 }

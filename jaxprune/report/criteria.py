@@ -31,6 +31,7 @@ _STYLES: dict[str, tuple[str, str]] = {
     "residual_variance": ("tab:red", "--"),
     "random": ("0.5", "-"),
     "oracle": ("black", "-"),
+    "abs_oracle": ("black", ":"),
     "greedy_oracle": ("black", "--"),
 }
 
@@ -117,8 +118,9 @@ def agreement(comparison: Comparison) -> Figure:
     drawn = axes.imshow(np.ma.masked_invalid(matrix), cmap=colors, vmin=-1, vmax=1)
     for i, row in enumerate(matrix):
         for j, rho in enumerate(row):
+            number = f"{round(rho, 2) + 0.0:.2f}"  # not -0.00
             axes.text(
-                j, i, "-" if np.isnan(rho) else f"{rho:.2f}", ha="center", va="center",
+                j, i, "-" if np.isnan(rho) else number, ha="center", va="center",
                 color="white" if abs(rho) > 0.7 else "black", fontsize=9,
             )  # fmt: skip
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")

@@ -54,6 +54,9 @@ def test_all_criteria_beside_random_orders(script, monkeypatch):
         np.testing.assert_array_equal(result.scores, saved.scores[i])
         np.testing.assert_array_equal(result.accuracy, saved.accuracy[i])
     assert loaded("oracle").about["loss_images"] == 60
+    np.testing.assert_array_equal(
+        loaded("abs_oracle").scores, np.abs(loaded("oracle").scores)
+    )
     assert loaded("greedy_oracle").about["loss_images"] == 30
     assert "loss_images" not in loaded("mean").about
 

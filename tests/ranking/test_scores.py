@@ -122,6 +122,11 @@ def test_oracle_is_the_rise():
     losses, asked = measured(TABLE)
     np.testing.assert_allclose(criteria.oracle(losses, 3), [0, 0.1, 0.2], atol=1e-12)
     assert asked == [frozenset()]
+    harmful = {**TABLE, frozenset({1}): 0.7}
+    losses, _ = measured(harmful)
+    np.testing.assert_allclose(criteria.oracle(losses, 3), [0, -0.3, 0.2], atol=1e-12)
+    scores = criteria.abs_oracle(losses, 3)
+    np.testing.assert_allclose(scores, [0, 0.3, 0.2], atol=1e-12)
 
 
 def test_greedy_oracle_looks_again_at_every_step():

@@ -126,6 +126,7 @@ PLANTED = {
     "linear": ({DEAD, CONSTANT}, None),
     "residual_variance": ({DEAD, CONSTANT}, None),
     "oracle": (set(), FIRST),
+    "abs_oracle": ({DEAD, CONSTANT}, FIRST),
     "greedy_oracle": (set(), FIRST),
     "random": (set(), None),
 }
@@ -139,7 +140,7 @@ def test_planted_channels(name):
     assert set(order[: len(lowest)]) == lowest
     if highest is not None:
         assert order[-1] == highest
-    if name in ("std", "l1", "l2", "reader", "oracle"):
+    if name in ("std", "l1", "l2", "reader", "oracle", "abs_oracle"):
         # Exactly: a constant says nothing, and its mean is what it is.
         assert scores[DEAD] == scores[CONSTANT] == 0
     if name in ("apoz", "taylor", "fisher"):
