@@ -1,4 +1,4 @@
-"""The linear fill of a run directory's network, and scores that go by it."""
+"""The linear fill of a run directory's network."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,6 @@ from jaxprune.channels.calibration import linear_fill
 from jaxprune.channels.fills import Fill
 from jaxprune.data import datasets
 from jaxprune.errors import InputError
-from jaxprune.ranking.criteria import CRITERIA
 
 FLAGS = flags.FLAGS
 
@@ -71,14 +70,3 @@ def _overlaps(run: Job, choices: Choices) -> dict[str, int]:
         for flag, split in splits.items()
     }
     return {flag: count for flag, count in shared.items() if count}
-
-
-def score(
-    choices: Choices, mean_feature_map: np.ndarray, fitted: Fill | None
-) -> np.ndarray:
-    """The channels' scores by the criterion."""
-    criterion = CRITERIA[choices.criterion]
-    if criterion.needs == "readers":
-        assert fitted is not None
-        return criterion.score(fitted.readers)
-    return criterion.score(mean_feature_map)

@@ -52,18 +52,22 @@ class Choices:
 
     def calibration(self, fill: str) -> dict[str, Any]:
         """What decides the linear fill, where the fill or the criterion needs it."""
-        if fill != "linear" and CRITERIA[self.criterion].needs != "readers":
+        if fill != "linear" and "readers" not in CRITERIA[self.criterion].needs:
             return {}
         return {"calibration_split": self.calibration_split, "ridge": self.ridge}
 
+    def comparison_folder(self, workdir: Path) -> Path:
+        """Where a comparison of criteria with this fill is saved."""
+        return workdir / f"criteria-{stem(self.layer, self.fill)}"
 
-def stem(layer: str, criterion: str) -> str:
-    """A layer and a criterion as part of a file's name.
+
+def stem(layer: str, name: str) -> str:
+    """A layer and a criterion or fill as part of a file's name.
 
     >>> stem("block_1/conv", "mean")
     'block_1.conv-mean'
     """
-    return f"{layer.replace('/', '.')}-{criterion}"
+    return f"{layer.replace('/', '.')}-{name}"
 
 
 def resolve(run: Job) -> Choices:
@@ -83,13 +87,39 @@ def resolve(run: Job) -> Choices:
     )
 
 
-def check_names(fills: Sequence[str]) -> None:
+def several_criteria() -> tuple[str, ...]:
+    """The names in --criterion=all or a,b,c; empty where it is one, or not given.
+
+    Raises:
+      InputError: an unknown criterion, or one twice.
+    """
+    text = FLAGS.criterion
+    if text == "all":
+        return tuple(CRITERIA)
+    if text is None or "," not in text:
+        return ()
+    names = tuple(text.split(","))
+    for name in names:
+        check_choice("criterion", name, CRITERIA)
+    if len(set(names)) < len(names):
+        raise InputError(f"--criterion={text} names a criterion twice")
+    return names
+
+
+def check_names(fills: Sequence[str], *, several: bool = False) -> None:
     """Checks names that need no data, before any work is done.
+
+    Args:
+      fills: those that the script knows.
+      several: whether the script takes several criteria.
 
     Raises:
       InputError: an unknown criterion, tap, or fill.
     """
-    choices = {"criterion": CRITERIA, "fill": fills, "tap": taps.TAPS}
+    criteria = (*CRITERIA, "all") if several else tuple(CRITERIA)
+    choices = {"criterion": criteria, "fill": fills, "tap": taps.TAPS}
+    if several and several_criteria():
+        del choices["criterion"]
     for flag, known in choices.items():
         given = FLAGS[flag].value
         if given is not None:

@@ -6,20 +6,24 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from experiments import scoring
 from experiments.choices import Choices
+from experiments.flags import value
 from experiments.job import Job
 from jaxprune.data import datasets
+from jaxprune.errors import InputError
 from jaxprune.networks import checkpoint
 from jaxprune.sweep.result import SweepResult
 
 _OF_A_SWEEP = (
-    "layer", "criterion", "fill", "weights", "tap", "rank_split", "select_split",
-    "eval_split", "calibration_split", "ridge", "config", "data",
+    "weights", "tap", "rank_split", "select_split", "eval_split", "dtype",
+    "calibration_split", "ridge", "loss_images", "config", "data",
 )  # fmt: skip
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -36,8 +40,15 @@ def describe(run: Job, choices: Choices, fill: str, variables: Any) -> dict[str,
         "eval_split": choices.eval_split,
         "overlaps": overlaps(run, choices),
         **choices.calibration(fill),
+        **scoring.facts(run, choices),
         **network(run, variables),
     }
+
+
+def allowed() -> dict[str, float]:
+    """What K may lose where a sweep is read, which its predictions do not depend on."""
+    given = value("max_drop")
+    return {"max_drop": 0.01 if given is None else given}
 
 
 def overlaps(run: Job, choices: Choices) -> list[str]:
@@ -102,6 +113,28 @@ def differences(saved: SweepResult, facts: dict[str, Any]) -> list[str]:
     # An older sweep chose K on the images that it evaluated.
     about = {"select_split": saved.about.get("eval_split"), **saved.about}
     return differing(about, facts, _OF_A_SWEEP)
+
+
+def saved_sweep(
+    folder: Path, ks: tuple[int, ...], about: dict[str, Any]
+) -> SweepResult | None:
+    """The folder's sweep, if there is one, as it would be made again.
+
+    Raises:
+      InputError: it was made otherwise.
+    """
+    if not (folder / "summary.json").exists():
+        return None
+    saved = SweepResult.load(folder)
+    found = differences(saved, about)
+    if saved.ks != ks:
+        found.append(f"it has {len(saved.ks)} values of K, not these {len(ks)}")
+    if found:
+        raise InputError(
+            f"{folder} holds another sweep: {'; '.join(found)}. Remove it, "
+            "or give another --workdir"
+        )
+    return replace(saved, about={**saved.about, **about})
 
 
 def differing(

@@ -205,8 +205,18 @@ def define_choices() -> None:
         "first.",
     )  # fmt: skip
     flags.DEFINE_string(
-        "criterion", None, f"Score of a channel: {', '.join(CRITERIA)}."
-    )
+        "criterion", None,
+        f"Score of a channel: {', '.join(CRITERIA)}; in a sweep also all, or several.",
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "oracle_images", None,
+        "Ranking images that oracle measures losses on. Default: 2000, or all.",
+        1,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "greedy_images", None,
+        "The same of greedy_oracle. Default: as many as oracle_images.", 1,
+    )  # fmt: skip
     flags.DEFINE_string(
         "tap", None, f"Where the feature map is taken: {', '.join(TAPS)}."
     )

@@ -217,3 +217,11 @@ def _check_images(
                 f"--{name} takes 1 or {channels} numbers for {conf.dataset}, got "
                 f"{list(getattr(conf, name))}"
             )
+
+
+def kept(run: Job) -> str:
+    """What an interrupted sweep leaves."""
+    return (
+        f"interrupted: the trained network is kept in {run.checkpoints}, and every "
+        "finished sweep beside it; run the same command again to start this sweep anew"
+    )

@@ -12,7 +12,9 @@ from experiments.choices import stem
 from experiments.flags import define_workdir
 from jaxprune.errors import InputError, check_choice
 from jaxprune.report import curves
+from jaxprune.report.criteria import draw_comparison
 from jaxprune.report.feature_maps import ORDERS, SCALES
+from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
 
 FLAGS = flags.FLAGS
@@ -59,6 +61,8 @@ def main() -> None:
             print(
                 curves.save(curves.compare_fills(group), workdir / f"fills-{key}.png")
             )
+    for path in sorted(workdir.glob("criteria-*/summary.json")):
+        print(*draw_comparison(Comparison.load(path.parent), path.parent), sep="\n")
     for path in curves.draw_training(workdir):
         print(path)
 

@@ -30,7 +30,8 @@ def sweep_each(sweep: Callable[[], list[SweepResult]]) -> None:
     """Sweeps the network of every seed of --seeds, and writes what they have in common.
 
     Args:
-      sweep: trains where it must and sweeps, as the flags say; a result for each fill.
+      sweep: trains where it must and sweeps, as the flags say; a result for each fill
+        or criterion.
 
     Raises:
       InputError: --seeds that are not two or more different numbers, other flags that
@@ -52,7 +53,7 @@ def sweep_each(sweep: Callable[[], list[SweepResult]]) -> None:
         ) from None
     finally:
         FLAGS["seed"].value, FLAGS["workdir"].value = None, str(base)
-    for results in zip(*by_seed, strict=True):
+    for results in _shared(by_seed):
         about = results[0].about
         name = f"seeds-{stem(about['layer'], about['criterion'])}-{about['fill']}"
         folder = base / name
@@ -60,6 +61,19 @@ def sweep_each(sweep: Callable[[], list[SweepResult]]) -> None:
         if processes.is_first():
             _write(folder, seeds, results, summary)
         _print(folder, summary)
+
+
+def _shared(by_seed: Sequence[list[SweepResult]]) -> list[list[SweepResult]]:
+    """A row for each criterion and fill that every seed has; one may be left out."""
+    made = [
+        {(r.about["criterion"], r.about["fill"]): r for r in results}
+        for results in by_seed
+    ]
+    return [
+        [results[key] for results in made]
+        for key in made[0]
+        if all(key in results for results in made)
+    ]
 
 
 def _parse() -> list[int]:
@@ -145,7 +159,8 @@ def _write(
 
 
 def _print(folder: Path, summary: dict[str, Any]) -> None:
-    print(f"{len(summary['seeds'])} seeds, fill {summary['fill']}")
+    what = f"criterion {summary['criterion']}, fill {summary['fill']}"
+    print(f"{len(summary['seeds'])} seeds, {what}")
     for name in ("largest_safe_k", "largest_k_within", "baseline_accuracy"):
         found = summary[name]
         each = " ".join(f"{value:.4g}" for value in found["each"])

@@ -19,11 +19,13 @@ from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.predict import predict
 from jaxprune.networks.recalibrate import recalibrate
 from jaxprune.ranking import criteria
+from jaxprune.ranking.criteria import Criterion
 from jaxprune.ranking.order import prefix_masks, pruning_order
 from jaxprune.shrinking.analysis import Analysis, Budget, analyse, shrink
 from jaxprune.sweep.evaluation import evaluate_masks
-from jaxprune.sweep.layer import sweep_layer
+from jaxprune.sweep.layer import sweep_layer, sweep_orders
 from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.score import score
 from jaxprune.sweep.trunk import TappedLayer, tap_layer
 
 __version__ = _version("jaxprune")
@@ -36,6 +38,7 @@ __all__ = [
     "ChannelFlow",
     "Compact",
     "Cost",
+    "Criterion",
     "Fill",
     "Groups",
     "InputError",
@@ -69,7 +72,9 @@ __all__ = [
     "recalibrate",
     "report",
     "run_from",
+    "score",
     "shrink",
     "sweep_layer",
+    "sweep_orders",
     "tap_layer",
 ]

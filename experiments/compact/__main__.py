@@ -19,7 +19,16 @@ from typing import Any
 
 from absl import flags
 
-from experiments import calibration, choices, cli, cluster, facts, finetuning, job
+from experiments import (
+    calibration,
+    choices,
+    cli,
+    cluster,
+    facts,
+    finetuning,
+    job,
+    scoring,
+)
 from experiments.choices import check_names, parse_ks
 from experiments.compact.masked import Masked
 from experiments.compact.plan import Plan, make_plan
@@ -69,6 +78,7 @@ def main() -> None:
     for which in (chosen.rank_split, chosen.select_split):
         datasets.choose_split(run.splits, which)  # raises now where it is none
     calibration.check(run, chosen, chosen.fill)
+    scoring.check(run, chosen, chosen.criterion)
     finetuning.images(run)  # raises now where there are too few
     variables = train_or_restore(run)
     plan = make_plan(run, chosen, variables, ks, batch_size)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import calibration, cluster, facts
+from experiments import calibration, facts, scoring
 from experiments.choices import Choices
 from experiments.job import Job
 from jaxprune.channels.fills import Fill
@@ -16,7 +16,7 @@ from jaxprune.data import datasets
 from jaxprune.errors import InputError
 from jaxprune.ranking.order import prefix_masks, pruning_order
 from jaxprune.sweep.result import SweepResult
-from jaxprune.sweep.trunk import TappedLayer, tap_layer
+from jaxprune.sweep.trunk import TappedLayer
 
 FLAGS = flags.FLAGS
 
@@ -102,7 +102,9 @@ def make_plan(
             "same flags first"
         )
     tapped = _tap(run, choices, variables, batch_size)
-    scores = calibration.score(choices, tapped.mean_feature_map, fitted)
+    scores = scoring.score_by(
+        run, choices, tapped, choices.criterion, choices.fill, fitted
+    )
     fill = _fill(choices, tapped.channel_means, fitted)
     return Plan(choices, pruning_order(scores), fill, ks)
 
@@ -137,10 +139,7 @@ def _fill(choices: Choices, means: np.ndarray, fitted: Fill | None) -> str | Fil
 
 
 def _tap(run: Job, choices: Choices, variables: Any, batch_size: int) -> TappedLayer:
-    """The layer's mean feature map over the ranking images."""
+    """What the criterion needs of the ranking images."""
     split = datasets.choose_split(run.splits, choices.rank_split)
-    with cluster.progress(total=len(split), unit="img", desc="scores") as bar:
-        return tap_layer(
-            run.apply, variables, split, layer=choices.layer, tap=choices.tap,
-            batch_size=min(batch_size, len(split)), on_images=bar.update,
-        )  # fmt: skip
+    size = min(batch_size, len(split))
+    return scoring.tap(run, choices, variables, [choices.criterion], split, None, size)

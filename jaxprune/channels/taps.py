@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from jaxprune.errors import InputError, check_choice, first_line
 
@@ -202,7 +202,7 @@ def capture(
     x: Array | np.ndarray,
     layer: str,
     activation: Activation = _identity,
-) -> Float[Array, "N *axes P"]:
+) -> Num[Array, "N *axes P"]:
     """The layer's output for the inputs `x`, with `activation` applied to it."""
     path = tuple(layer.split("/"))
     _, state = apply(

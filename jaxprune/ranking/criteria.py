@@ -1,20 +1,27 @@
 """What a channel is worth: a score for each, the lowest is pruned first.
 
-Axes: N images, H x W positions, P channels, G groups of Q features of a reader, the
-features of each position lying channel by channel.
+A criterion is a function of arrays, and `CRITERIA` says which: names of NEEDS. What is
+asked for is gathered in one pass over the ranking images, see `jaxprune.sweep.gather`.
+
+Axes: N images, H x W positions, P channels, F features of a reader.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
+from scipy.spatial import distance
+
+from jaxprune.ranking.elimination import ReaderMoments, eliminate
+from jaxprune.ranking.evidence import (
+    Activations,
+    Gradients,
+    MeasureLosses,
+    ReaderInput,
+)
 
 Scores = Float[np.ndarray, " P"]
-
-# Of one layer that reads the channels: the covariance of its features with the ridge of
-# the linear fill, the products W W' of the rows that they meet, and P.
-ReaderMoments = tuple[Float[np.ndarray, "G Q Q"], Float[np.ndarray, "G Q Q"], int]
 
 
 def mean(feature_map: Float[np.ndarray, "... P"]) -> Scores:
@@ -32,6 +39,86 @@ def abs_mean(feature_map: Float[np.ndarray, "... P"]) -> Scores:
     Differs from `mean` only where activations are signed, before BatchNorm and ReLU.
     """
     return np.abs(mean(feature_map))
+
+
+def std(activations: Activations) -> Scores:
+    """Standard deviation over images and positions.
+
+    What a constant in the channel's place would not give back.
+    """
+    return np.sqrt(activations.variance)
+
+
+def apoz(zeros: Float[np.ndarray, " P"]) -> Scores:
+    """Share of activations that are not zero: 1 - APoZ (Hu et al. 2016).
+
+    Args:
+      zeros: share of each channel's values that are zero behind a ReLU: at the tap, or
+        where the channel is read if the tap is before it.
+    """
+    return 1.0 - zeros
+
+
+def l1(kernel: Float[np.ndarray, "*taps I P"]) -> Scores:
+    """Sum of the absolute weights of a channel's filter (Li et al. 2017)."""
+    return np.abs(_filters(kernel)).sum(1)
+
+
+def l2(kernel: Float[np.ndarray, "*taps I P"]) -> Scores:
+    """Euclidean norm of a channel's filter (Li et al. 2017)."""
+    return np.sqrt(np.square(_filters(kernel)).sum(1))
+
+
+def fpgm(kernel: Float[np.ndarray, "*taps I P"]) -> Scores:
+    """Sum of the distances to all other filters (FPGM; He et al. 2019).
+
+    The filter where it is least is nearest to the geometric median: the others can
+    stand for it.
+    """
+    filters = _filters(kernel)
+    return distance.cdist(filters, filters).sum(1)
+
+
+def _filters(kernel: np.ndarray) -> Float[np.ndarray, "P _"]:
+    return kernel.reshape(-1, kernel.shape[-1]).T.astype(np.float64)
+
+
+def bn_scale(norm_scale: Num[np.ndarray, " P"]) -> Scores:
+    """|gamma| of the BatchNorm that the channels go through (Liu et al. 2017)."""
+    return np.abs(norm_scale.astype(np.float64))
+
+
+def taylor(gradients: Gradients) -> Scores:
+    """The change of the loss, to first order, if a channel becomes zero.
+
+    |mean over positions of a dL/da|, averaged over images (Molchanov et al. 2017); L
+    is an image's cross-entropy.
+    """
+    return gradients.absolute / (gradients.images * gradients.positions)
+
+
+def fisher(gradients: Gradients) -> Scores:
+    """The change of the loss, by the diagonal of the Fisher information.
+
+    1 / 2N times the sum over images of (sum over positions of a dL/da)^2 (Theis et al.
+    2018).
+    """
+    return gradients.squares / (2 * gradients.images)
+
+
+def reader(reader_inputs: Sequence[ReaderInput], channels: int) -> Scores:
+    """Standard deviation where a channel is read, times the norm of the rows there.
+
+    How far what reads the channel moves if it becomes its mean: Wanda (Sun et al. 2024)
+    for whole channels, about the mean in place of zero. Where a channel has several
+    features or readers, their squares are added up.
+    """
+    moved = np.zeros(channels)
+    for read in reader_inputs:
+        held = read.owner >= 0
+        squares = (read.activations.variance * read.rows)[held]
+        moved += np.bincount(read.owner[held], squares, channels)
+    return np.sqrt(moved)
 
 
 def linear(readers: Sequence[ReaderMoments]) -> Scores:
@@ -52,72 +139,92 @@ def linear(readers: Sequence[ReaderMoments]) -> Scores:
     Args:
       readers: `Fill.readers` of a linear fill.
     """
-    return _eliminate(readers, weighted=True)
+    return eliminate(readers, weighted=True)
 
 
 def residual_variance(readers: Sequence[ReaderMoments]) -> Scores:
     """`linear` without the weights: the variance alone that the kept ones leave."""
-    return _eliminate(readers, weighted=False)
+    return eliminate(readers, weighted=False)
 
 
-def _eliminate(readers: Sequence[ReaderMoments], *, weighted: bool) -> Scores:
-    states = [
-        (np.linalg.inv(covariance), gram.copy()) for covariance, gram, _ in readers
-    ]
-    channels = readers[0][2]
+def random(channels: int, seed: int | Sequence[int]) -> Scores:
+    """Drawn uniformly from [0, 1): the control that a criterion must beat."""
+    return np.random.default_rng(seed).random(channels)
+
+
+def oracle(losses: MeasureLosses, channels: int) -> Scores:
+    """The rise of the loss when that channel alone is pruned, measured (nats).
+
+    Molchanov et al. 2017, "oracle-loss". Harm done by a channel counts against it;
+    where many channels do a little and all in one direction, the loss without all of
+    them is far from the sum: see `abs_oracle`.
+    """
+    before, without = losses(np.ones(channels, bool))
+    return without - before
+
+
+def abs_oracle(losses: MeasureLosses, channels: int) -> Scores:
+    """How far the loss moves either way when that channel alone is pruned (nats).
+
+    Molchanov et al. 2017, "oracle-abs".
+    """
+    return np.abs(oracle(losses, channels))
+
+
+def greedy_oracle(losses: MeasureLosses, channels: int) -> Scores:
+    """The step at which a channel goes when each step prunes what then costs least.
+
+    Every step measures the loss without each channel that is left, P^2 / 2 masks in
+    all; of equal losses the lowest channel's goes.
+    """
     scores = np.zeros(channels)
-    kept = np.arange(channels)
-    spent = 0.0
-    while len(kept):
-        cost = sum(_costs(*state, kept, channels, weighted) for state in states)
-        j = kept[int(np.argmin(cost))]
-        # Rounding can make the cost of a channel that says nothing negative.
-        spent += max(float(np.min(cost)), 0.0)
-        scores[j] = spent
-        kept = kept[kept != j]
-        for inverse, gram in states:
-            _remove(inverse, gram, np.arange(j, inverse.shape[-1], channels))
+    kept = np.ones(channels, bool)
+    for step in range(channels - 1):
+        gone = int(np.argmin(losses(kept).without))
+        kept[gone] = False
+        scores[gone] = step
+    scores[kept] = channels - 1
     return scores
 
 
-def _costs(
-    inverse: np.ndarray,
-    gram: np.ndarray,
-    kept: np.ndarray,
-    channels: int,
-    weighted: bool,
-) -> Float[np.ndarray, " kept"]:
-    """What removing each kept channel costs at one reader: trace(Q_JJ^{-1} G_JJ)."""
-    members = kept[:, None] + np.arange(0, inverse.shape[-1], channels)
-    blocks = members[:, :, None], members[:, None, :]
-    variance = np.linalg.inv(inverse[:, *blocks])
-    if not weighted:
-        return np.trace(variance, axis1=-2, axis2=-1).sum(0)
-    return np.einsum("gprs,gpsr->p", variance, gram[:, *blocks])
-
-
-def _remove(
-    inverse: Float[np.ndarray, "G Q Q"], gram: Float[np.ndarray, "G Q Q"], j: np.ndarray
-) -> None:
-    """Takes a channel's features out; their rows and columns become 0."""
-    rows = inverse[:, j].copy()
-    a = -(rows.swapaxes(1, 2) @ np.linalg.inv(rows[:, :, j]))
-    inverse += a @ rows
-    products = gram[:, j].copy()
-    gram += a @ products
-    gram += (products.swapaxes(1, 2) + a @ products[:, :, j]) @ a.swapaxes(1, 2)
-
-
 class Criterion(NamedTuple):
-    """A score, and what it is worked out from: an argument's name."""
+    """A score, and what it is worked out from: its arguments' names in NEEDS."""
 
     score: Callable[..., Scores]
-    needs: str
+    needs: tuple[str, ...]
 
+
+# What a criterion can ask for.
+NEEDS: dict[str, str] = {
+    "mean_feature_map": "mean over the ranking images [*axes, P]",
+    "activations": "`Activations` at the tap, over images and positions",
+    "zeros": "share of zeros behind the ReLU [P]",
+    "kernel": "the layer's [*taps, I, P]",
+    "norm_scale": "of the BatchNorm behind it, by channel [P]",
+    "gradients": "`Gradients` of the loss at the tap; the ranking images' labels",
+    "reader_inputs": "a `ReaderInput` for each layer that reads the channels",
+    "readers": "`Fill.readers` of the linear fill",
+    "losses": "measures what pruning costs, with the fill; see `MeasureLosses`",
+    "channels": "their number, P",
+    "seed": "of random numbers",
+}
 
 CRITERIA: dict[str, Criterion] = {
-    "mean": Criterion(mean, "mean_feature_map"),
-    "abs_mean": Criterion(abs_mean, "mean_feature_map"),
-    "linear": Criterion(linear, "readers"),
-    "residual_variance": Criterion(residual_variance, "readers"),
+    "mean": Criterion(mean, ("mean_feature_map",)),
+    "abs_mean": Criterion(abs_mean, ("mean_feature_map",)),
+    "std": Criterion(std, ("activations",)),
+    "apoz": Criterion(apoz, ("zeros",)),
+    "l1": Criterion(l1, ("kernel",)),
+    "l2": Criterion(l2, ("kernel",)),
+    "bn_scale": Criterion(bn_scale, ("norm_scale",)),
+    "fpgm": Criterion(fpgm, ("kernel",)),
+    "taylor": Criterion(taylor, ("gradients",)),
+    "fisher": Criterion(fisher, ("gradients",)),
+    "reader": Criterion(reader, ("reader_inputs", "channels")),
+    "linear": Criterion(linear, ("readers",)),
+    "residual_variance": Criterion(residual_variance, ("readers",)),
+    "random": Criterion(random, ("channels", "seed")),
+    "oracle": Criterion(oracle, ("losses", "channels")),
+    "abs_oracle": Criterion(abs_oracle, ("losses", "channels")),
+    "greedy_oracle": Criterion(greedy_oracle, ("losses", "channels")),
 }

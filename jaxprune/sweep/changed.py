@@ -3,6 +3,7 @@
 Axes: B images of a batch, P channels, K masks, M pairs.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,20 +74,27 @@ class ChangedPairs:
             return jnp.any(fm != jnp.asarray(plan.fill.values, fm.dtype), axis=middle)
 
         def predict(
-            weights: Any, labels: Array, around: Any, fm: Array, image: Array, k: Array
-        ) -> Judged:
-            keep = jnp.asarray(plan.rank) >= k[:, None]
+            weights: Any, labels: Array, around: Any, fm: Array, rank: Array,
+            image: Array, k: Array,
+        ) -> Judged:  # fmt: skip
+            keep = rank >= k[:, None]
             around = [array[image] for array in around]
             logits = head.logits(weights, around, fm[image], keep)
             return judge(logits, labels[image])
 
         self._differs = Sharded(differs, mesh, (SPREAD,), SPREAD)
-        whole = (REPLICATED,) * 4
+        whole = (REPLICATED,) * 5
         self._predict = Sharded(predict, mesh, (*whole, SPREAD, SPREAD), SPREAD)
         self._every = every
         self.functions = [self._differs, self._predict, *every.functions]
         self._mesh, self._plan = mesh, plan
         self._pairs = round_up(pairs, mesh.size)
+
+    def reordered(self, plan: Plan) -> "ChangedPairs":
+        """The same programs for another order of the same fill, of no more masks."""
+        other = copy.copy(self)
+        other._plan, other._every = plan, self._every.reordered(plan)
+        return other
 
     def __call__(self, batch: Batch, feature_map: np.ndarray) -> Predicted:
         """Predictions of a batch's real images."""
@@ -98,7 +106,8 @@ class ChangedPairs:
         pairs = np.stack([image, np.asarray(self._plan.ks)[mask]], axis=1)
         weights = self._every.weights
         around = self._every.around(weights, batch.images)
-        given = replicate((batch.labels, around, feature_map), self._mesh)
+        given = (batch.labels, around, feature_map, self._plan.rank)
+        given = replicate(given, self._mesh)
         judged = collect(
             self._predict(weights, *given, some[:, 0], some[:, 1])
             for some in chunks(pairs.astype(np.int32), self._pairs)

@@ -8,6 +8,8 @@ feature map is worked out once for each batch, see `jaxprune.channels.head`.
 Axes: B images of a batch, P channels, K masks, M pairs.
 """
 
+import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxprune.channels.fills import Fill
 from jaxprune.channels.head import Head
+from jaxprune.channels.linear import Nested
 from jaxprune.data.splits import Batch
 from jaxprune.errors import InputError
 from jaxprune.mesh import (
@@ -69,9 +72,14 @@ class Plan:
         """One for each k."""
         return prefix_masks(self.order, self.ks)
 
+    @cached_property
+    def nested(self) -> dict[str, Nested]:
+        """For each reader, the regressions of all K; of the linear fill alone."""
+        return {name: m.nest(self.order) for name, m in self.fill.moments.items()}
+
 
 class Judged(NamedTuple):
-    """Predicted classes, and the cross-entropy of each in nats, float32."""
+    """Predicted classes, and the cross-entropy of each in nats."""
 
     classes: Int[Array, "*M"] | Int[np.ndarray, "*M"]
     losses: Float[Array, "*M"] | Float[np.ndarray, "*M"]
@@ -87,10 +95,15 @@ class Predicted(NamedTuple):
 
 def judge(logits: Float[Array, "M C"], labels: Int[Array, " M"]) -> Judged:
     """What logits predict, and what it costs where the classes are `labels`."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), labels
-    )
-    return Judged(jnp.argmax(logits, axis=-1), losses)
+    return Judged(jnp.argmax(logits, axis=-1), cross_entropy(logits, labels))
+
+
+def cross_entropy(
+    logits: Float[Array, "M C"], labels: Int[Array, " M"]
+) -> Float[Array, " M"]:
+    """Of each image, in nats; in float32 at least."""
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide), labels)
 
 
 def chunk_size(elements: int) -> int:
@@ -147,8 +160,9 @@ def evaluate_masks(
     def one(*arguments: Any) -> Array:
         return jnp.argmax(logits(*arguments), axis=-1)
 
-    program = mask_program(one, mesh)
-    return run_masks(program, weights, batch, masks, mesh, mask_chunk)
+    sizes = (math.prod(np.shape(array)) for array in jax.tree.leaves(batch))
+    chunk = min(mask_chunk or chunk_size(sum(sizes)), len(masks))
+    return run_masks(mask_program(one, mesh), weights, batch, masks, mesh, chunk)
 
 
 def run_masks(
@@ -157,15 +171,13 @@ def run_masks(
     batch: Sequence[Any],
     masks: Bool[np.ndarray, "K P"],
     mesh: Mesh,
-    mask_chunk: int | None,
+    mask_chunk: int,
 ) -> Any:
-    """What a `mask_program` returns for each mask, some masks at a time."""
-    leaves = jax.tree.leaves(batch)
-    images = len(leaves[0])
+    """What a `mask_program` returns for each mask, `mask_chunk` masks at a time."""
+    images = len(jax.tree.leaves(batch)[0])
     size = round_up(images, mesh.shape[DATA])
     batch = jax.tree.map(lambda a: _pad_rows(a, size), tuple(batch))
-    chunk = mask_chunk or chunk_size(sum(int(np.prod(a.shape)) for a in leaves))
-    chunk = round_up(min(chunk, len(masks)), mesh.shape[MASK])
+    chunk = round_up(mask_chunk, mesh.shape[MASK])
     every = collect(program(weights, batch, some) for some in chunks(masks, chunk))
     return jax.tree.map(lambda array: array[: len(masks), :images], every)
 
@@ -187,10 +199,10 @@ def chunks(
 
 def collect(outputs: Iterable[Any]) -> Any:
     """Evaluations' trees of arrays, one behind the other on the first axis."""
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *_fetch(outputs))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *fetch(outputs))
 
 
-def _fetch(outputs: Iterable[Any]) -> Iterator[Any]:
+def fetch(outputs: Iterable[Any]) -> Iterator[Any]:
     """Device arrays as NumPy's, while the next few evaluations are under way."""
     waiting: list[Any] = []
     for output in outputs:
@@ -204,7 +216,8 @@ class EveryPair:
     """Evaluates every (image, mask) pair; what does not depend on the mask, once.
 
     Attributes:
-      weights: the head's, on every device.
+      weights: the head's, on every device: the network's variables, and what becomes
+        of the readers' inputs.
       around: what the network's end reads besides the feature map, see `Head.around`.
       functions: what was compiled.
     """
@@ -220,6 +233,14 @@ class EveryPair:
         self._program = mask_program(one, mesh)
         self.functions = [self.around, self._program]
         self._mesh, self._masks, self._chunk = mesh, plan.masks, mask_chunk
+
+    def reordered(self, plan: Plan) -> "EveryPair":
+        """The same programs for another order of the same fill, of no more masks."""
+        other = copy.copy(self)
+        other._masks = plan.masks
+        if plan.nested:
+            other.weights = replicate((self.weights[0], plan.nested), self._mesh)
+        return other
 
     def __call__(self, batch: Batch, feature_map: np.ndarray) -> Predicted:
         """Predictions of a batch's real images."""

@@ -7,33 +7,24 @@
 Axes: N images, P channels, K masks.
 """
 
-import math
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jax import ShapeDtypeStruct
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxprune import arguments, processes
-from jaxprune.channels import taps
-from jaxprune.channels.fills import AtReader, Fill, resolve_fill
-from jaxprune.channels.flow import ChannelFlow, channel_flow
-from jaxprune.channels.head import batch_of, make_head
-from jaxprune.channels.masking import masked_network
+from jaxprune.channels.fills import Fill, resolve_fill
 from jaxprune.errors import InputError
-from jaxprune.mesh import round_up
 from jaxprune.ranking.order import check_ks, pruning_order
-from jaxprune.sweep.changed import ChangedPairs
-from jaxprune.sweep.evaluation import EveryPair, Plan, chunk_size
+from jaxprune.sweep.choose import Evaluation, choose_evaluation
+from jaxprune.sweep.evaluation import Plan
 from jaxprune.sweep.result import SweepResult
-from jaxprune.sweep.running_sum import STEP, Reader, RunningSum, find_reader
 from jaxprune.sweep.saved import check_about
 from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
-
-Evaluation = EveryPair | ChangedPairs | RunningSum
 
 
 def sweep_layer(
@@ -70,32 +61,113 @@ def sweep_layer(
         or not one for each channel, unusable ks or mask_chunk, or channels that the
         fill cannot be put in place of because they join others before the next layer.
     """
-    check_about({} if about is None else about)
+    (found,) = sweep_orders(
+        tapped, {"": scores}, fill=fill, ks=ks, mask_chunk=mask_chunk,
+        every_pair=every_pair, about={"": about or {}}, on_pairs=on_pairs,
+    )  # fmt: skip
+    return found[1]
+
+
+def sweep_orders(
+    tapped: TappedLayer,
+    scores: Mapping[str, Float[np.ndarray, " P"]],
+    *,
+    fill: str | np.ndarray | Fill = "zero",
+    ks: Sequence[int] | None = None,
+    mask_chunk: int | None = None,
+    every_pair: bool = False,
+    about: Mapping[str, dict[str, Any]] | None = None,
+    on_pairs: Progress = ignore,
+) -> Iterator[tuple[str, SweepResult]]:
+    """`sweep_layer` for several scores, such as those of several criteria.
+
+    They share what was compiled, and a mask that several orders come to is evaluated
+    once: K = 0, and wherever they agree on the set that is pruned.
+
+    Args:
+      scores: of every channel, by name.
+      about: facts to keep in each result, by name.
+      tapped, fill, ks, mask_chunk, every_pair, on_pairs: see `sweep_layer`.
+
+    Returns:
+      Name and result of each, one after another as they are done.
+
+    Raises:
+      InputError: see `sweep_layer`; before anything is evaluated.
+    """
+    about = {name: (about or {}).get(name, {}) for name in scores}
+    for kept in about.values():
+        check_about(kept)
     if mask_chunk is not None:
         arguments.check_count("mask_chunk", mask_chunk)
     resolved = resolve_fill(
         fill, layer=tapped.name, bias=tapped.bias, mean=tapped.channel_means
     )
     ks = check_ks(range(tapped.channels) if ks is None else ks, tapped.channels)
-    plan = Plan(_order(tapped, scores), ks, resolved)
-    started = time.perf_counter()
-    evaluate, batch_size = _evaluation(tapped, plan, mask_chunk, every_pair)
-    predictions, losses, evaluated = _predict(
-        tapped, evaluate, batch_size, ks, on_pairs
-    )
-    seconds = time.perf_counter() - started
-    how = _how(tapped, evaluate, predictions.size, evaluated, seconds)
-    return SweepResult(
-        ks=ks,
-        order=plan.order,
-        scores=scores,
-        predictions=predictions,
-        labels=tapped.split.labels,
-        mean_feature_map=_three_axes(tapped.mean_feature_map),
-        class_names=tapped.split.class_names,
-        cross_entropy=losses,
-        about={**_fill_facts(resolved), **how, **(about or {})},
-    )
+    plans = {name: Plan(_order(tapped, s), ks, resolved) for name, s in scores.items()}
+    return _sweep(tapped, plans, scores, about, (mask_chunk, every_pair), on_pairs)
+
+
+def _sweep(
+    tapped: TappedLayer,
+    plans: Mapping[str, Plan],
+    scores: Mapping[str, Float[np.ndarray, " P"]],
+    about: Mapping[str, dict[str, Any]],
+    how: tuple[int | None, bool],
+    on_pairs: Progress,
+) -> Iterator[tuple[str, SweepResult]]:
+    """The results, each mask evaluated when the first order comes to it."""
+    awaited = Counter(key for plan in plans.values() for key in _keys(plan))
+    known: dict[bytes, tuple[np.ndarray, float]] = {}
+    evaluate: Evaluation | None = None
+    for name, plan in plans.items():
+        started = time.perf_counter()
+        keys = _keys(plan)
+        new = [i for i, key in enumerate(keys) if key not in known]
+        ours = replace(plan, ks=tuple(plan.ks[i] for i in new))
+        if evaluate is None:
+            evaluate, batch_size = choose_evaluation(tapped, ours, *how)
+        elif new:
+            evaluate = evaluate.reordered(ours)
+        compiled = _compile_seconds(evaluate)
+        found, losses, evaluated = _predict(
+            tapped, evaluate, batch_size, ours.ks, on_pairs
+        )
+        on_pairs(len(tapped.own) * (len(keys) - len(new)))
+        for i, row, loss in zip(new, found, losses, strict=True):
+            known[keys[i]] = row.copy(), float(loss)
+        rows, every_loss = zip(*(known[key] for key in keys), strict=True)
+        predictions = np.stack(rows)
+        awaited.subtract(keys)
+        known = {key: made for key, made in known.items() if awaited[key]}
+        seconds = time.perf_counter() - started
+        compilation = _compile_seconds(evaluate) - compiled
+        facts = _how(
+            tapped, evaluate, predictions.size, evaluated, seconds, compilation
+        )
+        yield (
+            name,
+            SweepResult(
+                ks=plan.ks,
+                order=plan.order,
+                scores=scores[name],
+                predictions=predictions,
+                labels=tapped.split.labels,
+                mean_feature_map=_three_axes(tapped.mean_feature_map),
+                class_names=tapped.split.class_names,
+                cross_entropy=np.array(every_loss),
+                about={**_fill_facts(plan.fill), **facts, **about[name]},
+            ),
+        )
+
+
+def _keys(plan: Plan) -> list[bytes]:
+    """Each mask, short."""
+    return [row.tobytes() for row in np.packbits(plan.masks, axis=1)]
+
+
+def _compile_seconds(evaluate: Evaluation) -> float:
+    return sum(f.compile_seconds for f in evaluate.functions)
 
 
 def _predict(
@@ -113,6 +185,8 @@ def _predict(
     predictions = np.empty((len(ks), len(tapped.own)), dtype)
     losses = np.zeros(len(ks))
     evaluated = 0
+    if not ks:
+        return predictions, losses, 0
     for batch, feature_map in tapped.batches(batch_size):
         images = slice(batch.start, batch.start + batch.size)
         predicted = evaluate(batch, feature_map)
@@ -135,9 +209,9 @@ def _how(
     pairs: int,
     evaluated: int,
     seconds: float,
+    compilation: float,
 ) -> dict[str, Any]:
     """How the pairs were evaluated, and what it took."""
-    compilation = sum(f.compile_seconds for f in evaluate.functions)
     return {
         "layer": tapped.name,
         "batch_size": tapped.batch_size,
@@ -160,109 +234,6 @@ def _order(tapped: TappedLayer, scores: Float[np.ndarray, " P"]) -> np.ndarray:
             f"'{tapped.name}', got shape {np.shape(scores)}"
         )
     return pruning_order(scores)
-
-
-def _evaluation(
-    tapped: TappedLayer, plan: Plan, mask_chunk: int | None, every_pair: bool
-) -> tuple[Evaluation, int]:
-    """How to evaluate the masks, and the number of images to give it at once."""
-    flow = _flow(tapped, plan.fill)
-    if flow is not None and not every_pair:
-        images = tapped.images
-        reader = find_reader(tapped.apply, tapped.variables, images, flow)
-        if reader is not None:
-            return _running_sum(tapped, plan, reader, mask_chunk)
-    return _by_mask(tapped, plan, flow, mask_chunk, every_pair)
-
-
-def _flow(tapped: TappedLayer, fill: Fill) -> ChannelFlow | None:
-    """Where the channels go; None where that cannot be followed and need not be."""
-    try:
-        return channel_flow(tapped.apply, tapped.variables, tapped.images, tapped.name)
-    except InputError:
-        if fill.values is None:
-            raise
-        return None
-
-
-def _running_sum(
-    tapped: TappedLayer, plan: Plan, reader: Reader, mask_chunk: int | None
-) -> tuple[RunningSum, int]:
-    """The evaluation where one layer reads the channels."""
-    apply, name = tapped.apply, reader.layer.name
-    output = ShapeDtypeStruct(reader.layer.output.shape[1:], np.dtype(np.float32))
-
-    def whole(variables: Any, images: Array, output: Array) -> Array:
-        return taps.run_from(apply, variables, images, name, output)
-
-    head = make_head(
-        whole, tapped.variables, tapped.images, lambda n: (batch_of(output, n),)
-    )
-    around = _elements(head.shapes_around(tapped.variables, 2))
-    # A batch keeps what the reader returns and what goes around for every image, and
-    # the changes of its input; a pair has its own of the former, and STEP changes.
-    returned = math.prod(output.shape) + around
-    elements = math.prod(tapped.mean_feature_map.shape)
-    images = min(len(tapped.own), chunk_size(max(returned, elements // 4)))
-    held = STEP * len(reader.features) * math.prod(output.shape[:-1])
-    most = chunk_size(max(returned, held))
-    pairs = mask_chunk * tapped.batch_size if mask_chunk else most
-    running = RunningSum(
-        apply, tapped.variables, tapped.name, reader, head, tapped.mesh, plan,
-        min(pairs, STEP * images),
-    )  # fmt: skip
-    return running, round_up(images, tapped.mesh.size)
-
-
-def _by_mask(
-    tapped: TappedLayer,
-    plan: Plan,
-    flow: ChannelFlow | None,
-    mask_chunk: int | None,
-    every_pair: bool,
-) -> tuple[Evaluation, int]:
-    """The evaluation that runs the whole head for each pair."""
-    at_readers: dict[str, AtReader] = {}
-    if plan.fill.moments:
-        moments = plan.fill.moments.items()
-        at_readers = {name: m.nest(plan.order) for name, m in moments}
-    elif flow is not None:
-        at_readers = plan.fill.at_readers(flow, plan.masks[0])
-    whole = partial(_masked_logits, tapped.apply, tapped.name, plan.fill.values)
-    feature_map = ShapeDtypeStruct(tapped.mean_feature_map.shape, tapped.dtype)
-    keep = ShapeDtypeStruct((tapped.channels,), np.dtype(bool))
-    weights = (tapped.variables, at_readers)
-    head = make_head(
-        whole, weights, tapped.images, lambda n: (batch_of(feature_map, n), keep)
-    )
-    around = _elements(head.shapes_around(weights, 2))
-    elements = math.prod(feature_map.shape) + around
-    batch_size = tapped.batch_size
-    chunk = min(len(plan.ks), mask_chunk or chunk_size(elements * batch_size))
-    every = EveryPair(head, weights, tapped.mesh, plan, chunk)
-    if every_pair or plan.fill.values is None:
-        return every, batch_size
-    return ChangedPairs(head, tapped.mesh, plan, every, chunk * batch_size), batch_size
-
-
-def _masked_logits(
-    apply: taps.Apply,
-    layer: str,
-    values: Any,
-    weights: Any,
-    images: Array,
-    feature_map: Array,
-    keep: Array,
-) -> Array:
-    variables, at_readers = weights
-    return masked_network(
-        apply, layer, values, at_readers, variables, images, feature_map, keep
-    )
-
-
-def _elements(shapes: Sequence[tuple[int, ...]]) -> int:
-    """Of one image in arrays of these shapes."""
-    return sum(math.prod(shape[1:]) for shape in shapes)
 
 
 def _three_axes(feature_map: np.ndarray) -> np.ndarray:

@@ -12,26 +12,24 @@ Axes: B images, P channels, S as many as fill whole steps, R features of the rea
 hold one channel, F all its features, U what it returns, M pairs.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxprune.channels import taps
-from jaxprune.channels.flow import ChannelFlow
-from jaxprune.channels.head import Head, is_close
-from jaxprune.channels.linear import group_features
+from jaxprune.channels.head import Head
 from jaxprune.data.splits import Batch
 from jaxprune.mesh import REPLICATED, SPREAD, Sharded, replicate, round_up
 from jaxprune.sweep.changed import carry_forward, changed_pairs
 from jaxprune.sweep.evaluation import Judged, Plan, Predicted, chunks, collect, judge
+from jaxprune.sweep.reader import Reader
 
 # Channels between two sums that all pairs of a batch share. More make the pairs' own
 # sums dearer, fewer leave more evaluations that are not full.
@@ -39,90 +37,7 @@ STEP = 16
 
 
 @dataclass(frozen=True)
-class Reader:
-    """The dense layer or convolution that alone reads a layer's channels.
-
-    Attributes:
-      layer: of which each of its calls is one: path, module, shape of the output.
-      features: which of its input features hold each channel.
-      params: its kernel and, where it has one, its bias.
-    """
-
-    layer: taps.Layer
-    features: Int[np.ndarray, "R P"]
-    params: dict[str, Any]
-
-    def product(self, kernel: Array, x: Array) -> Array:
-        """What it returns without its bias, for other features and their kernel."""
-        # Parts are small beside their sum: a matrix unit that rounds its factors would
-        # lose them.
-        bare: Any = self.layer.module.clone(
-            parent=None, name=None, features=kernel.shape[-1], use_bias=False,
-            dtype=jnp.float32, precision="highest",
-        )  # fmt: skip
-        return bare.apply({"params": {"kernel": kernel}}, x)
-
-
-def find_reader(
-    apply: taps.Apply, variables: Any, images: Array, flow: ChannelFlow
-) -> Reader | None:
-    """The layer that alone reads the channels, if there is one.
-
-    None also where a running sum would not be the layer's own sum to rounding: in
-    bfloat16, or with parameters or a product of its own that is not linear.
-    """
-    if len(flow.readers) != 1:
-        return None
-    ((name, owner),) = flow.readers.items()
-    layers = taps.list_layers(apply, variables, images[:1])
-    (layer,) = (layer for layer in layers if layer.name == name)
-    params = taps.at_path(variables["params"], name)
-    features = group_features(owner, flow.channels)
-    plain = (
-        features is not None
-        and layer.module.precision is None
-        and layer.output.dtype == params["kernel"].dtype == jnp.float32
-        and set(params) <= {"kernel", "bias"}
-        and not any(
-            taps.at_path(tree, name) for c, tree in variables.items() if c != "params"
-        )
-        and getattr(layer.module, "mask", None) is None
-        and layer.output.ndim == params["kernel"].ndim
-    )
-    if not plain:
-        return None
-    assert features is not None
-    reader = Reader(layer, features, params)
-    if _is_standard(layer.module) or _is_linear(reader, apply, variables, images):
-        return reader
-    return None
-
-
-def _is_standard(module: nn.Module) -> bool:
-    """Whether the layer's product is JAX's own."""
-    names = ("dot_general", "dot_general_cls", "conv_general_dilated",
-             "conv_general_dilated_cls")  # fmt: skip
-    return all(getattr(module, name, None) is None for name in names)
-
-
-def _is_linear(
-    reader: Reader, apply: taps.Apply, variables: Any, images: Array
-) -> bool:
-    """Whether a product of the layer's own is linear to rounding: tried on images."""
-    kernel = jnp.asarray(reader.params["kernel"])
-
-    def both(variables: Any, images: Array) -> tuple[Array, Array]:
-        name = reader.layer.name
-        x = taps.capture_inputs(apply, variables, images, [name])[name]
-        half = jnp.where(np.arange(x.shape[-1]) % 2, x, 0)
-        parts = reader.product(kernel, half), reader.product(kernel, x - half)
-        return reader.product(kernel, x), parts[0] + parts[1]
-
-    return is_close(*jax.jit(both)(variables, images))
-
-
-@dataclass(frozen=True)
-class _Network:
+class ReadNetwork:
     """The network up to a reader and from there on, its channels by rank.
 
     Attributes:
@@ -142,17 +57,17 @@ class _Network:
     def weights(self, variables: Any) -> dict[str, Any]:
         """The variables, the reader's rows by rank [S R, U], and the linear fill's."""
         kernel = np.asarray(self.reader.params["kernel"])
-        weights: dict[str, Any] = {"variables": variables}
-        if self.plan.fill.moments:
-            moments = self.plan.fill.moments[self.reader.layer.name]
-            nested = moments.nest(self.plan.order)
+        order = self.plan.order
+        weights: dict[str, Any] = {"variables": variables, "order": order}
+        if self.plan.nested:
+            nested = self.plan.nested[self.reader.layer.name]
             weights["nested"] = nested
             rows = nested.kernel(kernel)
             rows = rows.reshape(*kernel.shape[:-2], *self.reader.features.shape, -1)
         else:
             rows = kernel[..., self.reader.features, :]
         # [taps, R, P, U] -> [taps, S, R, U]
-        rows = np.moveaxis(self._by_rank(np.moveaxis(rows, -2, -1)), -1, -3)
+        rows = np.moveaxis(_by_rank(np.moveaxis(rows, -2, -1), order), -1, -3)
         rows = rows.astype(np.float32)
         weights["kernel"] = rows.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
         return weights
@@ -187,16 +102,9 @@ class _Network:
             filled = jnp.asarray(values, feature_map.dtype)
             filled = given(jnp.broadcast_to(filled, feature_map.shape))
             change = (filled - x)[..., self.reader.features]
-        change = self._by_rank(change).swapaxes(-1, -2)
+        change = _by_rank(change, weights["order"]).swapaxes(-1, -2)
         middle = (*range(1, change.ndim - 2), change.ndim - 1)
         return whole, change, jnp.any(change != 0, axis=middle)
-
-    def _by_rank(self, channels: Any) -> Any:
-        """[..., P] -> [..., S]: in the order of pruning, zeros after the last."""
-        padding = [(0, 0)] * (channels.ndim - 1)
-        pad = np.pad if isinstance(channels, np.ndarray) else jnp.pad
-        order = self.plan.order
-        return pad(channels[..., order], [*padding, (0, -len(order) % STEP)])
 
     def advance(self, weights: Any, total: Array, change: Array, first: Array) -> Array:
         """The reader's sum with STEP more channels pruned, from `first` on."""
@@ -226,6 +134,13 @@ class _Network:
         return lax.dynamic_slice_in_dim(change, first, STEP, -2), kernel
 
 
+def _by_rank(channels: Any, order: Any) -> Any:
+    """[..., P] -> [..., S]: in the order of pruning, zeros after the last."""
+    padding = [(0, 0)] * (channels.ndim - 1)
+    pad = np.pad if isinstance(channels, np.ndarray) else jnp.pad
+    return pad(channels[..., order], [*padding, (0, -len(order) % STEP)])
+
+
 def _flat(parts: Float[Array, "*B S R"]) -> Float[Array, "*B SR"]:
     return parts.reshape(*parts.shape[:-2], -1)
 
@@ -248,7 +163,7 @@ class RunningSum:
         plan: Plan,
         pairs: int,
     ):
-        network = _Network(apply, layer, reader, plan, head)
+        self._network = network = ReadNetwork(apply, layer, reader, plan, head)
         whole, spread = (REPLICATED,), (SPREAD, SPREAD)
         self._read = Sharded(network.read, mesh, (*whole, *spread), SPREAD)
         self._around = Sharded(head.around, mesh, (*whole, SPREAD), SPREAD)
@@ -258,6 +173,14 @@ class RunningSum:
         self._weights = replicate(network.weights(variables), mesh)
         self._mesh, self._plan = mesh, plan
         self._pairs = round_up(pairs, mesh.size)
+
+    def reordered(self, plan: Plan) -> "RunningSum":
+        """The same programs for another order of the same fill."""
+        other = copy.copy(self)
+        other._plan, network = plan, replace(self._network, plan=plan)
+        weights = network.weights(self._weights["variables"])
+        other._weights = replicate(weights, self._mesh)
+        return other
 
     def __call__(self, batch: Batch, feature_map: np.ndarray) -> Predicted:
         """Predictions of a batch's real images."""

@@ -1,4 +1,4 @@
-"""The trunk: a layer's feature maps over a split, and what is known of the layer.
+"""The trunk: a layer's feature maps over a split, and what criteria go by.
 
 Axes: N images, B images of a batch, H x W positions, P channels.
 """
@@ -6,20 +6,19 @@ Axes: N images, B images of a batch, H x W positions, P channels.
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import IO, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxprune import arguments, processes
 from jaxprune.channels import taps
-from jaxprune.channels.head import is_close, shuffled_with_repeats
 from jaxprune.data.splits import Batch, Split, batches
 from jaxprune.errors import InputError, check_choice
 from jaxprune.mesh import (
@@ -30,6 +29,9 @@ from jaxprune.mesh import (
     replicate,
     round_up,
 )
+from jaxprune.ranking.criteria import Criterion
+from jaxprune.sweep.checks import check_tap, shape_of_one
+from jaxprune.sweep.gather import Gathering, needs_of
 
 # Images that a tap is tried on.
 _TRIED = 16
@@ -59,6 +61,9 @@ class TappedLayer:
       trunk_seconds: time to compute the feature maps.
       compile_seconds: time to compile what computes them.
       dtype: of the feature maps.
+      evidence: what criteria asked for of the ranking images, see `criteria.NEEDS`.
+      ranked: by their number, the same layer over some of the ranking images, where
+        criteria measure losses.
     """
 
     name: str
@@ -74,6 +79,8 @@ class TappedLayer:
     compile_seconds: float
     dtype: np.dtype
     _file: IO[bytes]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    ranked: "Mapping[int, TappedLayer]" = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -108,6 +115,8 @@ def tap_layer(
     layer: str | None = None,
     tap: str = "conv",
     rank_split: Split | None = None,
+    criteria: Collection[str | Criterion] = (),
+    oracle_images: Collection[int] = (),
     batch_size: int = 128,
     mesh: Mesh | None = None,
     on_images: Progress = ignore,
@@ -125,72 +134,134 @@ def tap_layer(
       layer: name of the convolution; by default the last one.
       tap: one of `taps.TAPS`, where the feature map is taken.
       rank_split: the images to average over; by default `split`.
+      criteria: those that `score` will be asked for; without any, those that go by the
+        mean feature map. What they need is gathered in the same pass.
+      oracle_images: numbers of images, evenly spaced over the ranking split, that
+        losses can be measured on; by default all.
       batch_size: images in a batch.
       mesh: the devices to work on, see `jaxprune.mesh`; by default all of this process.
       on_images: called with the number of images done since the last call.
 
     Raises:
-      InputError: unknown layer or tap, a tap that changes the network, a network that
-        does not treat images one by one, or more processes than images.
+      InputError: unknown layer, tap or criterion, a criterion that the layer cannot
+        have, a tap that changes the network, a network that does not treat images one
+        by one, or more processes than images.
     """
     check_choice("tap", tap, taps.TAPS)
     arguments.check_variables(variables)
+    needs = needs_of(criteria)
     mesh = mesh or make_mesh()
     batch_size = round_up(arguments.check_count("batch_size", batch_size), mesh.size)
     if not len(split):
         raise InputError("the split has no images")
     images = _some_images(split)
     name = taps.last_conv(apply, variables, images) if layer is None else layer
-    shape = _shape_of_one(apply, variables, images, name)
+    shape = shape_of_one(apply, variables, images, name)
     classes = len(split.class_names)
-    check_seconds = _check_tap(apply, variables, images, name, tap, classes)
+    gathering = Gathering(apply, variables, images, name, tap, needs)
+    check_seconds = check_tap(apply, variables, images, name, tap, classes)
     variables = replicate(variables, mesh)
     params = taps.at_path(variables["params"], name)
     bias = taps.TAPS[tap](jnp.asarray(params.get("bias", jnp.zeros(shape[-1]))))
-    return _run_trunk(
-        TappedLayer(
+    with ExitStack() as files:
+        tapped = TappedLayer(
             name=name, split=split, own=_own(split), batch_size=batch_size,
             bias=np.asarray(bias, np.float32),
             mean_feature_map=np.zeros(shape), apply=apply, variables=variables,
             mesh=mesh, trunk_seconds=0.0, compile_seconds=check_seconds,
-            dtype=np.dtype(np.float32), _file=tempfile.TemporaryFile(),
-        ),
-        taps.TAPS[tap], rank_split, on_images,
-    )  # fmt: skip
+            dtype=np.dtype(np.float32),
+            _file=files.enter_context(tempfile.TemporaryFile()),
+        )  # fmt: skip
+        if "losses" in needs:
+            ranking = split if rank_split is None else rank_split
+            ranked = {}
+            for count in set(oracle_images or [len(ranking)]):
+                file = files.enter_context(tempfile.TemporaryFile())
+                ranked[count] = _ranked(tapped, file, ranking, count)
+            tapped = replace(tapped, ranked=ranked)
+        tapped = _run_trunk(tapped, taps.TAPS[tap], rank_split, gathering, on_images)
+        for one in (tapped, *tapped.ranked.values()):
+            weakref.finalize(one, one._file.close)
+        files.pop_all()
+    return tapped
+
+
+def _ranked(
+    tapped: TappedLayer, file: IO[bytes], ranking: Split, count: int
+) -> TappedLayer:
+    """The layer over `count` images of the ranking split, its feature maps to come."""
+    if not 1 <= count <= len(ranking):
+        raise InputError(
+            f"losses are measured on 1 .. {len(ranking)} ranking images, got {count}"
+        )
+    chosen = _spaced(len(ranking), count)
+    own = chosen[np.isin(chosen, processes.own(len(ranking)))]
+    return replace(
+        tapped,
+        split=ranking.select(chosen),
+        own=ranking.select(own),
+        _file=file,
+    )
+
+
+def _spaced(total: int, count: int) -> Int[np.ndarray, " n"]:
+    """`count` of the indices 0 .. total - 1, evenly spaced."""
+    return np.arange(count) * total // count
 
 
 def _run_trunk(
     empty: TappedLayer,
     activation: taps.Activation,
     rank_split: Split | None,
+    gathering: Gathering,
     on_images: Progress,
 ) -> TappedLayer:
-    """The tapped layer with its feature maps."""
+    """The tapped layer with its feature maps and what was gathered."""
 
-    def run(variables: Any, images: Array) -> Array:
-        return taps.capture(empty.apply, variables, images, empty.name, activation)
+    def run(variables: Any, images: Array, labels: Array) -> dict[str, Array]:
+        del labels
+        maps = taps.capture(empty.apply, variables, images, empty.name, activation)
+        return {"maps": maps}
 
-    trunk = Sharded(run, empty.mesh, (REPLICATED, SPREAD), SPREAD)
-    started = time.perf_counter()
-    own_ranking = empty.own if rank_split is None else _own(rank_split)
+    same = rank_split is None
+    specs = (REPLICATED, SPREAD, SPREAD)
+    rank = Sharded(gathering.compute, empty.mesh, specs, SPREAD)
+    trunk = rank
+    if not same and not gathering.only_maps:
+        trunk = Sharded(run, empty.mesh, specs, SPREAD)
+    own_ranking = _own(rank_split) if rank_split is not None else empty.own
+    ranking = empty.split if rank_split is None else rank_split
+    index = processes.own(len(ranking))
+    kept = {n: np.isin(index, _spaced(len(ranking), n)) for n in empty.ranked}
     total = empty.mean_feature_map.copy()
-    for source in [empty.own] if rank_split is None else [empty.own, own_ranking]:
+    started = time.perf_counter()
+    for source in [empty.own] if same else [empty.own, own_ranking]:
+        program = rank if source is own_ranking else trunk
         for batch in batches(source, empty.batch_size):
-            maps = np.asarray(trunk(empty.variables, batch.images))[: batch.size]
+            here = slice(batch.start, batch.start + batch.size)
+            found = program(empty.variables, batch.images, batch.labels)
+            maps = np.asarray(found["maps"])[: batch.size]
             if source is empty.own:
                 empty._file.write(maps.tobytes())
             if source is own_ranking:
                 total += maps.sum(0, dtype=np.float64)
+                gathering.add({**found, "maps": maps}, batch.size)
+                for count, some in empty.ranked.items():
+                    some._file.write(maps[kept[count][here]].tobytes())
             on_images(batch.size)
-    tapped = replace(
+    seconds = time.perf_counter() - started
+    compiled = sum(program.compile_seconds for program in {trunk, rank})
+    mean = processes.total(total) / len(ranking)
+    ranked = {n: replace(some, dtype=maps.dtype) for n, some in empty.ranked.items()}
+    return replace(
         empty,
-        mean_feature_map=processes.total(total) / len(rank_split or empty.split),
-        trunk_seconds=time.perf_counter() - started - trunk.compile_seconds,
-        compile_seconds=trunk.compile_seconds + empty.compile_seconds,
+        mean_feature_map=mean,
+        evidence=gathering.evidence(empty.variables) | {"mean_feature_map": mean},
+        ranked=ranked,
+        trunk_seconds=seconds - compiled,
+        compile_seconds=compiled + empty.compile_seconds,
         dtype=maps.dtype,
     )
-    weakref.finalize(tapped, tapped._file.close)
-    return tapped
 
 
 def _own(split: Split) -> Split:
@@ -200,60 +271,3 @@ def _own(split: Split) -> Split:
 
 def _some_images(split: Split) -> Array:
     return jnp.asarray(split.read(np.arange(min(_TRIED, len(split)))))
-
-
-def _shape_of_one(
-    apply: taps.Apply, variables: Any, images: Array, name: str
-) -> tuple[int, ...]:
-    """Shape of one image's feature map at a convolution.
-
-    Raises:
-      InputError: no such convolution, or it does not return one map for each image.
-    """
-    maps, *shape = taps.find_conv(apply, variables, images, name).output.shape
-    if maps != len(images):
-        raise InputError(
-            f"layer '{name}' returns {maps} feature maps for {len(images)} images, not "
-            "one for each"
-        )
-    return tuple(shape)
-
-
-def _check_tap(
-    apply: taps.Apply, variables: Any, images: Array, name: str, tap: str, classes: int
-) -> float:
-    """Raises unless the unmasked feature map, put back, gives the network's logits.
-
-    Also where an image's logits depend on the images beside it.
-
-    Returns:
-      Seconds that compilation took.
-    """
-
-    def run(variables: Any, images: Array) -> tuple[Any, Any]:
-        feature_map = taps.capture(apply, variables, images, name, taps.TAPS[tap])
-        put_back = taps.run_from(apply, variables, images, name, feature_map)
-        return apply(variables, images), put_back
-
-    one = make_mesh(jax.local_devices()[:1])
-    both = Sharded(run, one, (REPLICATED, REPLICATED), REPLICATED)
-    whole, put_back = both(variables, images)
-    if getattr(whole, "shape", None) != (len(images), classes):
-        raise InputError(
-            f"the network must return logits [N, {classes}], one for each class name, "
-            f"got {jax.tree.map(jnp.shape, whole)} for {len(images)} images"
-        )
-    if not np.isfinite(whole).all():
-        raise InputError("the network's logits are not finite: check its weights")
-    index = shuffled_with_repeats(len(images))
-    if not is_close(whole[index], both(variables, images[index])[0]):
-        raise InputError(
-            "the network's logits of an image depend on the other images of its batch, "
-            "or on chance: give an apply for evaluation, as with train=False"
-        )
-    if not is_close(whole, put_back):
-        raise InputError(
-            f"tap '{tap}' is not what follows layer '{name}': the network changes when "
-            f"its feature map is put back; choices: {', '.join(taps.TAPS)}"
-        )
-    return both.compile_seconds

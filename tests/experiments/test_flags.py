@@ -17,6 +17,8 @@ PROCESSES = {"coordinator", "num_processes", "process_id"}
 CHOICES = {
     "layer",
     "criterion",
+    "oracle_images",
+    "greedy_images",
     "tap",
     "fill",
     "rank_split",
@@ -33,8 +35,10 @@ FINETUNING = {
 }  # fmt: skip
 FLAGS = {
     "train": {*NETWORK, *PROCESSES, "batch_size"},
-    "sweep": {*NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk", "max_drop",
-        "seeds"},
+    "sweep": {
+        *NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk", "max_drop", "seeds",
+        "random_orders",
+    },
     "compact": {
         *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "naive",
         "export", "repeats", "latency_batches",

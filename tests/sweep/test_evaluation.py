@@ -14,8 +14,8 @@ from toys import network, planted, run_sweep
 
 from jaxprune.channels.fills import Fill
 from jaxprune.mesh import make_mesh
-from jaxprune.sweep import layer as layer_module
 from jaxprune.sweep.changed import carry_forward, changed_pairs
+from jaxprune.sweep.choose import choose_evaluation
 from jaxprune.sweep.evaluation import Judged, Plan
 from jaxprune.sweep.running_sum import STEP, RunningSum
 from jaxprune.sweep.trunk import tap_layer
@@ -229,7 +229,7 @@ def test_few_units_that_read_many_features_make_no_large_batches():
     apply, variables = network(Flat(), (8, 8, 3))
     tapped = tap_layer(apply, variables, random_split(), tap="relu")
     plan = Plan(np.arange(6), tuple(range(6)), Fill("zero", np.zeros(6, np.float32)))
-    way, images = layer_module._evaluation(tapped, plan, None, False)
+    way, images = choose_evaluation(tapped, plan, None, False)
     assert isinstance(way, RunningSum)
     assert way._pairs <= STEP * images
     assert way._pairs * STEP * 64 <= 2**22

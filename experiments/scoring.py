@@ -1,0 +1,192 @@
+"""Scores of a run directory's layer, by one criterion or several in one pass."""
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import cluster
+from experiments.choices import Choices
+from experiments.job import Job
+from jaxprune import processes
+from jaxprune.channels.fills import Fill
+from jaxprune.data import datasets
+from jaxprune.data.splits import Split, check_classes
+from jaxprune.errors import InputError
+from jaxprune.ranking.criteria import CRITERIA
+from jaxprune.sweep.gather import Gathering
+from jaxprune.sweep.score import mask_losses, score
+from jaxprune.sweep.trunk import TappedLayer, tap_layer
+
+FLAGS = flags.FLAGS
+_ORACLE_IMAGES = 2000
+# Seconds that greedy_oracle may take.
+_GREEDY_SECONDS = 1200.0
+
+
+def check(run: Job, chosen: Choices, criterion: str) -> None:
+    """Checks what a criterion needs, before any work is done.
+
+    Raises:
+      InputError: something that the layer, the fill or the ranking split has not.
+    """
+    needs = CRITERIA[criterion].needs
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.shapes)
+    image = jnp.asarray(run.image)
+    Gathering(run.apply, zeros, image, chosen.layer, chosen.tap, needs)
+    if "losses" not in needs:
+        return
+    if chosen.fill == "all":
+        raise InputError(
+            f"criterion {criterion} goes by what a pruned channel becomes: name one "
+            "--fill"
+        )
+    images(run, chosen, criterion)
+
+
+def images(run: Job, chosen: Choices, criterion: str) -> int | None:
+    """How many ranking images a criterion measures losses on; None where it does not.
+
+    Raises:
+      InputError: more than there are.
+    """
+    if "losses" not in CRITERIA[criterion].needs:
+        return None
+    total = len(datasets.choose_split(run.splits, chosen.rank_split))
+    flag = "oracle_images"
+    if criterion == "greedy_oracle" and FLAGS.greedy_images is not None:
+        flag = "greedy_images"
+    given = FLAGS[flag].value
+    if given is not None and given > total:
+        raise InputError(f"--{flag}={given}: {chosen.rank_split} has {total} images")
+    return given or min(_ORACLE_IMAGES, total)
+
+
+def facts(run: Job, chosen: Choices) -> dict[str, Any]:
+    """What decides a criterion's scores beside network and splits."""
+    count = images(run, chosen, chosen.criterion)
+    return {} if count is None else {"loss_images": count}
+
+
+def tap(
+    run: Job,
+    chosen: Choices,
+    variables: Any,
+    criteria: Collection[str],
+    split: Split,
+    rank_split: Split | None,
+    batch_size: int,
+) -> TappedLayer:
+    """Runs the trunk, and gathers what the criteria need.
+
+    Args:
+      run: the run directory's job.
+      chosen: layer and tap.
+      variables: the network's.
+      criteria: their names.
+      split: the images whose feature maps are kept.
+      rank_split: the ranking images, where they are others.
+      batch_size: images in a batch.
+    """
+    sources = [split] if rank_split is None else [split, rank_split]
+    total = sum(len(processes.own(len(source))) for source in sources)
+    counts = {images(run, chosen, name) for name in criteria}
+    with cluster.progress(total=total, unit="img", desc="feature maps") as bar:
+        return tap_layer(
+            run.apply,
+            variables,
+            split,
+            layer=chosen.layer,
+            tap=chosen.tap,
+            rank_split=rank_split,
+            criteria=criteria,
+            oracle_images={count for count in counts if count is not None},
+            batch_size=batch_size,
+            mesh=cluster.local_mesh(),
+            on_images=bar.update,
+        )
+
+
+def splits(run: Job, chosen: Choices) -> dict[str, Split]:
+    """The images by the names of their splits.
+
+    Raises:
+      InputError: a split that is unknown or empty, smaller than a batch, or without a
+        class where classes are counted.
+    """
+    found: dict[str, Split] = {}
+    for which in (chosen.eval_split, chosen.select_split, chosen.rank_split):
+        found[which] = datasets.choose_split(run.splits, which)
+    for which in (chosen.eval_split, chosen.select_split):
+        check_classes(found[which], which)
+        run.batch_size(found[which])
+    return found
+
+
+def tap_all(
+    run: Job,
+    chosen: Choices,
+    variables: Any,
+    criteria: Collection[str],
+    images: dict[str, Split],
+) -> tuple[TappedLayer, TappedLayer | None]:
+    """Runs the trunk on the images reported and, if others, those K is chosen on.
+
+    Args:
+      run: the run directory's job.
+      chosen: layer, tap and splits.
+      variables: the network's.
+      criteria: their names.
+      images: what `splits` returns.
+    """
+    split, ranked = images[chosen.eval_split], None
+    if chosen.rank_split != chosen.eval_split:
+        ranked = images[chosen.rank_split]
+    size = run.batch_size(split)
+    tapped = tap(run, chosen, variables, criteria, split, ranked, size)
+    if chosen.select_split == chosen.eval_split:
+        return tapped, None
+    # It is given the scores of the first.
+    split = images[chosen.select_split]
+    return tapped, tap(run, chosen, variables, (), split, None, run.batch_size(split))
+
+
+def score_by(
+    run: Job,
+    chosen: Choices,
+    tapped: TappedLayer,
+    criterion: str,
+    fill: str,
+    fitted: Fill | None,
+) -> np.ndarray:
+    """The channels' scores by one criterion.
+
+    Args:
+      run: the run directory's job.
+      chosen: what to prune.
+      tapped: with what the criterion needs.
+      criterion: its name.
+      fill: what a pruned channel becomes, by name.
+      fitted: the linear fill, where the fill or the criterion needs it.
+
+    Raises:
+      InputError: greedy_oracle would take too long.
+    """
+    count = images(run, chosen, criterion)
+    resolved = fitted if fill == "linear" and fitted is not None else fill
+    losses = None
+    with cluster.progress(total=0, unit="eval", desc=criterion, delay=1) as bar:
+        if count is not None:
+            losses = mask_losses(tapped, resolved, images=count, on_pairs=bar.update)
+            masks = tapped.channels + 1
+            if criterion == "greedy_oracle":
+                losses.check_greedy(_GREEDY_SECONDS)
+                masks = losses.greedy_masks
+            bar.reset(masks * losses.own_images)
+        return score(
+            tapped, criterion, fill=resolved, linear=fitted, losses=losses,
+            seed=run.config.seed,
+        )  # fmt: skip

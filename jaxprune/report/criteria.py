@@ -1,0 +1,133 @@
+"""Figures of criteria side by side, from a saved comparison.
+
+C criteria, R random orders, K masks.
+"""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxprune.report.curves import add_grid, save
+from jaxprune.sweep.comparison import BAND, Comparison
+
+# By criterion, so that a colour means the same in every picture: of one kin, the second
+# is dashed. What is measured is black.
+_STYLES: dict[str, tuple[str, str]] = {
+    "mean": ("tab:blue", "-"),
+    "abs_mean": ("tab:blue", "--"),
+    "std": ("tab:cyan", "-"),
+    "apoz": ("tab:olive", "-"),
+    "l1": ("tab:orange", "-"),
+    "l2": ("tab:orange", "--"),
+    "bn_scale": ("tab:brown", "-"),
+    "fpgm": ("tab:pink", "-"),
+    "taylor": ("tab:green", "-"),
+    "fisher": ("tab:green", "--"),
+    "reader": ("tab:purple", "-"),
+    "linear": ("tab:red", "-"),
+    "residual_variance": ("tab:red", "--"),
+    "random": ("0.5", "-"),
+    "oracle": ("black", "-"),
+    "abs_oracle": ("black", ":"),
+    "greedy_oracle": ("black", "--"),
+}
+
+
+def draw_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Draws both pictures into its folder; returns their paths."""
+    figures = {
+        "criteria": accuracy_by_criterion(comparison),
+        "agreement": agreement(comparison),
+    }
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def accuracy_by_criterion(comparison: Comparison) -> Figure:
+    """Accuracy against K of every criterion, over the 95 % band of random orders.
+
+    For unbalanced classes, balanced accuracy is a second panel. In the legend, criteria
+    are in order of their mean accuracy over K.
+    """
+    count = 1 if comparison.is_balanced else 2
+    figure = Figure(figsize=(10, 1.0 + 5.2 * count), layout="constrained")
+    panels = figure.subplots(count, 1, squeeze=False)[:, 0]
+    kinds = [
+        ("accuracy", comparison.accuracy, comparison.random_accuracy),
+        (
+            "balanced accuracy",
+            comparison.balanced_accuracy,
+            comparison.random_balanced_accuracy,
+        ),
+    ]
+    for axes, (name, curves, random) in zip(panels, kinds, strict=False):
+        _curves(axes, comparison, curves, random)
+        axes.set_ylabel(name)
+    about = comparison.about
+    panels[0].set_title(
+        f"{about.get('model', 'network')}, layer {about['layer']}, fill "
+        f"{about['fill']}: which channels go first"
+    )
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside right center",
+        title="mean over K", alignment="left",
+    )  # fmt: skip
+    return figure
+
+
+def _curves(
+    axes: Axes, comparison: Comparison, curves: np.ndarray, random: np.ndarray
+) -> None:
+    ks, means = comparison.ks, comparison.mean_accuracy
+    if len(random):
+        low, high = np.quantile(random, BAND, axis=0)
+        axes.fill_between(
+            ks, low, high, color="0.85",
+            label=f"95 % of {len(random)} random orders",
+        )  # fmt: skip
+        middle = comparison.random_accuracy.mean()
+        axes.plot(
+            ks, random.mean(0), color="0.5", linewidth=1, linestyle=":",
+            label=f"{middle:.4f}  their mean",
+        )  # fmt: skip
+    for i in np.argsort(-means, kind="stable"):
+        name = comparison.names[i]
+        color, style = _STYLES.get(name, ("tab:gray", "-."))
+        axes.plot(
+            ks, curves[i], color=color, linestyle=style,
+            linewidth=2.2 if "oracle" in name else 1.5,
+            label=f"{means[i]:.4f}  {name}",
+        )  # fmt: skip
+    p = comparison.scores.shape[1]
+    axes.set_xlim(0, p)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(f"K, channels pruned of {p}")
+    add_grid(axes)
+
+
+def agreement(comparison: Comparison) -> Figure:
+    """Spearman's rank correlation of every two criteria's scores, in numbers."""
+    names, matrix = comparison.names, comparison.spearman
+    size = 2.4 + 0.62 * len(names)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.subplots()
+    colors = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.9")
+    drawn = axes.imshow(np.ma.masked_invalid(matrix), cmap=colors, vmin=-1, vmax=1)
+    for i, row in enumerate(matrix):
+        for j, rho in enumerate(row):
+            number = f"{round(rho, 2) + 0.0:.2f}"  # not -0.00
+            axes.text(
+                j, i, "-" if np.isnan(rho) else number, ha="center", va="center",
+                color="white" if abs(rho) > 0.7 else "black", fontsize=9,
+            )  # fmt: skip
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    about = comparison.about
+    axes.set_title(
+        f"{about.get('model', 'network')}, layer {about['layer']}: how criteria agree"
+    )
+    figure.colorbar(drawn, ax=axes, label="Spearman's rank correlation", shrink=0.8)
+    return figure

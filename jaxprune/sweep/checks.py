@@ -1,0 +1,73 @@
+"""What a network must be for a layer of it to be tapped: tried on a few images.
+
+Axes: N images.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxprune.channels import taps
+from jaxprune.channels.head import is_close, shuffled_with_repeats
+from jaxprune.errors import InputError
+from jaxprune.mesh import REPLICATED, Sharded, make_mesh
+
+
+def shape_of_one(
+    apply: taps.Apply, variables: Any, images: Array, name: str
+) -> tuple[int, ...]:
+    """Shape of one image's feature map at a convolution.
+
+    Raises:
+      InputError: no such convolution, or it does not return one map for each image.
+    """
+    maps, *shape = taps.find_conv(apply, variables, images, name).output.shape
+    if maps != len(images):
+        raise InputError(
+            f"layer '{name}' returns {maps} feature maps for {len(images)} images, not "
+            "one for each"
+        )
+    return tuple(shape)
+
+
+def check_tap(
+    apply: taps.Apply, variables: Any, images: Array, name: str, tap: str, classes: int
+) -> float:
+    """Raises unless the unmasked feature map, put back, gives the network's logits.
+
+    Also where an image's logits depend on the images beside it.
+
+    Returns:
+      Seconds that compilation took.
+    """
+
+    def run(variables: Any, images: Array) -> tuple[Any, Any]:
+        feature_map = taps.capture(apply, variables, images, name, taps.TAPS[tap])
+        put_back = taps.run_from(apply, variables, images, name, feature_map)
+        return apply(variables, images), put_back
+
+    one = make_mesh(jax.local_devices()[:1])
+    both = Sharded(run, one, (REPLICATED, REPLICATED), REPLICATED)
+    whole, put_back = both(variables, images)
+    if getattr(whole, "shape", None) != (len(images), classes):
+        raise InputError(
+            f"the network must return logits [N, {classes}], one for each class name, "
+            f"got {jax.tree.map(jnp.shape, whole)} for {len(images)} images"
+        )
+    if not np.isfinite(whole).all():
+        raise InputError("the network's logits are not finite: check its weights")
+    index = shuffled_with_repeats(len(images))
+    if not is_close(whole[index], both(variables, images[index])[0]):
+        raise InputError(
+            "the network's logits of an image depend on the other images of its batch, "
+            "or on chance: give an apply for evaluation, as with train=False"
+        )
+    if not is_close(whole, put_back):
+        raise InputError(
+            f"tap '{tap}' is not what follows layer '{name}': the network changes when "
+            f"its feature map is put back; choices: {', '.join(taps.TAPS)}"
+        )
+    return both.compile_seconds

@@ -1,0 +1,210 @@
+"""Criteria side by side: their curves, the band of random orders, how far they agree.
+
+Axes: C criteria, R random orders, K masks, P channels.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from jaxprune.errors import InputError
+from jaxprune.files import replacing, write_text
+from jaxprune.sweep.result import SweepResult
+
+# The band of random orders.
+BAND = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What each criterion's order costs, beside random orders.
+
+    Attributes:
+      ks: numbers of pruned channels, ascending.
+      names: of the criteria.
+      scores: of every channel by each criterion.
+      accuracy: share of images predicted right.
+      balanced_accuracy: mean over classes of the share of the class.
+      safe_k: the largest K that each may go to, see `SweepResult.largest_safe_k`.
+      random_accuracy: of random orders.
+      random_balanced_accuracy: of random orders.
+      is_balanced: whether the classes have about as many images.
+      about: JSON-able facts of how it was made.
+    """
+
+    ks: tuple[int, ...]
+    names: tuple[str, ...]
+    scores: Float[np.ndarray, "C P"]
+    accuracy: Float[np.ndarray, "C K"]
+    balanced_accuracy: Float[np.ndarray, "C K"]
+    safe_k: tuple[int, ...]
+    random_accuracy: Float[np.ndarray, "R K"]
+    random_balanced_accuracy: Float[np.ndarray, "R K"]
+    is_balanced: bool
+    about: dict[str, Any]
+
+    @cached_property
+    def mean_accuracy(self) -> Float[np.ndarray, " C"]:
+        """Each criterion's mean over K."""
+        return self.accuracy.mean(1)
+
+    @cached_property
+    def beaten(self) -> Float[np.ndarray, " C"]:
+        """Share of the random orders with a lower mean; half of those with the same.
+
+        NaN where there are none.
+        """
+        if not len(self.random_accuracy):
+            return np.full(len(self.names), np.nan)
+        random = self.random_accuracy.mean(1)
+        mine = self.mean_accuracy[:, None]
+        return ((mine > random) + 0.5 * (mine == random)).mean(1)
+
+    @cached_property
+    def spearman(self) -> Float[np.ndarray, "C C"]:
+        """Rank correlation of every two criteria's scores.
+
+        NaN where a criterion gives all channels the same.
+        """
+        matrix = np.eye(len(self.names))
+        varies = [bool(np.ptp(row)) for row in self.scores]
+        for i, j in combinations(range(len(self.names)), 2):
+            both = varies[i] and varies[j]
+            rho = stats.spearmanr(self.scores[i], self.scores[j])[0] if both else np.nan
+            matrix[i, j] = matrix[j, i] = rho
+        return matrix
+
+    @property
+    def with_oracle(self) -> Float[np.ndarray, " C"]:
+        """Rank correlation with the oracle; NaN where it is not among the criteria."""
+        if "oracle" not in self.names:
+            return np.full(len(self.names), np.nan)
+        return self.spearman[self.names.index("oracle")]
+
+    def summary(self) -> dict[str, Any]:
+        """`about` and the figures of each criterion."""
+        columns = (self.mean_accuracy, self.safe_k, self.with_oracle, self.beaten)
+        return {
+            **self.about,
+            "is_balanced": self.is_balanced,
+            "random_orders": len(self.random_accuracy),
+            "random_mean_accuracy": [_json(x) for x in self.random_accuracy.mean(1)],
+            "criteria": {
+                name: {
+                    "mean_accuracy": _json(mean),
+                    "largest_safe_k": int(safe),
+                    "spearman_with_oracle": _json(rho),
+                    "random_orders_beaten": _json(share),
+                }
+                for name, mean, safe, rho, share in zip(
+                    self.names, *columns, strict=True
+                )
+            },
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes criteria.npz, criteria.csv and, last, summary.json to `folder`.
+
+        A folder without summary.json holds no complete comparison.
+        """
+        (folder / "summary.json").unlink(missing_ok=True)
+        with replacing(folder / "criteria.npz") as path:
+            np.savez_compressed(path, **{name: getattr(self, name) for name in _ARRAYS})
+        with replacing(folder / "criteria.csv") as path, open(path, "w") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["criterion", "k", "accuracy", "balanced_accuracy"])
+            for name, *curves in self._curves():
+                for k, *figures in zip(self.ks, *curves, strict=True):
+                    rows.writerow([name, k, *(f"{x:.6f}" for x in figures)])
+        write_text(folder / "summary.json", json.dumps(self.summary(), indent=2) + "\n")
+
+    def _curves(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """Name, accuracy and balanced accuracy of all orders."""
+        random = [f"random order {i}" for i in range(len(self.random_accuracy))]
+        return [
+            *zip(self.names, self.accuracy, self.balanced_accuracy, strict=True),
+            *zip(
+                random, self.random_accuracy, self.random_balanced_accuracy, strict=True
+            ),
+        ]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Comparison":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: no complete comparison is there, or a file is damaged.
+        """
+        if not (folder / "summary.json").is_file():
+            raise InputError(f"{folder} holds no complete comparison (no summary.json)")
+        try:
+            summary = json.loads((folder / "summary.json").read_text())
+            with (
+                open(folder / "criteria.npz", "rb") as npz,
+                np.load(npz, allow_pickle=False) as arrays,
+            ):
+                read = {name: arrays[name] for name in _ARRAYS}
+            criteria = summary["criteria"]
+            shape = len(criteria), len(read["ks"])
+            if read["accuracy"].shape != shape or len(read["scores"]) != shape[0]:
+                raise ValueError("the arrays have another shape than summary.json")
+            return cls(
+                **{**read, "ks": tuple(read["ks"].tolist())},
+                names=tuple(criteria),
+                safe_k=tuple(row["largest_safe_k"] for row in criteria.values()),
+                is_balanced=summary["is_balanced"],
+                about={k: v for k, v in summary.items() if k not in _DERIVED},
+            )
+        except Exception as error:
+            raise InputError(
+                f"the comparison in {folder} is damaged ({error}): make it again"
+            ) from error
+
+
+_ARRAYS = (
+    "ks", "scores", "accuracy", "balanced_accuracy", "random_accuracy",
+    "random_balanced_accuracy",
+)  # fmt: skip
+_DERIVED = ("is_balanced", "random_orders", "random_mean_accuracy", "criteria")
+
+
+def compare(
+    results: Mapping[str, SweepResult],
+    random: Sequence[tuple[np.ndarray, np.ndarray]],
+    about: dict[str, Any],
+) -> Comparison:
+    """Puts sweeps side by side that differ in the order alone.
+
+    Args:
+      results: of each criterion, by its name; at least one.
+      random: accuracy and balanced accuracy at every K, of each random order.
+      about: JSON-able facts of how it was made.
+    """
+    first = next(iter(results.values()))
+    none = np.zeros((0, len(first.ks)))
+    return Comparison(
+        ks=first.ks,
+        names=tuple(results),
+        scores=np.stack([r.scores for r in results.values()]),
+        accuracy=np.stack([r.accuracy for r in results.values()]),
+        balanced_accuracy=np.stack([r.balanced_accuracy for r in results.values()]),
+        safe_k=tuple(r.largest_safe_k(r.max_drop) for r in results.values()),
+        random_accuracy=np.stack([a for a, _ in random]) if random else none,
+        random_balanced_accuracy=np.stack([b for _, b in random]) if random else none,
+        is_balanced=first.is_balanced,
+        about=about,
+    )
+
+
+def _json(x: Any) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(x) else float(x)

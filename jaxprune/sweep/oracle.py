@@ -1,0 +1,251 @@
+"""What pruning costs, measured: the loss under any mask, and of each channel besides.
+
+Axes: N images, B images of a batch, P channels, K masks.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from jaxprune import processes
+from jaxprune.channels.fills import AtReader, Fill
+from jaxprune.channels.flow import ChannelFlow
+from jaxprune.channels.left_out import leave_out
+from jaxprune.errors import InputError
+from jaxprune.mesh import DATA, MASK, REPLICATED, SPREAD, Sharded, replicate, round_up
+from jaxprune.ranking.evidence import Losses
+from jaxprune.sweep.choose import elements_of, find_flow, masked_head, reader_head
+from jaxprune.sweep.evaluation import (
+    Plan,
+    chunk_size,
+    chunks,
+    cross_entropy,
+    fetch,
+)
+from jaxprune.sweep.reader import Reader, find_reader
+from jaxprune.sweep.running_sum import ReadNetwork
+from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
+
+
+class MaskLosses:
+    """Mean cross-entropy with any channels pruned and each other one besides, exactly.
+
+    All masks go through one batched program. Called with a mask [P], see `Losses`.
+
+    Attributes:
+      functions: what was compiled.
+    """
+
+    def __init__(self, tapped: TappedLayer, fill: Fill, *, on_pairs: Progress = ignore):
+        """Compiles nothing yet.
+
+        Args:
+          tapped: the feature maps of the images, and their labels.
+          fill: what a pruned channel becomes.
+          on_pairs: called with the number of (image, mask) pairs done.
+
+        Raises:
+          InputError: channels that the fill cannot be put in place of.
+        """
+        self._tapped, self._on_pairs = tapped, on_pairs
+        self._way = way = _choose(tapped, fill)
+        mesh = tapped.mesh
+        chunk = min(tapped.channels, chunk_size(way.elements * tapped.batch_size))
+        self._chunk = round_up(chunk, mesh.shape[MASK])
+
+        def losses(weights: Any, state: Any, labels: Array, masks: Array) -> Array:
+            def one(mask: Array) -> Array:
+                return cross_entropy(way.logits(weights, state, mask), labels)
+
+            return jax.vmap(one)(masks)
+
+        data, mask = PartitionSpec(DATA), PartitionSpec(MASK)
+        self._begin = Sharded(way.begin, mesh, (REPLICATED, SPREAD, SPREAD), SPREAD)
+        self._losses = Sharded(
+            losses, mesh, (REPLICATED, data, data, mask), PartitionSpec(MASK, DATA)
+        )
+        self.functions = [self._begin, self._losses]
+
+    def __call__(self, kept: Bool[np.ndarray, " P"]) -> Losses:
+        """The loss with the channels that are kept, and without each of them."""
+        masks = _one_less(kept)
+        total = np.zeros(len(masks))
+        for start, losses in self._sums(kept, masks):
+            total[start : start + len(losses)] += losses
+        total = processes.total(total) / len(self._tapped.split)
+        without = np.full(len(kept), np.inf)
+        without[kept] = total[1:]
+        return Losses(float(total[0]), without)
+
+    @property
+    def own_images(self) -> int:
+        """This process's share of the images."""
+        return len(self._tapped.own)
+
+    @property
+    def greedy_masks(self) -> int:
+        """Masks that `criteria.greedy_oracle` measures: P + 1, P, ..., 3."""
+        p = self._tapped.channels
+        return (p + 4) * (p - 1) // 2
+
+    def check_greedy(self, most: float) -> float:
+        """Estimated seconds of `criteria.greedy_oracle`, from a chunk of masks.
+
+        Args:
+          most: seconds that it may take.
+
+        Raises:
+          InputError: it would take longer.
+        """
+        kept = np.ones(self._tapped.channels, bool)
+        few = _one_less(kept)[: self._chunk]
+        took = 0.0
+        for _ in range(2):  # the first compiles
+            started = time.perf_counter()
+            next(self._sums(kept, few), None)
+            took = time.perf_counter() - started
+        longest = max(float(part[0]) for part in processes.gather(np.array([took])))
+        batches = math.ceil(self.own_images / self._tapped.batch_size)
+        seconds = longest * batches * self.greedy_masks / len(few)
+        if seconds > most:
+            images = len(self._tapped.split)
+            raise InputError(
+                f"greedy_oracle would take about {_duration(seconds)}: "
+                f"{self.greedy_masks:,} masks of {images} images; "
+                f"{int(images * most / seconds)} images take {_duration(most)} "
+                "(--greedy_images)"
+            )
+        return seconds
+
+    def _sums(
+        self, kept: Bool[np.ndarray, " P"], masks: Bool[np.ndarray, "K P"]
+    ) -> Iterator[tuple[int, Float[np.ndarray, " k"]]]:
+        """Where in `masks` a chunk starts, and its losses added up over a batch."""
+        tapped = self._tapped
+        weights = replicate(self._way.weights(kept), tapped.mesh)
+        starts = range(0, len(masks), self._chunk)
+        for batch, maps in tapped.batches(tapped.batch_size):
+            state = self._begin(weights, batch.images, maps)
+            outputs = (
+                self._losses(weights, state, batch.labels, some)
+                for some in chunks(masks, self._chunk)
+            )
+            for start, output in zip(starts, fetch(outputs), strict=True):
+                losses = output[: len(masks) - start, : batch.size]
+                self._on_pairs(losses.size)
+                yield start, losses.sum(1, dtype=np.float64)
+
+
+class _ByMask:
+    """Runs the whole network behind the layer for every mask.
+
+    Attributes:
+      elements: numbers that an image and a mask take.
+    """
+
+    def __init__(self, tapped: TappedLayer, fill: Fill, flow: ChannelFlow | None):
+        self._variables, self._fill = tapped.variables, fill
+        whole = np.ones(tapped.channels, bool)
+        self._constants: dict[str, AtReader] = {}
+        if not fill.moments and flow is not None:
+            self._constants = fill.at_readers(flow, whole)
+        weights = self.weights(whole)
+        self._head = masked_head(tapped, fill, weights)
+        self.elements = math.prod(tapped.mean_feature_map.shape)
+        self.elements += elements_of(self._head.shapes_around(weights, 2))
+
+    def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
+        """The variables, and what becomes of the readers' inputs."""
+        moments = self._fill.moments.items()
+        left_out = {name: leave_out(m, kept) for name, m in moments}
+        return self._variables, self._constants | left_out
+
+    def begin(self, weights: Any, images: Array, maps: Array) -> Any:
+        """What a batch's masks share."""
+        return self._head.around(weights, images), maps
+
+    def logits(self, weights: Any, state: Any, mask: Array) -> Array:
+        """Under a mask."""
+        around, maps = state
+        return self._head.logits(weights, around, maps, mask)
+
+
+class _ByReader:
+    """Where one layer alone reads the channels: its sum, less one channel's part.
+
+    Attributes:
+      elements: numbers that an image and a mask take.
+    """
+
+    def __init__(self, tapped: TappedLayer, fill: Fill, reader: Reader):
+        plan = Plan(np.arange(tapped.channels), (0,), fill)
+        head = reader_head(tapped, reader)
+        self._network = ReadNetwork(tapped.apply, tapped.name, reader, plan, head)
+        self._weights = self._network.weights(tapped.variables)
+        self._held = len(reader.features)
+        output = reader.layer.output.shape[1:]
+        self.elements = max(
+            math.prod(output) + elements_of(head.shapes_around(tapped.variables, 2)),
+            self._held * math.prod(output[:-1]),
+        )
+
+    def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
+        """The variables, the reader's rows, and what is kept."""
+        return self._weights | {"kept": kept}
+
+    def begin(self, weights: Any, images: Array, maps: Array) -> Any:
+        """What goes around, the reader's sum, and what pruning a channel changes."""
+        network, kept = self._network, weights["kept"]
+        total, change, _ = network.read(weights, images, maps)
+        change = change[..., : len(kept), :]
+        gone = jnp.where(kept[:, None], 0, change)
+        total += self._product(weights, gone.reshape(*gone.shape[:-2], -1), 0)
+        return network.head.around(weights["variables"], images), total, change
+
+    def logits(self, weights: Any, state: Any, mask: Array) -> Array:
+        """Under a mask that has all that is kept, or all but one."""
+        around, total, change = state
+        missing = weights["kept"] & ~mask
+        j = jnp.argmax(missing)
+        part = jnp.where(missing.any(), change[..., j, :], 0)
+        total += self._product(weights, part, j * self._held)
+        return self._network.head.logits(weights["variables"], around, total)
+
+    def _product(self, weights: Any, x: Array, start: Any) -> Array:
+        """What the reader makes of some features, from row `start` of its kernel on."""
+        rows = lax.dynamic_slice_in_dim(weights["kernel"], start, x.shape[-1], -2)
+        return self._network.reader.product(rows, x)
+
+
+def _choose(tapped: TappedLayer, fill: Fill) -> _ByMask | _ByReader:
+    """The fastest way that the network and the fill allow."""
+    flow = find_flow(tapped, fill)
+    # Under the linear fill what becomes of a channel depends on which others are kept.
+    if flow is not None and not fill.moments:
+        reader = find_reader(tapped.apply, tapped.variables, tapped.images, flow)
+        if reader is not None:
+            return _ByReader(tapped, fill, reader)
+    return _ByMask(tapped, fill, flow)
+
+
+def _one_less(kept: Bool[np.ndarray, " P"]) -> Bool[np.ndarray, "K P"]:
+    """The mask itself, then without each of the channels that it keeps."""
+    masks = np.tile(kept, (1 + kept.sum(), 1))
+    masks[1 + np.arange(kept.sum()), np.flatnonzero(kept)] = False
+    return masks
+
+
+def _duration(seconds: float) -> str:
+    """In seconds, minutes or hours, two digits or more."""
+    for unit, length in (("seconds", 1), ("minutes", 60)):
+        if seconds < 120 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 3600:.1f} hours"

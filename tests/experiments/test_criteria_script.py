@@ -1,0 +1,186 @@
+"""Criteria side by side from the command line."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from run_directories import SMALL, plant_cifar10
+
+from experiments import plot, scoring, sweep
+from experiments.compact import __main__ as compact
+from jaxprune.ranking.criteria import CRITERIA
+from jaxprune.sweep.comparison import Comparison
+from jaxprune.sweep.result import SweepResult
+
+RUN = Path("runs/digits_pair")
+FOLDER = RUN / "criteria-conv3-bias"
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax's Adam mixes types."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def loaded(criterion, run=RUN):
+    return SweepResult.load(run / f"sweep-conv3-{criterion}-bias")
+
+
+@pytest.mark.slow
+def test_all_criteria_beside_random_orders(script, monkeypatch):
+    few = [*SMALL, "--ks=0:8:2", "--oracle_images=60", "--greedy_images=30"]
+    code, out, err = script(sweep, *few, "--criterion=all", "--random_orders=3")
+    assert code == 0, err
+    names = [name for name in CRITERIA if name != "random"]
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("%")] == names
+    assert {path.name for path in FOLDER.iterdir()} == {
+        "criteria.csv", "criteria.npz", "summary.json", "criteria.png", "agreement.png"
+    }  # fmt: skip
+    summary = json.loads((FOLDER / "summary.json").read_text())
+    assert [*summary["criteria"]] == names and summary["left_out"] == {}
+    for key in ("model", "weights", "device", "commit", "layer", "fill", "rank_split"):
+        assert key in summary
+    # K = 0 is the same for all, and only the first order evaluates it.
+    assert summary["pairs"] == (len(names) + 3) * 4 * 200
+    assert summary["pairs_evaluated"] < (len(names) + 3) * 4 * 200
+    saved = Comparison.load(FOLDER)
+    assert saved.random_accuracy.shape == (3, 4)
+    assert saved.with_oracle[saved.names.index("oracle")] == 1
+    for i, name in enumerate(names):
+        result = loaded(name)
+        np.testing.assert_array_equal(result.scores, saved.scores[i])
+        np.testing.assert_array_equal(result.accuracy, saved.accuracy[i])
+    assert loaded("oracle").about["loss_images"] == 60
+    np.testing.assert_array_equal(
+        loaded("abs_oracle").scores, np.abs(loaded("oracle").scores)
+    )
+    assert loaded("greedy_oracle").about["loss_images"] == 30
+    assert "loss_images" not in loaded("mean").about
+
+    # One alone is the same sweep.
+    alone = RUN / "sweep-conv3-taylor-bias"
+    together = loaded("taylor")
+    (alone / "summary.json").unlink()
+    code, _, err = script(sweep, *few, "--criterion=taylor")
+    assert code == 0, err
+    np.testing.assert_array_equal(loaded("taylor").scores, together.scores)
+    np.testing.assert_array_equal(loaded("taylor").predictions, together.predictions)
+
+    # A network without a sweep is scored when it is cut.
+    oracle = loaded("oracle")
+    for path in (RUN / "sweep-conv3-oracle-bias").iterdir():
+        path.unlink()
+    code, _, err = script(
+        compact, *SMALL, "--criterion=oracle", "--k=3", "--oracle_images=60",
+        "--latency_batches=1", "--repeats=1",
+    )  # fmt: skip
+    assert code == 0, err
+    spec = json.loads((RUN / "compact-conv3-oracle-bias-k3/spec.json").read_text())
+    assert sorted(oracle.order[3:].tolist()) in [
+        layer["kept"] for layer in spec["layers"].values()
+    ]
+
+    # Other images to measure losses on are another sweep.
+    code, _, err = script(
+        sweep, *SMALL, "--ks=0:8:2", "--criterion=greedy_oracle", "--greedy_images=20"
+    )
+    assert code == 2 and "loss_images is 30, not 20" in err
+
+    # Pictures again, from the saved files alone.
+    for path in FOLDER.glob("*.png"):
+        path.unlink()
+    code, out, _ = script(plot, f"--workdir={RUN}")
+    assert code == 0 and f"{FOLDER}/agreement.png" in out
+    assert (FOLDER / "criteria.png").exists()
+
+    # Too slow: refused where it is named, left out of all.
+    monkeypatch.setattr(scoring, "_GREEDY_SECONDS", 0.0)
+    code, _, err = script(sweep, *few, "--criterion=mean,greedy_oracle")
+    assert code == 2 and "greedy_oracle would take about" in err
+    assert "Traceback" not in err
+    (FOLDER / "summary.json").unlink()
+    code, out, err = script(sweep, *few, "--criterion=all")
+    assert code == 0, err
+    assert "left out: greedy_oracle: greedy_oracle would take about" in out
+    names = [*json.loads((FOLDER / "summary.json").read_text())["criteria"]]
+    assert "random" in names and "greedy_oracle" not in names
+
+
+@pytest.mark.slow
+def test_criteria_of_several_seeds_chosen_on_other_images(script):
+    flags = [*SMALL, "--ks=0:8:2", "--seeds=0,5", "--criterion=mean,taylor"]
+    flags += ["--random_orders=2", "--select_split=train[56:]", "--max_drop=0.3"]
+    code, out, err = script(sweep, *flags)
+    assert code == 0, err
+    assert "95 % sure that less than 30 points is lost" in out
+    assert "note: trained on the images that K is chosen on" in out
+    safe = []
+    for seed in (0, 5):
+        run = RUN / f"seed{seed}"
+        saved = Comparison.load(run / FOLDER.name)
+        results = [loaded(name, run) for name in saved.names]
+        assert saved.names == ("mean", "taylor")
+        assert saved.safe_k == tuple(r.largest_safe_k(0.3) for r in results)
+        for result in results:
+            assert len(result.labels) == 200 != len(result.select_labels)
+            assert result.select_predictions.shape == (4, len(result.select_labels))
+            assert result.cross_entropy.shape == (4,)
+        safe.append(saved.safe_k)
+    for name, each in zip(("mean", "taylor"), zip(*safe, strict=True), strict=True):
+        spread = json.loads((RUN / f"seeds-conv3-{name}-bias/summary.json").read_text())
+        assert spread["largest_safe_k"]["each"] == list(each)
+
+    # What is finished is taken as it is; fewer random orders are another comparison.
+    written = (RUN / "seed0" / FOLDER.name / "criteria.npz").stat().st_mtime_ns
+    code, out, err = script(sweep, *flags)
+    assert code == 0 and out.count("comparison: ") == 2, err
+    assert (RUN / "seed0" / FOLDER.name / "criteria.npz").stat().st_mtime_ns == written
+    flags[flags.index("--random_orders=2")] = "--random_orders=1"
+    code, out, err = script(sweep, *flags)
+    assert code == 0 and "comparison: " not in out, err
+    assert len(Comparison.load(RUN / "seed5" / FOLDER.name).random_accuracy) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--criterion=mean,abs"], "unknown criterion 'abs'"),
+        (["--criterion=tailor"], "did you mean 'taylor'"),
+        (["--criterion=mean,l1,mean"], "names a criterion twice"),
+        (["--criterion=mean,l1", "--fill=all"], "compared with one --fill"),
+        (["--criterion=all", "--fill=all"], "compared with one --fill"),
+        (["--criterion=oracle", "--fill=all"], "name one --fill"),
+        (["--criterion=oracle", "--oracle_images=201"], "test has 200 images"),
+        (
+            ["--criterion=all", "--greedy_images=101", "--rank_split=train[:100]"],
+            "train[:100] has 100 images",
+        ),
+        (["--criterion=all", "--oracle_images=0"], "oracle_images"),
+        (["--criterion=mean", "--random_orders=-1"], "random_orders"),
+        (["--criterion=all", "--calibration_split=test[:9]"], "holds 9 images of"),
+    ],
+)
+def test_bad_input_before_any_work(script, flags, message):
+    code, _, err = script(sweep, *SMALL, *flags)
+    assert code == 2
+    assert message in err and "Traceback" not in err
+    assert not RUN.exists()
+
+
+def test_a_compact_network_takes_one_criterion(script):
+    for flag in ("all", "mean,l1"):
+        code, _, err = script(compact, *SMALL, f"--criterion={flag}", "--k=1")
+        assert code == 2 and f"unknown criterion '{flag}'" in err
+
+
+def test_a_layer_without_batch_norm(script, tmp_path):
+    plant_cifar10(tmp_path)
+    flags = ["--model=cifar_vgg", "--cache_dir=planted", "--dense=6,5,4"]
+    flags.append(f"--widths={','.join(map(str, range(2, 15)))}")
+    code, _, err = script(sweep, *flags, "--layer=conv2d", "--criterion=bn_scale")
+    assert code == 2 and err.count("\n") == 1
+    assert "bn_scale needs one BatchNorm" in err and "'conv2d'" in err
+    assert not Path("runs").exists()
