@@ -72,6 +72,7 @@ def main(compared: Compared, resume: bool = False) -> list[SweepResult]:
     names, left_out = _names(compared)
     lead = next((n for n in names if compared.by(n).calibration(chosen.fill)), names[0])
     calibration.check(run, compared.by(lead), chosen.fill)
+    Comparison.check_target(chosen.comparison_folder(run.workdir))
     variables = train_or_restore(run)
     about = {
         name: facts.describe(run, compared.by(name), chosen.fill, variables)

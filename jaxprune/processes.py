@@ -3,11 +3,13 @@
 Without `jax.distributed` there is one process, and all of this costs nothing.
 """
 
+import atexit
 import os
 import socket
 import sys
 import threading
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,9 +20,10 @@ from jaxtyping import Int
 from jaxprune.errors import InputError
 
 # Where a process that fails leaves its last words, and how long the first one, which
-# keeps them, waits for the others to have read them.
-_LAST_WORDS, _SECONDS = "jaxprune/last_words", 2.0
+# keeps them, waits for the others to have read them; where each says that it is done.
+_LAST_WORDS, _SECONDS, _DONE = "jaxprune/last_words", 2.0, "jaxprune/done/"
 _is_telling = threading.Event()
+_is_over = threading.Event()
 
 
 def own(count: int) -> Int[np.ndarray, " n"]:
@@ -81,24 +84,40 @@ def watch() -> None:
 
     JAX would abort it once that one is gone, with a stack trace.
     """
-    threading.Thread(target=_watch, daemon=True).start()
-
-
-def _watch() -> None:
     client = distributed.global_state.client
-    while client is not None:
+    if client is None:
+        return
+    watching = threading.Thread(target=_watch, args=(client,), daemon=True)
+
+    def end() -> None:
+        """Before JAX's store goes, which a thread must not be asking then."""
+        _is_over.set()
+        client.key_value_set(f"{_DONE}{jax.process_index()}", "")
+        watching.join()
+
+    watching.start()
+    atexit.register(end)
+
+
+def _watch(client: Any) -> None:
+    while not (_is_over.wait(_SECONDS / 8) and _all_are_done(client)):
         try:
-            words = client.blocking_key_value_get(_LAST_WORDS, 3_600_000)
+            words = client.key_value_try_get(_LAST_WORDS)
         except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" in str(error):
+            if "NOT_FOUND" in str(error):
                 continue
-            return  # the end, or nobody to ask
+            return  # nobody to ask
         if _is_telling.is_set():
             return  # they are its own
         # A progress bar may be at work.
         print(f"\nerror: {words}", file=sys.stderr, flush=True)
         _see_the_others_off()
         os._exit(2)
+
+
+def _all_are_done(client: Any) -> bool:
+    time.sleep(_SECONDS / 40)
+    return len(client.key_value_dir_get(_DONE)) == jax.process_count()
 
 
 def tell_the_others(message: str) -> None:

@@ -4,7 +4,6 @@ Axes: C criteria, R random orders, K masks, P channels.
 """
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
+from typing_extensions import TypedDict
 
+from jaxprune import schema, sealed
 from jaxprune.errors import InputError
-from jaxprune.files import replacing, write_text
+from jaxprune.files import replacing_folder
 from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.saved import check_target
 
 # The band of random orders.
 BAND = (0.025, 0.975)
@@ -112,20 +114,27 @@ class Comparison:
         }
 
     def save(self, folder: Path) -> None:
-        """Writes criteria.npz, criteria.csv and, last, summary.json to `folder`.
+        """Replaces the folder: criteria.npz, criteria.csv and summary.json.
 
-        A folder without summary.json holds no complete comparison.
+        Raises:
+          InputError: it holds something else.
         """
-        (folder / "summary.json").unlink(missing_ok=True)
-        with replacing(folder / "criteria.npz") as path:
-            np.savez_compressed(path, **{name: getattr(self, name) for name in _ARRAYS})
-        with replacing(folder / "criteria.csv") as path, open(path, "w") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["criterion", "k", "accuracy", "balanced_accuracy"])
-            for name, *curves in self._curves():
-                for k, *figures in zip(self.ks, *curves, strict=True):
-                    rows.writerow([name, k, *(f"{x:.6f}" for x in figures)])
-        write_text(folder / "summary.json", json.dumps(self.summary(), indent=2) + "\n")
+        self.check_target(folder)
+        with replacing_folder(folder) as new:
+            arrays = {name: getattr(self, name) for name in _ARRAYS}
+            np.savez_compressed(new / "criteria.npz", **arrays)
+            with open(new / "criteria.csv", "w") as file:
+                rows = csv.writer(file, lineterminator="\n")
+                rows.writerow(["criterion", "k", "accuracy", "balanced_accuracy"])
+                for name, *curves in self._curves():
+                    for k, *figures in zip(self.ks, *curves, strict=True):
+                        rows.writerow([name, k, *(f"{x:.6f}" for x in figures)])
+            sealed.write(new, "summary.json", self.summary())
+
+    @staticmethod
+    def check_target(folder: Path) -> None:
+        """Raises InputError if one saved there would take something's place."""
+        check_target(folder, "comparison", _FILES)
 
     def _curves(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """Name, accuracy and balanced accuracy of all orders."""
@@ -147,7 +156,7 @@ class Comparison:
         if not (folder / "summary.json").is_file():
             raise InputError(f"{folder} holds no complete comparison (no summary.json)")
         try:
-            summary = json.loads((folder / "summary.json").read_text())
+            summary: Any = sealed.read(folder, "summary.json", _Summary, _FILES[:2])
             with (
                 open(folder / "criteria.npz", "rb") as npz,
                 np.load(npz, allow_pickle=False) as arrays,
@@ -170,11 +179,28 @@ class Comparison:
             ) from error
 
 
+_FILES = ("criteria.npz", "criteria.csv", "summary.json")
 _ARRAYS = (
     "ks", "scores", "accuracy", "balanced_accuracy", "random_accuracy",
     "random_balanced_accuracy",
 )  # fmt: skip
-_DERIVED = ("is_balanced", "random_orders", "random_mean_accuracy", "criteria")
+_DERIVED = (
+    "is_balanced", "random_orders", "random_mean_accuracy", "criteria", "files",
+    "sha256",
+)  # fmt: skip
+
+
+@schema.and_others
+class _Criterion(TypedDict):
+    largest_safe_k: int
+
+
+@schema.and_others
+class _Summary(TypedDict):
+    """What summary.json must hold."""
+
+    is_balanced: bool
+    criteria: dict[schema.Word, _Criterion]
 
 
 def compare(

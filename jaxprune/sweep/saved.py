@@ -1,7 +1,7 @@
 """The files of a sweep, which vouch for one another."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -80,16 +80,20 @@ def check_about(about: Mapping[str, Any]) -> None:
     schema.check({"class_names": (), **about}, _Summary, "about")
 
 
-def check_target(folder: Path) -> None:
-    """Raises InputError if a sweep saved there would take something's place."""
+_FILES = ("sweep.npz", "sweep.csv", "summary.json")
+
+
+def check_target(
+    folder: Path, what: str = "sweep", files: Collection[str] = _FILES
+) -> None:
+    """Raises InputError if `what`, saved there, would take something's place."""
     if folder.exists():
-        others = (p for p in folder.iterdir() if p.name not in _FILES)
+        others = (p for p in folder.iterdir() if p.name not in files)
         other = next((p for p in others if p.suffix != ".png"), None)
         if other is not None:
-            raise InputError(f"{other} is no part of a sweep: give another folder")
+            raise InputError(f"{other} is no part of a {what}: give another folder")
 
 
-_FILES = ("sweep.npz", "sweep.csv", "summary.json")
 _DERIVED = (
     "files",
     "sha256",
