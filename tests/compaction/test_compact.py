@@ -458,7 +458,7 @@ def test_padding_by_hand():
         ({"keep": np.ones(7)}, "mask of 7 booleans"),
         ({"fill": "zeros"}, "did you mean 'zero'"),
         ({"fill": "mean"}, "depends on images"),
-        ({"fill": np.zeros(6)}, "7 finite numbers"),
+        ({"fill": np.zeros(6)}, r"of shape \(7,\), got \(6,\)"),
         ({"layer": "conv9"}, "unknown layer"),
         ({"layer": "dense1"}, "no convolution"),
         ({"example": np.zeros((2, 14, 14, 3), np.float32)}, "does not run"),

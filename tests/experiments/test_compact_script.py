@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(autouse=True)
-def _trained(_promotion, trained, script):
+def _trained(standard_promotion, trained, script):
     if not trained.exists():
         code, _, err = script(sweep, f"--workdir={trained}", *NETWORK)
         assert code == 0, err

@@ -56,7 +56,7 @@ def test_swept_and_compact(script):
         (["--calibration_split=test[:9]"], "holds 9 images of --eval_split=test"),
         (["--calibration_split=all"], "unknown split 'all'"),
         (["--ridge=-1"], "--ridge must be positive"),
-        (["--ridge=nan"], "--ridge must be positive"),
+        (["--ridge=nan"], "--ridge takes a finite number, got nan"),
         (
             ["--ridge=0", "--fill=zero", "--criterion=linear"],
             "--ridge must be positive",

@@ -19,6 +19,7 @@ from experiments.bench.pytorch import ready, scaled
 from experiments.bench.shrink import latency, ours, peer, report, theirs
 from experiments.bench.shrink.stages import Competitor, figures, learning_rates
 from experiments.bench.twins import TWINS, Twin
+from experiments.facts import differing
 from experiments.flags import check_timing
 from experiments.shrink.ladder import Ladder
 from experiments.weights import train_or_restore
@@ -132,8 +133,8 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
         state = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    same = {**state["about"], "commit": about["commit"]} == about
-    return state["finished"] if same else {}
+    keys = (state["about"].keys() | about.keys()) - {"commit"}
+    return {} if differing(state["about"], about, keys) else state["finished"]
 
 
 def _check(run: job.Job, calibration: Split) -> None:
