@@ -50,15 +50,20 @@ class Choices:
         """Where the sweep with a fill is saved."""
         return workdir / f"sweep-{self.stem}-{fill}"
 
+    def comparison_folder(self, workdir: Path) -> Path:
+        """Where a comparison of criteria with this fill is saved."""
+        return workdir / f"criteria-{stem(self.layer, self.fill)}"
+
+    @staticmethod
+    def unfinished(folder: Path) -> Path:
+        """Where a sweep's finished images are until it is saved in its folder."""
+        return folder.with_name(f"unfinished-{folder.name}")
+
     def calibration(self, fill: str) -> dict[str, Any]:
         """What decides the linear fill, where the fill or the criterion needs it."""
         if fill != "linear" and "readers" not in CRITERIA[self.criterion].needs:
             return {}
         return {"calibration_split": self.calibration_split, "ridge": self.ridge}
-
-    def comparison_folder(self, workdir: Path) -> Path:
-        """Where a comparison of criteria with this fill is saved."""
-        return workdir / f"criteria-{stem(self.layer, self.fill)}"
 
 
 def stem(layer: str, name: str) -> str:

@@ -3,6 +3,7 @@
 `experiments.sweep --criterion=all --random_orders=20` comes here.
 """
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from jaxprune.sweep.comparison import Comparison, compare
 from jaxprune.sweep.layer import sweep_orders
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.trunk import TappedLayer
+from jaxprune.sweep.unfinished import Unfinished
 
 FLAGS = flags.FLAGS
 
@@ -107,6 +109,7 @@ def main(compared: Compared, resume: bool = False) -> list[SweepResult]:
     result = replace(result, about=result.about | about_all)
     if processes.is_first():
         result.save(folder)
+        shutil.rmtree(chosen.unfinished(folder), ignore_errors=True)
         draw_comparison(result, folder)
         draw_training(run.workdir)
     _print(result, folder)
@@ -213,8 +216,14 @@ def _sweep(
             sweep_orders, fill=fill, ks=compared.ks, mask_chunk=FLAGS.mask_chunk,
             about=about, on_pairs=bar.update,
         )  # fmt: skip
-        others = None if selecting is None else sweep(selecting, scores)
-        for name, result in sweep(tapped, orders):
+        parts = partial(
+            Unfinished, chosen.unfinished(chosen.comparison_folder(run.workdir)),
+            facts.deciding(next(iter(about.values()))) | {"criterion": None},
+        )  # fmt: skip
+        others = None
+        if selecting is not None:
+            others = sweep(selecting, scores, unfinished=parts("select"))
+        for name, result in sweep(tapped, orders, unfinished=parts("eval")):
             work = {key: count + result.about[key] for key, count in work.items()}
             if name in random:
                 curves.append((result.accuracy, result.balanced_accuracy))

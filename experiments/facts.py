@@ -16,9 +16,9 @@ from experiments import scoring
 from experiments.choices import Choices
 from experiments.flags import value
 from experiments.job import Job
+from jaxprune import sealed
 from jaxprune.data import datasets
 from jaxprune.errors import InputError
-from jaxprune.networks import checkpoint
 from jaxprune.sweep.result import SweepResult
 
 _OF_A_SWEEP = (
@@ -49,6 +49,11 @@ def allowed() -> dict[str, float]:
     """What K may lose where a sweep is read, which its predictions do not depend on."""
     given = value("max_drop")
     return {"max_drop": 0.01 if given is None else given}
+
+
+def deciding(about: dict[str, Any]) -> dict[str, Any]:
+    """What of a sweep's facts decides its predictions, on any number of devices."""
+    return {key: about.get(key) for key in (*_OF_A_SWEEP, "versions", "commit")}
 
 
 def overlaps(run: Job, choices: Choices) -> list[str]:
@@ -91,7 +96,7 @@ def network(run: Job, variables: Any) -> dict[str, Any]:
         "dataset": run.config.dataset,
         "dtype": run.config.dtype,
         "seed": run.config.seed,
-        "weights": checkpoint.fingerprint(variables),
+        "weights": sealed.fingerprint(variables),
         "config": dataclasses.asdict(run.config),
         "data": run.splits.fingerprint,
         "device": device(),

@@ -17,6 +17,7 @@ from jaxprune.channels.fills import FILLS
 from jaxprune.channels.taps import TAPS
 from jaxprune.errors import InputError, check_choice
 from jaxprune.ranking.criteria import CRITERIA
+from jaxprune.sweep.maps import KINDS
 
 FLAGS = flags.FLAGS
 EXPORTS = ("stablehlo",)
@@ -217,6 +218,11 @@ def define_choices() -> None:
         "greedy_images", None,
         "The same of greedy_oracle. Default: as many as oracle_images.", 1,
     )  # fmt: skip
+    flags.DEFINE_enum(
+        "maps", "disk", KINDS,
+        "Feature maps until they are evaluated: in a temporary file, or made twice.",
+    )  # fmt: skip
+    flags.DEFINE_string("maps_dir", None, "Folder of that file.")
     flags.DEFINE_string(
         "tap", None, f"Where the feature map is taken: {', '.join(TAPS)}."
     )

@@ -223,5 +223,5 @@ def kept(run: Job) -> str:
     """What an interrupted sweep leaves."""
     return (
         f"interrupted: the trained network is kept in {run.checkpoints}, and every "
-        "finished sweep beside it; run the same command again to start this sweep anew"
+        "finished sweep beside it; run the same command again to go on with this one"
     )

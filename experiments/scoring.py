@@ -1,6 +1,7 @@
 """Scores of a run directory's layer, by one criterion or several in one pass."""
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,11 +13,13 @@ from experiments import cluster
 from experiments.choices import Choices
 from experiments.job import Job
 from jaxprune import processes
+from jaxprune.channels import taps
 from jaxprune.channels.fills import Fill
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split, check_classes
 from jaxprune.errors import InputError
 from jaxprune.ranking.criteria import CRITERIA
+from jaxprune.sweep import maps as places
 from jaxprune.sweep.gather import Gathering
 from jaxprune.sweep.score import mask_losses, score
 from jaxprune.sweep.trunk import TappedLayer, tap_layer
@@ -93,8 +96,13 @@ def tap(
     """
     sources = [split] if rank_split is None else [split, rank_split]
     total = sum(len(processes.own(len(source))) for source in sources)
-    counts = {images(run, chosen, name) for name in criteria}
-    with cluster.progress(total=total, unit="img", desc="feature maps") as bar:
+    measured = {images(run, chosen, name) for name in criteria}
+    counts = {count for count in measured if count is not None}
+    one = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output
+    kept = sum(len(processes.own(n)) for n in (len(split), *counts))
+    size = places.size(kept * one.size * one.dtype.itemsize)
+    kept_in = f"feature maps, {size}" if FLAGS.maps == "disk" else "feature maps"
+    with cluster.progress(total=total, unit="img", desc=kept_in) as bar:
         return tap_layer(
             run.apply,
             variables,
@@ -103,8 +111,10 @@ def tap(
             tap=chosen.tap,
             rank_split=rank_split,
             criteria=criteria,
-            oracle_images={count for count in counts if count is not None},
+            oracle_images=counts,
             batch_size=batch_size,
+            maps=FLAGS.maps,
+            maps_dir=None if FLAGS.maps_dir is None else Path(FLAGS.maps_dir),
             mesh=cluster.local_mesh(),
             on_images=bar.update,
         )

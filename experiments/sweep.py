@@ -12,6 +12,7 @@ sweep, `sweep-<layer>-<criterion>-<fill>`; of several criteria also a comparison
 cores, training included; BUILD_NOTES.md has the figures to expect.
 """
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.saved import check_target
 from jaxprune.sweep.trunk import TappedLayer
+from jaxprune.sweep.unfinished import Unfinished
 
 FLAGS = flags.FLAGS
 define_network()
@@ -111,13 +113,13 @@ def _one(resume: bool = False) -> list[SweepResult]:
             run, chosen, tapped, chosen.criterion, fills[0], fitted
         )
         _print_scores(chosen.layer, scores)
-        results = [
-            _save(
-                _sweep(tapped, selecting, scores, fill, fitted, ks, about[fill]),
-                folders[fill],
+        results = []
+        for fill in fills:
+            parts = chosen.unfinished(folders[fill])
+            result = _sweep(
+                tapped, selecting, scores, fill, fitted, ks, about[fill], parts
             )
-            for fill in fills
-        ]
+            results.append(_save(result, folders[fill], parts))
     except KeyboardInterrupt:
         raise cli.Interrupted(job.kept(run)) from None
     if processes.is_first():
@@ -137,6 +139,7 @@ def _sweep(
     fitted: Fill | None,
     ks: tuple[int, ...],
     about: dict[str, Any],
+    unfinished: Path,
 ) -> SweepResult:
     """Sweeps with one fill; also over the other images that K is chosen on, if any."""
     resolved = resolve_fill(
@@ -146,7 +149,9 @@ def _sweep(
         mean=tapped.channel_means,
     )
     results = []
-    for images in filter(None, (tapped, selecting)):
+    for split, images in (("eval", tapped), ("select", selecting)):
+        if images is None:
+            continue
         total = len(images.own) * len(ks)
         with cluster.progress(total=total, unit="eval", desc=f"fill {fill}") as bar:
             results.append(
@@ -157,6 +162,7 @@ def _sweep(
                     ks=ks,
                     mask_chunk=FLAGS.mask_chunk,
                     about=about,
+                    unfinished=Unfinished(unfinished, facts.deciding(about), split),
                     on_pairs=bar.update,
                 )
             )
@@ -164,10 +170,11 @@ def _sweep(
     return result.chosen_on(others[0]) if others else result
 
 
-def _save(result: SweepResult, folder: Path) -> SweepResult:
+def _save(result: SweepResult, folder: Path, unfinished: Path) -> SweepResult:
     """Saves, draws and prints."""
     if processes.is_first():
         result.save(folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
         curves.draw_sweep(result, folder)
     _print_curve(result, folder)
     return result

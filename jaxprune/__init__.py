@@ -27,6 +27,7 @@ from jaxprune.sweep.layer import sweep_layer, sweep_orders
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.score import score
 from jaxprune.sweep.trunk import TappedLayer, tap_layer
+from jaxprune.sweep.unfinished import Unfinished
 
 __version__ = _version("jaxprune")
 
@@ -47,6 +48,7 @@ __all__ = [
     "Split",
     "SweepResult",
     "TappedLayer",
+    "Unfinished",
     "analyse",
     "capture",
     "channel_flow",

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from typing_extensions import TypedDict
 
 from jaxprune import schema
@@ -84,6 +86,17 @@ def _checked(path: Path) -> dict[str, Any]:
     if facts["sha256"] != digest(facts):
         raise InputError(f"{path} does not match its own sha256")
     return facts
+
+
+def fingerprint(arrays: Any) -> str:
+    """SHA-256, in hex, of every path, type, shape and value of a tree of arrays."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(path)
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def digest(facts: Any) -> str:

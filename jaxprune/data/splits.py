@@ -88,10 +88,13 @@ class Batch(NamedTuple):
     size: int
 
 
-def batches(split: Split, batch_size: int) -> Iterator[Batch]:
-    """The examples in order, in batches of one static size."""
-    for start in range(0, len(split), batch_size):
-        index = np.arange(start, min(start + batch_size, len(split)))
+def batches(
+    split: Split, batch_size: int, first: int = 0, end: int | None = None
+) -> Iterator[Batch]:
+    """The examples from `first` to `end` in order, in batches of one static size."""
+    end = len(split) if end is None else end
+    for start in range(first, end, batch_size):
+        index = np.arange(start, min(start + batch_size, end))
         images = split.read(index)
         padding = [(0, batch_size - len(index))] + [(0, 0)] * (images.ndim - 1)
         labels = np.pad(split.labels[index].astype(np.int32), padding[0])

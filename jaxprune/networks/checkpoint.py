@@ -1,6 +1,5 @@
 """Saving and restoring variables with Orbax."""
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxprune import schema, sealed
@@ -36,18 +34,6 @@ class _About:
     epoch: int
     facts: dict[str, Any]
     seal: str
-
-
-def fingerprint(variables: Variables) -> str:
-    """SHA-256, in hex, of every path, type, shape and value of the variables."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        digest.update(
-            f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode()
-        )
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def latest(folder: Path) -> int | None:
@@ -77,8 +63,8 @@ def save(
     Raises:
       InputError: it cannot be written.
     """
-    state = None if optimizer is None else fingerprint(optimizer)
-    about = _About(fingerprint(variables), state, epoch, dict(facts or {}), "")
+    state = None if optimizer is None else sealed.fingerprint(optimizer)
+    about = _About(sealed.fingerprint(variables), state, epoch, dict(facts or {}), "")
     items = {
         "variables": ocp.args.StandardSave(jax.device_get(variables)),
         "about": ocp.args.JsonSave(asdict(replace(about, seal=_seal(about)))),
@@ -150,7 +136,7 @@ def _restore(
         if about.seal == "":  # older than fingerprints of the optimizer's state
             del prints["optimizer"]
         for name in prints.keys() & items.keys():
-            if fingerprint(restored[name]) != prints[name]:
+            if sealed.fingerprint(restored[name]) != prints[name]:
                 raise ValueError(f"its {name} does not match its fingerprint")
         shapes = [
             [leaf.shape for leaf in jax.tree.leaves(tree)]

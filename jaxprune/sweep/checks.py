@@ -16,21 +16,22 @@ from jaxprune.errors import InputError
 from jaxprune.mesh import REPLICATED, Sharded, make_mesh
 
 
-def shape_of_one(
+def map_of_one(
     apply: taps.Apply, variables: Any, images: Array, name: str
-) -> tuple[int, ...]:
-    """Shape of one image's feature map at a convolution.
+) -> jax.ShapeDtypeStruct:
+    """Shape and type of one image's feature map at a convolution.
 
     Raises:
       InputError: no such convolution, or it does not return one map for each image.
     """
-    maps, *shape = taps.find_conv(apply, variables, images, name).output.shape
+    output = taps.find_conv(apply, variables, images, name).output
+    maps, *shape = output.shape
     if maps != len(images):
         raise InputError(
             f"layer '{name}' returns {maps} feature maps for {len(images)} images, not "
             "one for each"
         )
-    return tuple(shape)
+    return jax.ShapeDtypeStruct(tuple(shape), output.dtype)
 
 
 def check_tap(

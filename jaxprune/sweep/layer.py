@@ -10,8 +10,9 @@ Axes: N images, P channels, K masks.
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from jaxprune.sweep.evaluation import Plan
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.saved import check_about
 from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
+from jaxprune.sweep.unfinished import Keeper, Unfinished, exactly
 
 
 def sweep_layer(
@@ -36,6 +38,7 @@ def sweep_layer(
     mask_chunk: int | None = None,
     every_pair: bool = False,
     about: dict[str, Any] | None = None,
+    unfinished: Unfinished | None = None,
     on_pairs: Progress = ignore,
 ) -> SweepResult:
     """Predictions of the network with the k lowest-scoring channels pruned.
@@ -54,6 +57,8 @@ def sweep_layer(
         network.
       every_pair: evaluates every pair, whether it changes or not, in the plainest way.
       about: facts to keep in the result.
+      unfinished: where finished images are kept while the sweep is under way, and taken
+        from if it was before.
       on_pairs: called with the number of (image, k) pairs done since the last call.
 
     Raises:
@@ -63,7 +68,8 @@ def sweep_layer(
     """
     (found,) = sweep_orders(
         tapped, {"": scores}, fill=fill, ks=ks, mask_chunk=mask_chunk,
-        every_pair=every_pair, about={"": about or {}}, on_pairs=on_pairs,
+        every_pair=every_pair, about={"": about or {}}, unfinished=unfinished,
+        on_pairs=on_pairs,
     )  # fmt: skip
     return found[1]
 
@@ -77,6 +83,7 @@ def sweep_orders(
     mask_chunk: int | None = None,
     every_pair: bool = False,
     about: Mapping[str, dict[str, Any]] | None = None,
+    unfinished: Unfinished | None = None,
     on_pairs: Progress = ignore,
 ) -> Iterator[tuple[str, SweepResult]]:
     """`sweep_layer` for several scores, such as those of several criteria.
@@ -87,7 +94,8 @@ def sweep_orders(
     Args:
       scores: of every channel, by name.
       about: facts to keep in each result, by name.
-      tapped, fill, ks, mask_chunk, every_pair, on_pairs: see `sweep_layer`.
+      tapped, fill, ks, mask_chunk, every_pair, unfinished, on_pairs: see
+        `sweep_layer`.
 
     Returns:
       Name and result of each, one after another as they are done.
@@ -105,7 +113,23 @@ def sweep_orders(
     )
     ks = check_ks(range(tapped.channels) if ks is None else ks, tapped.channels)
     plans = {name: Plan(_order(tapped, s), ks, resolved) for name, s in scores.items()}
-    return _sweep(tapped, plans, scores, about, (mask_chunk, every_pair), on_pairs)
+    how = _How(mask_chunk, every_pair, unfinished)
+    return _sweep(tapped, plans, scores, about, how, on_pairs)
+
+
+class _How(NamedTuple):
+    """See `sweep_layer`."""
+
+    mask_chunk: int | None
+    every_pair: bool
+    unfinished: Unfinished | None
+
+    def keeper(self, tapped: TappedLayer, plan: Plan, order: int) -> Keeper | None:
+        """Of one of the orders."""
+        if self.unfinished is None or not plan.ks:
+            return None
+        name = f"{self.unfinished.name}-{order}"
+        return Keeper(replace(self.unfinished, name=name), tapped, plan)
 
 
 def _sweep(
@@ -113,26 +137,28 @@ def _sweep(
     plans: Mapping[str, Plan],
     scores: Mapping[str, Float[np.ndarray, " P"]],
     about: Mapping[str, dict[str, Any]],
-    how: tuple[int | None, bool],
+    how: _How,
     on_pairs: Progress,
 ) -> Iterator[tuple[str, SweepResult]]:
     """The results, each mask evaluated when the first order comes to it."""
     awaited = Counter(key for plan in plans.values() for key in _keys(plan))
     known: dict[bytes, tuple[np.ndarray, float]] = {}
     evaluate: Evaluation | None = None
-    for name, plan in plans.items():
+    for number, (name, plan) in enumerate(plans.items()):
         started = time.perf_counter()
         keys = _keys(plan)
         new = [i for i, key in enumerate(keys) if key not in known]
         ours = replace(plan, ks=tuple(plan.ks[i] for i in new))
         if evaluate is None:
-            evaluate, batch_size = choose_evaluation(tapped, ours, *how)
+            evaluate, batch_size = choose_evaluation(tapped, ours, *how[:2])
         elif new:
             evaluate = evaluate.reordered(ours)
         compiled = _compile_seconds(evaluate)
-        found, losses, evaluated = _predict(
-            tapped, evaluate, batch_size, ours.ks, on_pairs
-        )
+        keeper = how.keeper(tapped, ours, number)
+        with keeper or nullcontext():
+            found, losses, evaluated = _predict(
+                tapped, evaluate, batch_size, (ours.ks, keeper), on_pairs
+            )
         on_pairs(len(tapped.own) * (len(keys) - len(new)))
         for i, row, loss in zip(new, found, losses, strict=True):
             known[keys[i]] = row.copy(), float(loss)
@@ -174,26 +200,39 @@ def _predict(
     tapped: TappedLayer,
     evaluate: Evaluation,
     batch_size: int,
-    ks: tuple[int, ...],
+    what: tuple[tuple[int, ...], Keeper | None],
     on_pairs: Progress,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Predictions [K, N] and mean losses [K] of all processes' images.
 
     And the number of pairs evaluated here.
     """
+    ks, keeper = what
     dtype = np.uint8 if len(tapped.split.class_names) <= 256 else np.uint16
     predictions = np.empty((len(ks), len(tapped.own)), dtype)
     losses = np.zeros(len(ks))
     evaluated = 0
     if not ks:
         return predictions, losses, 0
-    for batch, feature_map in tapped.batches(batch_size):
-        images = slice(batch.start, batch.start + batch.size)
-        predicted = evaluate(batch, feature_map)
-        predictions[:, images] = predicted.classes
-        losses += predicted.losses.sum(axis=1, dtype=np.float64)
-        evaluated += predicted.evaluated
-        on_pairs(batch.size * len(ks))
+    left, start = [], 0
+    for known in keeper.finished() if keeper else ():
+        left.append((start, known.first))
+        start = known.end
+        predictions[:, known.first : known.end] = known.classes
+        losses += known.losses
+        evaluated += known.evaluated
+        on_pairs((known.end - known.first) * len(ks))
+    for first, end in [*left, (start, len(tapped.own))]:
+        for batch, feature_map in tapped.batches(batch_size, first, end):
+            predicted = evaluate(batch, feature_map)
+            images = slice(batch.start, batch.start + batch.size)
+            predictions[:, images] = predicted.classes
+            sums = exactly(predicted.losses)
+            losses += sums
+            evaluated += predicted.evaluated
+            if keeper:
+                keeper.add(batch, predicted, sums)
+            on_pairs(batch.size * len(ks))
     everyone = np.concatenate(processes.gather(predictions.T)).T
     return everyone, processes.total(losses) / len(tapped.split), evaluated
 

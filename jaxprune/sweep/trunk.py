@@ -3,14 +3,14 @@
 Axes: N images, B images of a batch, H x W positions, P channels.
 """
 
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +30,8 @@ from jaxprune.mesh import (
     round_up,
 )
 from jaxprune.ranking.criteria import Criterion
-from jaxprune.sweep.checks import check_tap, shape_of_one
+from jaxprune.sweep import maps as places
+from jaxprune.sweep.checks import check_tap, map_of_one
 from jaxprune.sweep.gather import Gathering, needs_of
 
 # Images that a tap is tried on.
@@ -46,12 +47,12 @@ def ignore(count: int) -> None:
 
 @dataclass(frozen=True)
 class TappedLayer:
-    """A layer's feature maps over a split, in a temporary file, and their mean.
+    """A layer's feature maps over a split, and their mean.
 
     Attributes:
       name: the layer.
       split: all images.
-      own: those of this process, whose feature maps the file holds.
+      own: those of this process.
       batch_size: images in a batch, B.
       bias: a channel's output at the tap when its kernel is zeroed.
       mean_feature_map: mean over the ranking split.
@@ -61,6 +62,7 @@ class TappedLayer:
       trunk_seconds: time to compute the feature maps.
       compile_seconds: time to compile what computes them.
       dtype: of the feature maps.
+      maps: where those of this process's images are.
       evidence: what criteria asked for of the ranking images, see `criteria.NEEDS`.
       ranked: by their number, the same layer over some of the ranking images, where
         criteria measure losses.
@@ -78,7 +80,7 @@ class TappedLayer:
     trunk_seconds: float
     compile_seconds: float
     dtype: np.dtype
-    _file: IO[bytes]
+    maps: places.OnDisk | places.Recomputed
     evidence: Mapping[str, Any] = field(default_factory=dict)
     ranked: "Mapping[int, TappedLayer]" = field(default_factory=dict)
 
@@ -97,13 +99,14 @@ class TappedLayer:
         """A few images of the split."""
         return _some_images(self.split)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    def batches(
+        self, batch_size: int, first: int = 0, end: int | None = None
+    ) -> Iterator[tuple[Batch, np.ndarray]]:
         """This process's images and their feature maps, zeros after the last."""
         shape = (batch_size, *self.mean_feature_map.shape)
-        self._file.seek(0)
-        for batch in batches(self.own, batch_size):
+        for batch in batches(self.own, batch_size, first, end):
             feature_map = np.zeros(shape, self.dtype)
-            self._file.readinto(feature_map[: batch.size].reshape(-1).view(np.uint8))  # type: ignore[attr-defined]
+            self.maps.read(batch.start, feature_map[: batch.size])
             yield batch, feature_map
 
 
@@ -118,6 +121,8 @@ def tap_layer(
     criteria: Collection[str | Criterion] = (),
     oracle_images: Collection[int] = (),
     batch_size: int = 128,
+    maps: str = "disk",
+    maps_dir: Path | None = None,
     mesh: Mesh | None = None,
     on_images: Progress = ignore,
 ) -> TappedLayer:
@@ -139,15 +144,19 @@ def tap_layer(
       oracle_images: numbers of images, evenly spaced over the ranking split, that
         losses can be measured on; by default all.
       batch_size: images in a batch.
+      maps: "disk" keeps the feature maps in a temporary file until they are evaluated,
+        "recompute" runs the trunk again then.
+      maps_dir: the folder of that file; by default the system's for temporary files.
       mesh: the devices to work on, see `jaxprune.mesh`; by default all of this process.
       on_images: called with the number of images done since the last call.
 
     Raises:
       InputError: unknown layer, tap or criterion, a criterion that the layer cannot
         have, a tap that changes the network, a network that does not treat images one
-        by one, or more processes than images.
+        by one, more processes than images, or feature maps that do not fit on the disk.
     """
     check_choice("tap", tap, taps.TAPS)
+    check_choice("maps", maps, places.KINDS)
     arguments.check_variables(variables)
     needs = needs_of(criteria)
     mesh = mesh or make_mesh()
@@ -156,38 +165,64 @@ def tap_layer(
         raise InputError("the split has no images")
     images = _some_images(split)
     name = taps.last_conv(apply, variables, images) if layer is None else layer
-    shape = shape_of_one(apply, variables, images, name)
+    one = map_of_one(apply, variables, images, name)
+    ranking = split if rank_split is None else rank_split
+    counts = set(oracle_images or [len(ranking)]) if "losses" in needs else set()
+    if maps == "disk":
+        own = sum(len(processes.own(n)) for n in (len(split), *counts))
+        places.check_space(maps_dir, own * one.size * one.dtype.itemsize)
     classes = len(split.class_names)
     gathering = Gathering(apply, variables, images, name, tap, needs)
     check_seconds = check_tap(apply, variables, images, name, tap, classes)
     variables = replicate(variables, mesh)
     params = taps.at_path(variables["params"], name)
-    bias = taps.TAPS[tap](jnp.asarray(params.get("bias", jnp.zeros(shape[-1]))))
-    with ExitStack() as files:
+    bias = taps.TAPS[tap](jnp.asarray(params.get("bias", jnp.zeros(one.shape[-1]))))
+    specs = (REPLICATED, SPREAD, SPREAD)
+    program = Sharded(_only_maps(apply, name, taps.TAPS[tap]), mesh, specs, SPREAD)
+
+    def trunk(batch: Batch) -> np.ndarray:
+        found = program(variables, batch.images, batch.labels)
+        return np.asarray(found["maps"])
+
+    with ExitStack() as opened:
+
+        def place(own: Split) -> places.OnDisk | places.Recomputed:
+            if maps == "recompute":
+                return places.Recomputed(trunk, own, batch_size)
+            return opened.enter_context(closing(places.OnDisk(maps_dir)))
+
         tapped = TappedLayer(
             name=name, split=split, own=_own(split), batch_size=batch_size,
             bias=np.asarray(bias, np.float32),
-            mean_feature_map=np.zeros(shape), apply=apply, variables=variables,
+            mean_feature_map=np.zeros(one.shape), apply=apply, variables=variables,
             mesh=mesh, trunk_seconds=0.0, compile_seconds=check_seconds,
-            dtype=np.dtype(np.float32),
-            _file=files.enter_context(tempfile.TemporaryFile()),
+            dtype=np.dtype(one.dtype), maps=place(_own(split)),
         )  # fmt: skip
-        if "losses" in needs:
-            ranking = split if rank_split is None else rank_split
-            ranked = {}
-            for count in set(oracle_images or [len(ranking)]):
-                file = files.enter_context(tempfile.TemporaryFile())
-                ranked[count] = _ranked(tapped, file, ranking, count)
-            tapped = replace(tapped, ranked=ranked)
-        tapped = _run_trunk(tapped, taps.TAPS[tap], rank_split, gathering, on_images)
-        for one in (tapped, *tapped.ranked.values()):
-            weakref.finalize(one, one._file.close)
-        files.pop_all()
+        ranked = {n: _ranked(tapped, place, ranking, n) for n in counts}
+        tapped = replace(tapped, ranked=ranked)
+        tapped = _run_trunk(tapped, program, rank_split, gathering, on_images)
+        for layer_maps in (tapped, *tapped.ranked.values()):
+            weakref.finalize(layer_maps, layer_maps.maps.close)
+        opened.pop_all()
     return tapped
 
 
+def _only_maps(
+    apply: taps.Apply, name: str, activation: taps.Activation
+) -> Callable[..., dict[str, Any]]:
+    def run(variables: Any, images: Array, labels: Array) -> dict[str, Any]:
+        del labels
+        maps = taps.capture(apply, variables, images, name, activation)
+        return {"maps": maps, "given": {}}
+
+    return run
+
+
 def _ranked(
-    tapped: TappedLayer, file: IO[bytes], ranking: Split, count: int
+    tapped: TappedLayer,
+    place: Callable[[Split], places.OnDisk | places.Recomputed],
+    ranking: Split,
+    count: int,
 ) -> TappedLayer:
     """The layer over `count` images of the ranking split, its feature maps to come."""
     if not 1 <= count <= len(ranking):
@@ -195,13 +230,8 @@ def _ranked(
             f"losses are measured on 1 .. {len(ranking)} ranking images, got {count}"
         )
     chosen = _spaced(len(ranking), count)
-    own = chosen[np.isin(chosen, processes.own(len(ranking)))]
-    return replace(
-        tapped,
-        split=ranking.select(chosen),
-        own=ranking.select(own),
-        _file=file,
-    )
+    own = ranking.select(chosen[np.isin(chosen, processes.own(len(ranking)))])
+    return replace(tapped, split=ranking.select(chosen), own=own, maps=place(own))
 
 
 def _spaced(total: int, count: int) -> Int[np.ndarray, " n"]:
@@ -211,24 +241,17 @@ def _spaced(total: int, count: int) -> Int[np.ndarray, " n"]:
 
 def _run_trunk(
     empty: TappedLayer,
-    activation: taps.Activation,
+    only_maps: Sharded,
     rank_split: Split | None,
     gathering: Gathering,
     on_images: Progress,
 ) -> TappedLayer:
     """The tapped layer with its feature maps and what was gathered."""
-
-    def run(variables: Any, images: Array, labels: Array) -> dict[str, Array]:
-        del labels
-        maps = taps.capture(empty.apply, variables, images, empty.name, activation)
-        return {"maps": maps}
-
     same = rank_split is None
-    specs = (REPLICATED, SPREAD, SPREAD)
-    rank = Sharded(gathering.compute, empty.mesh, specs, SPREAD)
-    trunk = rank
-    if not same and not gathering.only_maps:
-        trunk = Sharded(run, empty.mesh, specs, SPREAD)
+    trunk = rank = only_maps
+    if not gathering.only_maps:
+        specs = (REPLICATED, SPREAD, SPREAD)
+        rank = Sharded(gathering.compute, empty.mesh, specs, SPREAD)
     own_ranking = _own(rank_split) if rank_split is not None else empty.own
     ranking = empty.split if rank_split is None else rank_split
     index = processes.own(len(ranking))
@@ -242,12 +265,12 @@ def _run_trunk(
             found = program(empty.variables, batch.images, batch.labels)
             maps = np.asarray(found["maps"])[: batch.size]
             if source is empty.own:
-                empty._file.write(maps.tobytes())
+                empty.maps.write(maps)
             if source is own_ranking:
                 total += maps.sum(0, dtype=np.float64)
                 gathering.add({**found, "maps": maps}, batch.size)
                 for count, some in empty.ranked.items():
-                    some._file.write(maps[kept[count][here]].tobytes())
+                    some.maps.write(maps[kept[count][here]])
             on_images(batch.size)
     seconds = time.perf_counter() - started
     compiled = sum(program.compile_seconds for program in {trunk, rank})

@@ -19,6 +19,8 @@ CHOICES = {
     "criterion",
     "oracle_images",
     "greedy_images",
+    "maps",
+    "maps_dir",
     "tap",
     "fill",
     "rank_split",

@@ -16,7 +16,7 @@ from keras_files import LAYERS, write_keras
 from run_directories import FOLDER, SMALL, plant_cifar10
 
 from experiments import plot, sweep, train
-from jaxprune.networks import checkpoint
+from jaxprune import sealed
 from jaxprune.networks.models import CifarVGG, PairCNN
 from jaxprune.sweep.result import SweepResult
 
@@ -222,7 +222,7 @@ def test_a_keras_file(script, tmp_path):
     summary = json.loads(
         Path("runs/cifar_vgg/sweep-conv2d_12-mean-zero/summary.json").read_text()
     )
-    assert summary["weights"] == checkpoint.fingerprint(theirs)
+    assert summary["weights"] == sealed.fingerprint(theirs)
     assert summary["tap"] == "relu"
     code, out, _ = script(sweep, "--model=cifar_vgg", "--cache_dir=planted", "--ks=0,5",
                           "--fill=mean")  # fmt: skip
@@ -278,7 +278,7 @@ def test_killed_and_started_again_ends_with_the_same_parameters(script, tmp_path
         PairCNN(widths=(4, 6, 8), dense=(10, 2)), jax.numpy.zeros((1, 28, 28, 2))
     )
     prints = [
-        checkpoint.fingerprint(
+        sealed.fingerprint(
             checkpoint.restore(Path(folder) / "checkpoints", 4, template)[0]
         )
         for folder in ("whole", "killed")

@@ -8,6 +8,7 @@ import pytest
 from conftest import random_variables
 from keras_files import LAYERS, write_keras
 
+from jaxprune import sealed
 from jaxprune.errors import InputError
 from jaxprune.networks import checkpoint
 from jaxprune.networks.keras_import import import_keras
@@ -44,11 +45,11 @@ def test_nothing_there(tmp_path):
 
 
 def test_fingerprint_sees_values_names_and_types(variables):
-    first = checkpoint.fingerprint(variables)
-    assert checkpoint.fingerprint(jax.tree.map(jnp.asarray, variables)) == first
+    first = sealed.fingerprint(variables)
+    assert sealed.fingerprint(jax.tree.map(jnp.asarray, variables)) == first
     changed = jax.tree.map(np.copy, variables)
     changed["params"]["conv1"]["bias"][0] += 1e-7
-    assert checkpoint.fingerprint(changed) != first
+    assert sealed.fingerprint(changed) != first
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "foreign"])

@@ -1,0 +1,78 @@
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_split
+from toys import network
+
+from jaxprune.errors import InputError
+from jaxprune.networks.models import PairCNN
+from jaxprune.sweep import maps, score
+from jaxprune.sweep.layer import sweep_layer
+from jaxprune.sweep.trunk import tap_layer
+
+SHAPE = (8, 8, 2)
+APPLY, VARIABLES = network(PairCNN(widths=(3, 5, 9), dense=(10, 4)), SHAPE)
+SPLIT = random_split(41, shape=SHAPE)
+SCORES = np.linspace(1, 0, 9)
+
+
+def every_map(layer, *where):
+    found = [m[: b.size] for b, m in layer.batches(16, *where)]
+    return np.concatenate(found)
+
+
+def tapped(**options):
+    return tap_layer(APPLY, VARIABLES, SPLIT, batch_size=8, **options)
+
+
+def test_recomputed_maps_are_those_on_disk(tmp_path):
+    disk, again = tapped(maps_dir=tmp_path), tapped(maps="recompute")
+    np.testing.assert_array_equal(every_map(again), every_map(disk))
+    # A second time, and from the middle of a batch.
+    for where in ((0,), (13,), (13, 30)):
+        found, want = every_map(again, *where), every_map(disk, *where)
+        np.testing.assert_array_equal(found, want)
+    assert (again.mean_feature_map == disk.mean_feature_map).all()
+    one, other = sweep_layer(disk, SCORES), sweep_layer(again, SCORES)
+    np.testing.assert_array_equal(one.predictions, other.predictions)
+
+
+def test_losses_on_recomputed_maps():
+    found = [
+        score.score(tapped(maps=kind, criteria=["oracle"], oracle_images=[20]),
+                    "oracle")
+        for kind in maps.KINDS
+    ]  # fmt: skip
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_a_disk_that_is_too_small(monkeypatch, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    needed = every_map(tapped()).nbytes
+    for free in (needed - 1, needed):
+        monkeypatch.setattr(
+            maps.shutil, "disk_usage", lambda _, free=free: usage(0, 0, free)
+        )
+        if free == needed:
+            tapped(maps_dir=tmp_path)
+            continue
+        with pytest.raises(InputError, match=r"maps take .* KiB, .* give another"):
+            tapped(maps_dir=tmp_path)
+    monkeypatch.setattr(maps.shutil, "disk_usage", lambda _: usage(0, 0, 0))
+    tapped(maps="recompute")
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="no folder"):
+        tapped(maps_dir=Path("nowhere"))
+    with pytest.raises(InputError, match="disk, recompute"):
+        tapped(maps="memory")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(999, "999 B"), (2**20, "1 MiB"), (20 * 2**30, "20.0 GiB")]
+)
+def test_sizes(count, words):
+    assert maps.size(count) == words

@@ -1,0 +1,205 @@
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from conftest import random_split
+from toys import network
+
+from jaxprune.channels.calibration import linear_fill
+from jaxprune.data.splits import image_split
+from jaxprune.mesh import make_mesh
+from jaxprune.networks.models import PairCNN
+from jaxprune.sweep import evaluation, unfinished
+from jaxprune.sweep.layer import sweep_layer, sweep_orders
+from jaxprune.sweep.trunk import tap_layer
+from jaxprune.sweep.unfinished import Unfinished, exactly
+
+SHAPE = (8, 8, 2)
+APPLY, VARIABLES = network(PairCNN(widths=(3, 5, 9), dense=(10, 4)), SHAPE)
+SPLIT = random_split(40, shape=SHAPE)
+SCORES = np.linspace(1, 0, 9) ** 2
+
+
+def tapped(split=SPLIT, variables=VARIABLES, **options):
+    return tap_layer(APPLY, variables, split, batch_size=8, **options)
+
+
+@pytest.fixture(scope="module")
+def layer():
+    return tapped()
+
+
+@pytest.fixture(scope="module")
+def fill():
+    return fitted(SPLIT)
+
+
+def fitted(split):
+    return linear_fill(APPLY, VARIABLES, split.read(np.arange(40)))
+
+
+@pytest.fixture(autouse=True)
+def batches_of_eight(monkeypatch):
+    monkeypatch.setattr(evaluation, "_CPU_ELEMENTS", 80)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(unfinished, "_SECONDS", 0.0)
+
+
+def interrupted(layer, kept, batches=3, **options):
+    """Keeps some batches."""
+    done = []
+
+    def stop(pairs):
+        done.append(pairs)
+        if len(done) == batches:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep_layer(layer, SCORES, unfinished=kept, on_pairs=stop, **options)
+
+
+def assert_equal(one, other):
+    np.testing.assert_array_equal(one.predictions, other.predictions)
+    np.testing.assert_array_equal(one.cross_entropy, other.cross_entropy)
+
+
+@pytest.mark.parametrize("fills", ["zero", "linear"])
+def test_it_goes_on_where_it_stopped(layer, fill, fills, tmp_path, at_once):
+    fills = fill if fills == "linear" else fills
+    kept = Unfinished(tmp_path / "kept", {"commit": "abc"})
+    whole = sweep_layer(layer, SCORES, fill=fills)
+    interrupted(layer, kept, fill=fills)
+    files = sorted(kept.folder.iterdir())
+    assert len(files) == 3
+    times = [path.stat().st_mtime_ns for path in files]
+    again = sweep_layer(layer, SCORES, fill=fills, unfinished=kept)
+    assert_equal(again, whole)
+    assert again.about["pairs_evaluated"] == whole.about["pairs_evaluated"]
+    assert [path.stat().st_mtime_ns for path in files] == times
+    assert len([*kept.folder.iterdir()]) == 5
+
+
+def test_on_other_devices(layer, tmp_path, at_once):
+    kept = Unfinished(tmp_path)
+    interrupted(layer, kept)
+    poison(tmp_path)
+    alone = tapped(mesh=make_mesh(jax.devices()[:1]))
+    again = sweep_layer(alone, SCORES, unfinished=kept)
+    # The poison shows that nothing kept was computed again.
+    assert (again.predictions[:, :24] == 3).all()
+    rest = sweep_layer(layer, SCORES).predictions[:, 24:]
+    np.testing.assert_array_equal(again.predictions[:, 24:], rest)
+
+
+def poison(folder):
+    """Predictions that no network gives."""
+    for path in folder.iterdir():
+        with np.load(path) as arrays:
+            found = dict(arrays)
+        found["classes"] = np.full_like(found["classes"], 3)
+        np.savez_compressed(path, **found)
+
+
+def other_images():
+    images = SPLIT.read(np.arange(40)).copy()
+    images[:, 0, 0] += 1
+    return image_split(images, SPLIT.labels, SPLIT.class_names)
+
+
+def other_labels():
+    labels = (SPLIT.labels + 1) % len(SPLIT.class_names)
+    return image_split(SPLIT.read(np.arange(40)), labels, SPLIT.class_names)
+
+
+def other_weights():
+    return jax.tree.map(lambda a: a * np.float32(1.01), VARIABLES)
+
+
+@pytest.mark.parametrize(
+    "change", ["images", "labels", "weights", "facts", "order", "ks", "values", "fill"]
+)
+def test_what_was_of_another_sweep_is_not_taken(layer, change, tmp_path, at_once, fill):
+    kept = Unfinished(tmp_path)
+    values = np.ones(9, np.float32)
+    interrupted(layer, kept, fill=values)
+    poison(tmp_path)
+    other, scores, options = layer, SCORES, {"fill": values}
+    match change:
+        case "images":
+            other = tapped(other_images())
+        case "labels":
+            other = tapped(other_labels())
+        case "weights":
+            other = tapped(variables=other_weights())
+        case "facts":
+            kept = replace(kept, facts={"dtype": "bfloat16"})
+        case "order":
+            scores = SCORES[::-1].copy()
+        case "ks":
+            options["ks"] = [*range(8)]
+        case "values":
+            options["fill"] = values * np.float32(1.1)
+        case "fill":
+            options["fill"] = fill
+    found = sweep_layer(other, scores, unfinished=kept, **options)
+    assert_equal(found, sweep_layer(other, scores, **options))
+
+
+def test_a_fill_of_other_images_is_another(layer, fill, tmp_path, at_once):
+    interrupted(layer, Unfinished(tmp_path), fill=fill)
+    poison(tmp_path)
+    other = fitted(random_split(40, shape=SHAPE, seed=5))
+    found = sweep_layer(layer, SCORES, fill=other, unfinished=Unfinished(tmp_path))
+    assert_equal(found, sweep_layer(layer, SCORES, fill=other))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "renamed", "foreign"])
+def test_what_is_damaged_is_computed_again(layer, damage, tmp_path, at_once):
+    kept = Unfinished(tmp_path)
+    interrupted(layer, kept)
+    first, second, _ = sorted(tmp_path.iterdir())
+    data = bytearray(first.read_bytes())
+    match damage:
+        case "truncated":
+            first.write_bytes(data[:50])
+        case "flipped":
+            data[len(data) // 2] ^= 4
+            first.write_bytes(data)
+        case "renamed":
+            first.rename(second)
+        case "foreign":
+            (tmp_path / "sweep-0-a-b.npz").write_bytes(b"")
+    again = sweep_layer(layer, SCORES, unfinished=kept)
+    assert_equal(again, sweep_layer(layer, SCORES))
+
+
+def test_orders_and_splits_have_files_of_their_own(layer, tmp_path, at_once):
+    orders = {"one": SCORES, "other": SCORES[::-1].copy()}
+    found = dict(sweep_orders(layer, orders, unfinished=Unfinished(tmp_path)))
+    poison(tmp_path)
+    again = dict(sweep_orders(layer, orders, unfinished=Unfinished(tmp_path)))
+    assert (again["one"].predictions == 3).all()
+    assert (again["other"].predictions[1:-1] == 3).all()
+    kept = Unfinished(tmp_path, name="select")
+    for name, result in sweep_orders(layer, orders, unfinished=kept):
+        assert_equal(result, found[name])
+
+
+def test_a_short_sweep_writes_once(layer, tmp_path):
+    kept = Unfinished(tmp_path / "kept")
+    sweep_layer(layer, SCORES, unfinished=kept)
+    assert [path.name for path in kept.folder.iterdir()] == ["sweep-0-0-40.npz"]
+
+
+def test_sums_do_not_depend_on_the_order():
+    losses = np.random.default_rng(0).exponential(3, (2, 1000)).astype(np.float32)
+    whole = exactly(losses)
+    for end in (1, 17, 999):
+        np.testing.assert_array_equal(
+            exactly(losses[:, end:]) + exactly(losses[:, :end]), whole
+        )
+    np.testing.assert_allclose(whole, losses.sum(1, dtype=float), rtol=1e-7)
