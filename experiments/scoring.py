@@ -34,8 +34,12 @@ def check(run: Job, chosen: Choices, criterion: str) -> None:
     """Checks what a criterion needs, before any work is done.
 
     Raises:
-      InputError: something that the layer, the fill or the ranking split has not.
+      InputError: something that the layer, the fill or the ranking split has not, or
+        no room for the feature maps.
     """
+    if FLAGS.maps == "disk":
+        split = datasets.choose_split(run.splits, chosen.eval_split)
+        places.check_space(_maps_dir(), _maps_bytes(run, chosen, len(split)))
     needs = CRITERIA[criterion].needs
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.shapes)
     image = jnp.asarray(run.image)
@@ -98,11 +102,10 @@ def tap(
     total = sum(len(processes.own(len(source))) for source in sources)
     measured = {images(run, chosen, name) for name in criteria}
     counts = {count for count in measured if count is not None}
-    one = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output
-    kept = sum(len(processes.own(n)) for n in (len(split), *counts))
-    size = places.size(kept * one.size * one.dtype.itemsize)
-    kept_in = f"feature maps, {size}" if FLAGS.maps == "disk" else "feature maps"
-    with cluster.progress(total=total, unit="img", desc=kept_in) as bar:
+    what = "feature maps"
+    if FLAGS.maps == "disk":
+        what += f", {places.size(_maps_bytes(run, chosen, len(split), *counts))}"
+    with cluster.progress(total=total, unit="img", desc=what) as bar:
         return tap_layer(
             run.apply,
             variables,
@@ -114,10 +117,21 @@ def tap(
             oracle_images=counts,
             batch_size=batch_size,
             maps=FLAGS.maps,
-            maps_dir=None if FLAGS.maps_dir is None else Path(FLAGS.maps_dir),
+            maps_dir=_maps_dir(),
             mesh=cluster.local_mesh(),
             on_images=bar.update,
         )
+
+
+def _maps_dir() -> Path | None:
+    return None if FLAGS.maps_dir is None else Path(FLAGS.maps_dir)
+
+
+def _maps_bytes(run: Job, chosen: Choices, *images: int) -> int:
+    """What the feature maps of this process's share of the images take."""
+    one = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output
+    own = sum(len(processes.own(count)) for count in images)
+    return own * one.size // one.shape[0] * one.dtype.itemsize
 
 
 def splits(run: Job, chosen: Choices) -> dict[str, Split]:

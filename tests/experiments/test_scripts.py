@@ -17,6 +17,7 @@ from run_directories import FOLDER, SMALL, plant_cifar10
 
 from experiments import plot, sweep, train
 from jaxprune import sealed
+from jaxprune.networks import checkpoint
 from jaxprune.networks.models import CifarVGG, PairCNN
 from jaxprune.sweep.result import SweepResult
 
