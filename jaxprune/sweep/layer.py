@@ -113,12 +113,12 @@ def sweep_orders(
     )
     ks = check_ks(range(tapped.channels) if ks is None else ks, tapped.channels)
     plans = {name: Plan(_order(tapped, s), ks, resolved) for name, s in scores.items()}
-    how = _How(mask_chunk, every_pair, unfinished)
-    return _sweep(tapped, plans, scores, about, how, on_pairs)
+    way = _Way(mask_chunk, every_pair, unfinished)
+    return _sweep(tapped, plans, scores, about, way, on_pairs)
 
 
-class _How(NamedTuple):
-    """See `sweep_layer`."""
+class _Way(NamedTuple):
+    """How to evaluate, see `sweep_layer`."""
 
     mask_chunk: int | None
     every_pair: bool
@@ -137,7 +137,7 @@ def _sweep(
     plans: Mapping[str, Plan],
     scores: Mapping[str, Float[np.ndarray, " P"]],
     about: Mapping[str, dict[str, Any]],
-    how: _How,
+    way: _Way,
     on_pairs: Progress,
 ) -> Iterator[tuple[str, SweepResult]]:
     """The results, each mask evaluated when the first order comes to it."""
@@ -150,11 +150,11 @@ def _sweep(
         new = [i for i, key in enumerate(keys) if key not in known]
         ours = replace(plan, ks=tuple(plan.ks[i] for i in new))
         if evaluate is None:
-            evaluate, batch_size = choose_evaluation(tapped, ours, *how[:2])
+            evaluate, batch_size = choose_evaluation(tapped, ours, *way[:2])
         elif new:
             evaluate = evaluate.reordered(ours)
         compiled = _compile_seconds(evaluate)
-        keeper = how.keeper(tapped, ours, number)
+        keeper = way.keeper(tapped, ours, number)
         with keeper or nullcontext():
             found, losses, evaluated = _predict(
                 tapped, evaluate, batch_size, (ours.ks, keeper), on_pairs

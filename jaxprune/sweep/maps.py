@@ -5,10 +5,12 @@ Axes: N images, B images of a batch, P channels.
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from jaxprune.data.splits import Split, batches
 from jaxprune.errors import InputError
@@ -18,11 +20,15 @@ KINDS = ("disk", "recompute")
 
 
 class OnDisk:
-    """Written once, in a temporary file without a name, and read as often as wanted."""
+    """Written once, in a temporary file without a name, and read as often as wanted.
+
+    The file goes with the object.
+    """
 
     def __init__(self, folder: Path | None):
         """Opens the file in a folder; by default where the system has such files."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
 
     def write(self, maps: np.ndarray) -> None:
         """Adds the feature maps of the next images."""
@@ -32,10 +38,6 @@ class OnDisk:
         """Those of as many images, from `start` on, as `out` has room for."""
         self._file.seek(start * out[:1].nbytes)
         self._file.readinto(out.reshape(-1).view(np.uint8).data)
-
-    def close(self) -> None:
-        """Removes the file."""
-        self._file.close()
 
 
 class Recomputed:
@@ -76,8 +78,8 @@ class Recomputed:
             maps = self._trunk(batch)[: batch.size]
             yield maps[max(start - batch.start, 0) :]
 
-    def close(self) -> None:
-        """There is nothing to remove."""
+
+Maps = OnDisk | Recomputed
 
 
 def check_space(folder: Path | None, needed: int) -> None:
@@ -97,10 +99,6 @@ def size(count: int) -> str:
     """Bytes, in words.
 
     >>> size(20 * 2**30)
-    '20.0 GiB'
+    '20.0GiB'
     """
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024  # type: ignore[assignment]
-    return f"{count:.1f} GiB"
+    return tqdm.format_sizeof(count, "iB" if count >= 1000 else "B", 1024)

@@ -4,9 +4,7 @@ Axes: N images, B images of a batch, H x W positions, P channels.
 """
 
 import time
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxprune import arguments, processes
+from jaxprune import arguments, processes, sealed
 from jaxprune.channels import taps
 from jaxprune.data.splits import Batch, Split, batches
 from jaxprune.errors import InputError, check_choice
@@ -80,7 +78,7 @@ class TappedLayer:
     trunk_seconds: float
     compile_seconds: float
     dtype: np.dtype
-    maps: places.OnDisk | places.Recomputed
+    maps: places.Maps
     evidence: Mapping[str, Any] = field(default_factory=dict)
     ranked: "Mapping[int, TappedLayer]" = field(default_factory=dict)
 
@@ -93,6 +91,11 @@ class TappedLayer:
     def channel_means(self) -> Float[np.ndarray, " P"]:
         """Mean of every channel over the ranking split and positions."""
         return self.mean_feature_map.reshape(-1, self.channels).mean(0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the variables."""
+        return sealed.fingerprint(self.variables)
 
     @cached_property
     def images(self) -> Array:
@@ -169,8 +172,8 @@ def tap_layer(
     ranking = split if rank_split is None else rank_split
     counts = set(oracle_images or [len(ranking)]) if "losses" in needs else set()
     if maps == "disk":
-        own = sum(len(processes.own(n)) for n in (len(split), *counts))
-        places.check_space(maps_dir, own * one.size * one.dtype.itemsize)
+        kept = sum(len(processes.own(n)) for n in (len(split), *counts))
+        places.check_space(maps_dir, kept * one.size * one.dtype.itemsize)
     classes = len(split.class_names)
     gathering = Gathering(apply, variables, images, name, tap, needs)
     check_seconds = check_tap(apply, variables, images, name, tap, classes)
@@ -184,27 +187,22 @@ def tap_layer(
         found = program(variables, batch.images, batch.labels)
         return np.asarray(found["maps"])
 
-    with ExitStack() as opened:
+    def place(own: Split) -> places.Maps:
+        if maps == "recompute":
+            return places.Recomputed(trunk, own, batch_size)
+        return places.OnDisk(maps_dir)
 
-        def place(own: Split) -> places.OnDisk | places.Recomputed:
-            if maps == "recompute":
-                return places.Recomputed(trunk, own, batch_size)
-            return opened.enter_context(closing(places.OnDisk(maps_dir)))
-
-        tapped = TappedLayer(
-            name=name, split=split, own=_own(split), batch_size=batch_size,
-            bias=np.asarray(bias, np.float32),
-            mean_feature_map=np.zeros(one.shape), apply=apply, variables=variables,
-            mesh=mesh, trunk_seconds=0.0, compile_seconds=check_seconds,
-            dtype=np.dtype(one.dtype), maps=place(_own(split)),
-        )  # fmt: skip
-        ranked = {n: _ranked(tapped, place, ranking, n) for n in counts}
-        tapped = replace(tapped, ranked=ranked)
-        tapped = _run_trunk(tapped, program, rank_split, gathering, on_images)
-        for layer_maps in (tapped, *tapped.ranked.values()):
-            weakref.finalize(layer_maps, layer_maps.maps.close)
-        opened.pop_all()
-    return tapped
+    own = _own(split)
+    tapped = TappedLayer(
+        name=name, split=split, own=own, batch_size=batch_size,
+        bias=np.asarray(bias, np.float32),
+        mean_feature_map=np.zeros(one.shape), apply=apply, variables=variables,
+        mesh=mesh, trunk_seconds=0.0, compile_seconds=check_seconds,
+        dtype=np.dtype(one.dtype), maps=place(own),
+    )  # fmt: skip
+    ranked = {n: _ranked(tapped, place, ranking, n) for n in counts}
+    tapped = replace(tapped, ranked=ranked)
+    return _run_trunk(tapped, program, rank_split, gathering, on_images)
 
 
 def _only_maps(
@@ -220,7 +218,7 @@ def _only_maps(
 
 def _ranked(
     tapped: TappedLayer,
-    place: Callable[[Split], places.OnDisk | places.Recomputed],
+    place: Callable[[Split], places.Maps],
     ranking: Split,
     count: int,
 ) -> TappedLayer:

@@ -84,7 +84,7 @@ class Keeper:
                 "facts": dict(kept.facts),
                 "layer": tapped.name,
                 "images": len(tapped.split),
-                "variables": sealed.fingerprint(tapped.variables),
+                "variables": tapped.fingerprint,
                 "order": plan.order.tolist(),
                 "ks": list(plan.ks),
                 "fill": plan.fill.name,

@@ -10,8 +10,8 @@ from conftest import random_variables
 from flax import linen as nn
 
 import jaxprune
-from jaxprune.channels.calibration import press
 from jaxprune.channels.linear import Moments
+from jaxprune.channels.moments import press
 from jaxprune.errors import InputError
 
 

@@ -1,9 +1,9 @@
 """Criteria side by side from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from run_directories import SMALL, plant_cifar10
@@ -18,24 +18,38 @@ RUN = Path("runs/digits_pair")
 FOLDER = RUN / "criteria-conv3-bias"
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam mixes types."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+FEW = (*SMALL, "--ks=0:8:2", "--oracle_images=60", "--greedy_images=30")
 
 
 def loaded(criterion, run=RUN):
     return SweepResult.load(run / f"sweep-conv3-{criterion}-bias")
 
 
-@pytest.mark.slow
-def test_all_criteria_beside_random_orders(script, monkeypatch):
-    few = [*SMALL, "--ks=0:8:2", "--oracle_images=60", "--greedy_images=30"]
-    code, out, err = script(sweep, *few, "--criterion=all", "--random_orders=3")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return tmp_path_factory.mktemp("made") / "run"
+
+
+@pytest.fixture
+def compared(standard_promotion, made, script):
+    """The run directory with all criteria compared; what the script said, at first."""
+    if made.exists():
+        shutil.copytree(made, RUN)
+        return (made.parent / "out").read_text()
+    code, out, err = script(sweep, *FEW, "--criterion=all", "--random_orders=3")
     assert code == 0, err
+    shutil.copytree(RUN, made)
+    (made.parent / "out").write_text(out)
+    return out
+
+
+@pytest.mark.slow
+def test_all_criteria_beside_random_orders(compared):
     names = [name for name in CRITERIA if name != "random"]
-    assert [line.split()[0] for line in out.splitlines() if line.endswith("%")] == names
+    assert [
+        line.split()[0] for line in compared.splitlines() if line.endswith("%")
+    ] == names
     assert {path.name for path in FOLDER.iterdir()} == {
         "criteria.csv", "criteria.npz", "summary.json", "criteria.png", "agreement.png"
     }  # fmt: skip
@@ -60,16 +74,27 @@ def test_all_criteria_beside_random_orders(script, monkeypatch):
     assert loaded("greedy_oracle").about["loss_images"] == 30
     assert "loss_images" not in loaded("mean").about
 
-    # One alone is the same sweep.
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compared")
+def test_one_alone_is_the_same_sweep(script):
     alone = RUN / "sweep-conv3-taylor-bias"
     together = loaded("taylor")
     (alone / "summary.json").unlink()
-    code, _, err = script(sweep, *few, "--criterion=taylor")
+    code, _, err = script(sweep, *FEW, "--criterion=taylor")
     assert code == 0, err
     np.testing.assert_array_equal(loaded("taylor").scores, together.scores)
     np.testing.assert_array_equal(loaded("taylor").predictions, together.predictions)
+    # Other images to measure losses on are another sweep.
+    code, _, err = script(
+        sweep, *SMALL, "--ks=0:8:2", "--criterion=greedy_oracle", "--greedy_images=20"
+    )
+    assert code == 2 and "loss_images is 30, not 20" in err
 
-    # A network without a sweep is scored when it is cut.
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compared")
+def test_a_network_without_a_sweep_is_scored_when_it_is_cut(script):
     oracle = loaded("oracle")
     for path in (RUN / "sweep-conv3-oracle-bias").iterdir():
         path.unlink()
@@ -83,26 +108,27 @@ def test_all_criteria_beside_random_orders(script, monkeypatch):
         layer["kept"] for layer in spec["layers"].values()
     ]
 
-    # Other images to measure losses on are another sweep.
-    code, _, err = script(
-        sweep, *SMALL, "--ks=0:8:2", "--criterion=greedy_oracle", "--greedy_images=20"
-    )
-    assert code == 2 and "loss_images is 30, not 20" in err
 
-    # Pictures again, from the saved files alone.
+@pytest.mark.slow
+@pytest.mark.usefixtures("compared")
+def test_pictures_again_from_the_saved_files_alone(script):
     for path in FOLDER.glob("*.png"):
         path.unlink()
     code, out, _ = script(plot, f"--workdir={RUN}")
     assert code == 0 and f"{FOLDER}/agreement.png" in out
     assert (FOLDER / "criteria.png").exists()
 
-    # Too slow: refused where it is named, left out of all.
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compared")
+def test_what_is_too_slow_is_refused_where_it_is_named(script, monkeypatch):
+    """And left out of all."""
     monkeypatch.setattr(scoring, "_GREEDY_SECONDS", 0.0)
-    code, _, err = script(sweep, *few, "--criterion=mean,greedy_oracle")
+    code, _, err = script(sweep, *FEW, "--criterion=mean,greedy_oracle")
     assert code == 2 and "greedy_oracle would take about" in err
     assert "Traceback" not in err
     (FOLDER / "summary.json").unlink()
-    code, out, err = script(sweep, *few, "--criterion=all")
+    code, out, err = script(sweep, *FEW, "--criterion=all")
     assert code == 0, err
     assert "left out: greedy_oracle: greedy_oracle would take about" in out
     names = [*json.loads((FOLDER / "summary.json").read_text())["criteria"]]

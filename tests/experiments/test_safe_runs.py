@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import pytest
 from run_directories import FOLDER, SMALL, plant_run, reseal
 
@@ -32,10 +31,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def fails(script, module, *arguments):

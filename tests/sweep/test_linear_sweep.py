@@ -15,13 +15,6 @@ from jaxprune.mesh import make_mesh
 RIDGE = 0.03
 
 
-@pytest.fixture
-def standard_promotion():
-    """flax's BatchNorm in bfloat16 mixes types."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def sweep(apply, variables, split, fill, devices=1, **options):
     mesh = make_mesh(jax.devices()[:devices])
     tapped = jaxprune.tap_layer(
