@@ -48,6 +48,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         rest = FLAGS(list(argv))
     except flags.Error as error:
         _fail(str(error), BAD_INPUT)
+    except SystemExit:  # --help, which absl takes for a failure
+        sys.exit(0)
     if len(rest) > 1:
         _fail(
             f"unknown argument '{rest[1]}': flags are given as --name=value", BAD_INPUT

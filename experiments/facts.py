@@ -157,12 +157,23 @@ def differing(
 
 
 def _commit() -> str | None:
-    """The commit of the source this runs from, if it lies in a git repository."""
+    """The commit of the source this runs from, if a git repository has it as its own.
+
+    What pip has installed may lie in someone else's repository.
+    """
+    path = Path(__file__)
+    where = path.relative_to(path.parents[1]).as_posix()
+    if _git("ls-files", "--full-name", "--", path.name) != where:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of this folder; None where it cannot."""
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-        here = Path(__file__).parent
         return subprocess.check_output(
-            command, cwd=here, stderr=subprocess.DEVNULL, text=True
-        ).strip()
+            ["git", *arguments], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL,
+            text=True,
+        ).strip()  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,11 +1,14 @@
 """What pip installs: a wheel from the checkout, in a folder of its own."""
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from experiments import facts
 
 CHECKOUT = Path(__file__).parent.parent
 SOURCES = "jaxprune experiments README.md LICENSE pyproject.toml setup.cfg".split()
@@ -72,3 +75,59 @@ def test_every_module_is_imported_from_the_wheel(installed, tmp_path):
     assert {str(Path(f).relative_to(installed)) for f in files.values()} == expected
     assert all(Path(file).is_file() for file in files.values())
     assert {f"jaxprune.{room}" for room in ROOMS} <= set(files)
+
+
+def _run(installed, cwd, *command):
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_console_command_of_the_wheel(installed, tmp_path):
+    script = str(installed / "bin" / "jaxprune")
+    code, out, err = _run(installed, tmp_path, script, "--help")
+    assert code == 0, err
+    assert "sweep     Ranks" in out
+    code, out, err = _run(installed, tmp_path, script, "plot", "--workdir=nowhere")
+    assert (code, out) == (2, "")
+    assert err == "error: nowhere holds no sweep: run experiments.sweep first\n"
+
+
+def _git(folder, *arguments):
+    name = ["-c", "user.name=a", "-c", "user.email=b"]
+    command = ["git", *name, *arguments]
+    return subprocess.check_output(command, cwd=folder, text=True).strip()
+
+
+def _commit(monkeypatch, folder):
+    """As the copy in the folder would record it."""
+    monkeypatch.setattr(facts, "__file__", str(folder / "experiments" / "facts.py"))
+    return facts._commit()
+
+
+def test_a_foreign_repository_s_commit_is_not_recorded(installed, monkeypatch):
+    folder = installed.parent
+    _git(folder, "init", "-q")
+    _git(folder, "add", "copy/README.md")
+    _git(folder, "commit", "-q", "-m", "theirs")
+    try:
+        assert _commit(monkeypatch, installed) is None
+    finally:
+        shutil.rmtree(folder / ".git")
+    assert _commit(monkeypatch, installed) is None
+
+
+def test_the_commit_of_a_clone_is_recorded(tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    source = tmp_path / "experiments" / "facts.py"
+    source.write_text("as it was\n")
+    _git(tmp_path, "init", "-q")
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "-q", "-m", "ours")
+    commit = _git(tmp_path, "rev-parse", "HEAD")
+    assert _commit(monkeypatch, tmp_path) == commit
+    source.write_text("changed\n")
+    assert _commit(monkeypatch, tmp_path) == f"{commit}-dirty"

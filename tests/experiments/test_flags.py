@@ -58,8 +58,9 @@ FLAGS = {
 @pytest.mark.parametrize("script", FLAGS)
 def test_help_lists_every_flag_of_the_script(script):
     command = [sys.executable, "-m", f"experiments.{script}", "--help"]
-    out = subprocess.run(command, capture_output=True, text=True).stdout
-    lines = [line for line in out.splitlines() if line.startswith("  --")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("  --")]
     names = {line.split(":")[0].removeprefix("  --") for line in lines}
     assert {name.removeprefix("[no]") for name in names} == FLAGS[script]
 
