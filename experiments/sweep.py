@@ -8,7 +8,8 @@ r"""Ranks a layer's channels and measures the network with the k lowest pruned.
 
 Trains first where the run directory has no trained network. Writes one folder per
 sweep, `sweep-<layer>-<criterion>-<fill>`; of several criteria also a comparison,
-`criteria-<layer>-<fill>`. digits_pair takes about 2 minutes on 2 CPU
+`criteria-<layer>-<fill>`; and report.html, of all sweeps in the run directory.
+digits_pair takes about 2 minutes on 2 CPU
 cores, training included; BUILD_NOTES.md has the figures to expect.
 """
 
@@ -28,6 +29,7 @@ from experiments import (
     comparison,
     facts,
     job,
+    report,
     scoring,
     seeds,
 )
@@ -42,8 +44,9 @@ from experiments.weights import train_or_restore
 from jaxprune import processes
 from jaxprune.channels import taps
 from jaxprune.channels.fills import FILLS, Fill, resolve_fill
+from jaxprune.errors import InputError
 from jaxprune.ranking.order import check_ks, pruning_order
-from jaxprune.report import curves
+from jaxprune.report import curves, page
 from jaxprune.sweep.certainty import points
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.result import SweepResult
@@ -58,6 +61,7 @@ define_batch_size()
 define_choices()
 define_max_drop()
 flags.DEFINE_integer("mask_chunk", None, "Masks evaluated at once.", lower_bound=1)
+flags.DEFINE_bool("report", True, "Write report.html, see experiments.report.")
 flags.DEFINE_integer(
     "random_orders", 0, "Random orders to compare the criteria with.", 0
 )
@@ -86,7 +90,9 @@ def _one(resume: bool = False) -> list[SweepResult]:
     ks = check_ks(choices.parse_ks(channels), channels)
     if choices.several_criteria() or FLAGS.random_orders:
         compared = comparison.Compared(run, chosen, images, ks)
-        return comparison.main(compared, resume)
+        results = comparison.main(compared, resume)
+        _report(run.workdir)
+        return results
     fills = FILLS if chosen.fill == "all" else (chosen.fill,)
     for fill in fills:
         calibration.check(run, chosen, fill)
@@ -128,7 +134,19 @@ def _one(resume: bool = False) -> list[SweepResult]:
             path = run.workdir / f"fills-{chosen.stem}.png"
             curves.save(curves.compare_fills(results), path)
             print(f"curves:      {path}")
+    _report(run.workdir)
     return results
+
+
+def _report(workdir: Path) -> None:
+    """Writes the page; where another sweep is damaged, says so."""
+    if not FLAGS.report or not processes.is_first():
+        return
+    try:
+        page.write(workdir, workdir / report.NAME)
+        print(f"report:      {workdir / report.NAME}")
+    except InputError as error:
+        print(f"report:      not written: {error}")
 
 
 def _sweep(

@@ -33,14 +33,14 @@ IMPORTS = {
     "shrinking": {
         "arguments", "channels", "compaction", "errors", "ranking", "sealed",
     },
-    "report": {"errors", "files", "schema", "sweep"},
+    "report": {"errors", "files", "schema", "sealed", "sweep"},
 }  # fmt: skip
 
 
 def imports(room: str) -> set[str]:
     """Other rooms, and modules of the ground, that a room imports."""
     found = set()
-    files = (PACKAGE / room).glob("*.py")
+    files = (PACKAGE / room).rglob("*.py")
     for path in files if (PACKAGE / room).is_dir() else [PACKAGE / f"{room}.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == "jaxprune":

@@ -29,7 +29,10 @@ for package in (jaxprune, experiments):
         except ModuleNotFoundError as error:
             if error.name not in ("torch", "torch_pruning"):
                 raise
-print("py.typed", resources.files(jaxprune) / "py.typed")
+files = resources.files(jaxprune)
+for name in ("page.css", "page.html", "page.js"):
+    print(name, files / "report" / "page" / "templates" / name)
+print("py.typed", files / "py.typed")
 """
 
 
@@ -65,12 +68,12 @@ def test_every_module_is_imported_from_the_wheel(installed, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     files = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    # Every module of the checkout, and py.typed, from that folder.
+    # Every module of the checkout, py.typed and the page's templates, from that folder.
     expected = {
         str(path.relative_to(CHECKOUT))
         for name in ("jaxprune", "experiments")
         for path in (CHECKOUT / name).rglob("*")
-        if path.suffix in (".py", ".typed")
+        if path.suffix in (".py", ".typed", ".css", ".html", ".js")
     }
     assert {str(Path(f).relative_to(installed)) for f in files.values()} == expected
     assert all(Path(file).is_file() for file in files.values())

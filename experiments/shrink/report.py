@@ -68,7 +68,12 @@ def write_files(ladder: Ladder, chosen: Rung | None) -> None:
         "multiple_of": FLAGS.multiple_of or ladder.latency.multiple,
         "left_whole": dict(ladder.analysis.groups.whole),
         "rungs": [
-            {rung.budget.kind: rung.budget.value, "widths": rung.widths, **rung.row}
+            {
+                "budget": rung.budget.kind,
+                "value": rung.budget.value,
+                "widths": rung.widths,
+                **rung.row,  # whose latency is what was measured
+            }
             for rung in rungs
         ],
     }

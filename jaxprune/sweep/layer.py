@@ -21,6 +21,7 @@ from jaxprune import arguments, processes
 from jaxprune.channels.fills import Fill, resolve_fill
 from jaxprune.errors import InputError
 from jaxprune.ranking.order import check_ks, pruning_order
+from jaxprune.sweep import thumbnails
 from jaxprune.sweep.choose import Evaluation, choose_evaluation
 from jaxprune.sweep.evaluation import Plan
 from jaxprune.sweep.result import SweepResult
@@ -171,6 +172,8 @@ def _sweep(
         facts = _how(
             tapped, evaluate, predictions.size, evaluated, seconds, compilation
         )
+        flip = thumbnails.shown(predictions == tapped.split.labels)
+        pictures = thumbnails.of_split(tapped.split, flip)
         yield (
             name,
             SweepResult(
@@ -182,6 +185,8 @@ def _sweep(
                 mean_feature_map=_three_axes(tapped.mean_feature_map),
                 class_names=tapped.split.class_names,
                 cross_entropy=np.array(every_loss),
+                thumbnail_images=pictures.images,
+                thumbnails=pictures.pixels,
                 about={**_fill_facts(plan.fill), **facts, **about[name]},
             ),
         )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 
 from jaxprune import arguments
 from jaxprune.errors import InputError
 from jaxprune.ranking.order import check_ks, check_order, prefix_masks
-from jaxprune.sweep import certainty, metrics, saved
+from jaxprune.sweep import certainty, metrics, saved, thumbnails
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class SweepResult:
       select_predictions: for other images, that K is chosen on; None where it is
         chosen on the images above.
       select_labels: true class of each of them.
+      thumbnail_images: images that pruning loses or wins, ascending; see
+        `jaxprune.sweep.thumbnails`.
+      thumbnails: a picture of each of them, grey or in colour.
 
     Raises:
       InputError: what these say of one another does not fit.
@@ -53,6 +56,8 @@ class SweepResult:
     cross_entropy: Float[np.ndarray, " K"] | None = None
     select_predictions: Integer[np.ndarray, "K S"] | None = None
     select_labels: Int[np.ndarray, " S"] | None = None
+    thumbnail_images: Int[np.ndarray, " T"] | None = None
+    thumbnails: UInt8[np.ndarray, "T h w c"] | None = None
 
     def __post_init__(self) -> None:
         p, classes = len(self.order), len(self.class_names)
@@ -72,6 +77,8 @@ class SweepResult:
             self._check_rows("select_predictions", predictions, labels)
         maps = (*self.mean_feature_map.shape[:2], p)
         arguments.check_numbers("mean_feature_map", self.mean_feature_map, maps)
+        if self.thumbnails is not None:
+            thumbnails.check(self.thumbnail_images, self.thumbnails, len(self.labels))
         saved.check_about(self.about)
 
     def _check_rows(self, name: str, predictions: Any, labels: Any) -> None:
@@ -147,7 +154,7 @@ class SweepResult:
             return self
         return replace(
             self, predictions=self.select_predictions, labels=self.select_labels,
-            select_predictions=None, select_labels=None,
+            select_predictions=None, select_labels=None, thumbnails=None,
         )  # fmt: skip
 
     def largest_k_within(self, drop: float) -> int:
@@ -280,4 +287,7 @@ def _ends(
 
 
 _ARRAYS = ("order", "scores", "predictions", "labels", "mean_feature_map")
-_MAYBE = ("cross_entropy", "select_predictions", "select_labels")
+_MAYBE = (
+    "cross_entropy", "select_predictions", "select_labels", "thumbnail_images",
+    "thumbnails",
+)  # fmt: skip

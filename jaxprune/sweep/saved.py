@@ -57,6 +57,17 @@ def read(folder: Path) -> dict[str, Any]:
         }  # fmt: skip
 
 
+def read_columns(folder: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Columns of sweep.csv, those of `names` that it has."""
+    with open(folder / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        name: np.array([float(row[name]) for row in rows])
+        for name in names
+        if name in rows[0]
+    }
+
+
 @schema.and_others
 class _Summary(TypedDict):
     """What summary.json must hold, and what may become part of a file's name."""

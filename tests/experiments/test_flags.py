@@ -39,13 +39,14 @@ FLAGS = {
     "train": {*NETWORK, *PROCESSES, "batch_size"},
     "sweep": {
         *NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk", "max_drop", "seeds",
-        "random_orders",
+        "random_orders", "report",
     },
     "compact": {
         *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "naive",
         "export", "repeats", "latency_batches",
     },
     "plot": {"workdir", "order", "normalize", "confusion_k"},
+    "report": {"workdir"},
     "bench": {
         *NETWORK, *(FINETUNING - {"recalibrate"}), "images", "some_images", "loop_ks",
         "runs", "scaling", "measure", "channels", "what", "networks", "eval_split",

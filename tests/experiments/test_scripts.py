@@ -83,7 +83,8 @@ def test_from_nothing_to_the_pictures(script):
     }  # fmt: skip
     top = {path.name for path in Path("runs/digits_pair").iterdir()}
     assert top == {
-        "config.json", "checkpoints", "train.jsonl", "training.png", FOLDER.name
+        "config.json", "checkpoints", "train.jsonl", "training.png", FOLDER.name,
+        "report.html",
     }  # fmt: skip
     summary = json.loads((FOLDER / "summary.json").read_text())
     assert summary["n_images"] == 200 and summary["n_channels"] == 8

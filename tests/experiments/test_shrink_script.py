@@ -72,7 +72,9 @@ def test_it_writes_the_network_the_ladder_and_the_layers(run):
     )
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["about"]["calibration_split"] == "train[:64]"
-    assert len(summary["rungs"]) == 2
+    assert [(r["budget"], r["value"]) for r in summary["rungs"]] == [
+        ("speedup", 1.5), ("speedup", 1.2)
+    ]  # fmt: skip
     assert (folder / "pareto.png").stat().st_size > 10_000
     image = np.zeros((1, *small.input_shape), np.float32)
     assert small(image).shape == (1, 10)
@@ -120,6 +122,9 @@ def test_size_latency_and_fine_tuning(run):
     assert code == 0, err
     assert (workdir / "shrink-latency1.2-batch2" / "spec.json").exists()
     assert "; predicted " in out
+    summary = json.loads((workdir / "shrink" / "summary.json").read_text())
+    (rung,) = (r for r in summary["rungs"] if r["budget"] == "latency")
+    assert rung["value"] == 1.2 and set(rung["latency"]) == {"1", "2"}
 
 
 def test_max_drop_takes_the_last_before_the_first_failure(run, monkeypatch):

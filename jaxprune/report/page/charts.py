@@ -1,0 +1,165 @@
+"""The page's charts: Vega-Lite specifications, and the library that draws them.
+
+Colours are the style sheet's, so that charts follow the page into the dark. Each chart
+has parameters that the page's script sets: `k`, the sweep that is looked at (`main`)
+and those that are not shown (`hidden`).
+"""
+
+import functools
+from typing import Any
+
+import vl_convert
+
+# Of Vega-Embed: expressions are interpreted, as the page's policy allows no code to be
+# made of text; and no menu, whose links would lead to other sites.
+OPTIONS = {"ast": True, "actions": False, "renderer": "svg"}
+
+# Colours of the style sheet, --c0 .. --c7; more curves come with dashes.
+_COLOURS, _DASHES = 8, ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+
+
+@functools.cache
+def library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script that needs no network."""
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return f"(() => {{{script}\n}})();"  # keeps its names to itself
+
+
+def colour(i: int) -> str:
+    """The i-th curve's."""
+    return f"var(--c{i % _COLOURS})"
+
+
+def curves(column: str, title: str, names: list[str], channels: int) -> dict[str, Any]:
+    """A column of sweep.csv against K, of every sweep; its interval, of one.
+
+    Args:
+      column: its name; with `_low` and `_high` those of its interval's ends.
+      title: of the axis.
+      names: of the sweeps.
+      channels: the largest K on the axis.
+    """
+    dashes = [_DASHES[i // _COLOURS % len(_DASHES)] for i in range(len(names))]
+    scale = {"domain": names, "range": [colour(i) for i in range(len(names))]}
+    loss = column == "cross_entropy"
+    y = {
+        "field": column, "type": "quantitative", "title": title,
+        "scale": {"type": "log"} if loss else {"domain": [0, 1]},
+        "axis": {"tickCount": 5},
+    }  # fmt: skip
+    shown = "indexof(hidden, datum.name) < 0"
+    ends = [] if loss else [f"{column}_low", f"{column}_high"]
+    unfold = [
+        {"filter": f"isValid(datum.columns.{column})"},
+        {
+            "flatten": ["ks", *(f"columns.{name}" for name in (column, *ends))],
+            "as": ["k", column, *ends],
+        },
+    ]
+    if loss:  # of which a logarithm is drawn
+        unfold.append({"filter": f"datum.{column} > 0"})
+    band = {
+        "transform": [{"filter": f"datum.name == main && {shown}"}],
+        "mark": {"type": "area", "opacity": 0.25, "aria": False},
+        "encoding": {
+            "y": {**y, "field": f"{column}_low"},
+            "y2": {"field": f"{column}_high"},
+        },
+    }  # fmt: skip
+    lines = {
+        "transform": [{"filter": shown}],
+        "mark": {"type": "line", "strokeWidth": 2, "clip": True},
+        "encoding": {
+            "y": y,
+            "strokeDash": {
+                "field": "name", "legend": None,
+                "scale": {"domain": names, "range": dashes},
+            },
+        },
+    }  # fmt: skip
+    safe = {
+        "transform": [{"filter": f"datum.k == datum.largest_safe_k && {shown}"}],
+        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+        "encoding": {"y": y},
+    }
+    return {
+        **_chart(f"{title} against the number of pruned channels"),
+        "transform": unfold,
+        "encoding": {
+            "x": _k(channels),
+            "color": {"field": "name", "scale": scale, "legend": None},
+        },
+        "layer": [*([] if loss else [band]), lines, safe, _cursor()],
+    }
+
+
+def shares(classes: int, channels: int) -> dict[str, Any]:
+    """Share of the images that is predicted as each class, against K, stacked."""
+    colours = [f"var(--class{i})" for i in range(classes)]
+    area = {
+        "mark": {"type": "area", "stroke": "var(--card)", "strokeWidth": 1},
+        "encoding": {
+            "y": {
+                "field": "share", "type": "quantitative", "stack": "zero",
+                "title": "predicted share, %", "axis": {"tickCount": 5},
+                "scale": {"domain": [0, 100]},
+            },
+            "color": {
+                "field": "class", "type": "ordinal", "legend": None,
+                "scale": {"domain": list(range(classes)), "range": colours},
+            },
+            "order": {"field": "class", "sort": "descending"},
+        },
+    }  # fmt: skip
+    return {
+        **_chart("Share of images predicted as each class"),
+        "encoding": {"x": _k(channels)},
+        "layer": [area, _cursor()],
+    }
+
+
+def _k(channels: int) -> dict[str, Any]:
+    return {
+        "field": "k", "type": "quantitative",
+        "title": f"K, channels pruned of {channels}",
+        "scale": {"domain": [0, channels], "nice": False},
+        "axis": {"tickCount": 8, "grid": False},
+    }  # fmt: skip
+
+
+def _cursor() -> dict[str, Any]:
+    """A line at K."""
+    return {
+        "data": {"values": [{"k": 0}]},
+        "mark": {"type": "rule", "color": "var(--text)", "strokeWidth": 1.5},
+        "encoding": {"x": {"datum": {"expr": "k"}}, "color": {"value": "var(--text)"}},
+    }
+
+
+def _chart(description: str) -> dict[str, Any]:
+    """What all charts have in common."""
+    version = vl_convert.get_vegalite_versions()[-1].split(".")[0]
+    quiet = {"labelColor": "var(--muted)", "titleColor": "var(--muted)"}
+    lines = {"domainColor": "var(--line)", "tickColor": "var(--line)"}
+    return {
+        "$schema": f"https://vega.github.io/schema/vega-lite/v{version}.json",
+        "description": f"{description}; the numbers are in the table below",
+        "width": "container",
+        "height": "container",
+        "autosize": {"type": "fit", "contains": "padding"},
+        "background": None,
+        "params": [
+            {"name": "k", "value": 0},
+            {"name": "main", "value": ""},
+            {"name": "hidden", "value": []},
+        ],
+        "data": {"name": "rows"},
+        "config": {
+            "font": "system-ui, sans-serif",
+            "view": {"stroke": None},
+            "axis": {
+                **quiet, **lines, "gridColor": "var(--line)", "labelFontSize": 12,
+                "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8,
+            },
+        },
+    }  # fmt: skip

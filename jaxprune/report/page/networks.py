@@ -1,0 +1,163 @@
+"""The smaller networks of a run directory, as tables of the page."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from typing_extensions import TypedDict
+
+from jaxprune import schema, sealed
+from jaxprune.errors import InputError
+
+
+class Download(NamedTuple):
+    """A file beside the page.
+
+    Attributes:
+      name: of the file.
+      href: relative to the page.
+      size: in bytes.
+    """
+
+    name: str
+    href: str
+    size: int
+
+
+class Network(NamedTuple):
+    """A network that was saved.
+
+    Attributes:
+      name: of its folder.
+      measured: its figures, as the script that made it keeps them.
+      downloads: its files.
+    """
+
+    name: str
+    measured: dict[str, Any]
+    downloads: list[Download]
+
+
+@schema.and_others
+class _Times(TypedDict):
+    speedup: float
+
+
+@schema.and_others
+class _Measured(TypedDict):
+    """What is shown of a network, and more."""
+
+    baseline_accuracy: float
+    accuracy: float
+    parameters: int
+    parameters_before: int
+    multiply_adds: int
+    multiply_adds_before: int
+    file_bytes: int
+    latency: dict[str, _Times]
+
+
+@schema.and_others
+class _About(TypedDict):
+    measured: _Measured
+
+
+@schema.and_others
+class _Spec(TypedDict):
+    about: _About
+
+
+def saved_networks(workdir: Path, page: Path, prefix: str) -> list[Network]:
+    """The networks in the folders whose names begin so, see `compaction.artefact`.
+
+    Args:
+      workdir: the run directory.
+      page: the folder that the page is for, which links are relative to.
+      prefix: "compact" or "shrink".
+
+    Raises:
+      InputError: a network's record is damaged.
+    """
+    return [
+        Network(
+            path.parent.name,
+            sealed.read_file(path, _Spec)["about"]["measured"],
+            [_download(file, page) for file in sorted(path.parent.iterdir())],
+        )
+        for path in sorted(workdir.glob(f"{prefix}-*/spec.json"))
+    ]
+
+
+def _download(file: Path, page: Path) -> Download:
+    where = os.path.relpath(file.resolve(), page.resolve())
+    return Download(file.name, quote(Path(where).as_posix()), file.stat().st_size)
+
+
+class Rung(NamedTuple):
+    """A budget of experiments.shrink, and what it came to; see its pareto.csv.
+
+    Attributes:
+      budget: in words.
+      accuracy: of the smaller network.
+      baseline: of the whole network.
+      largest_drop: that may have been lost, with 95 % confidence.
+      different: predictions unlike the masked network's.
+      multiply_adds: times fewer.
+      parameters: times fewer.
+      speedups: measured, by batch size.
+    """
+
+    budget: str
+    accuracy: float
+    baseline: float
+    largest_drop: float
+    different: int
+    multiply_adds: float
+    parameters: float
+    speedups: dict[str, float]
+
+
+def ladder(workdir: Path) -> list[Rung]:
+    """The budgets of experiments.shrink, the least first.
+
+    Raises:
+      InputError: pareto.csv is damaged.
+    """
+    path = workdir / "shrink" / "pareto.csv"
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return [_rung(row) for row in rows]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}): run experiments.shrink again"
+        ) from error
+
+
+def _rung(row: dict[str, str]) -> Rung:
+    def times(name: str) -> float:
+        return float(row[f"{name}_before"]) / float(row[name])
+
+    before = "_before"
+    batches = [
+        name.removeprefix("latency_").removesuffix(before)
+        for name in row
+        if name.startswith("latency_") and name.endswith(before)
+    ]
+    return Rung(
+        f"{row['budget']} {float(row['value']):g}",
+        float(row["accuracy"]),
+        float(row["baseline_accuracy"]),
+        float(row["largest_drop"]),
+        int(row["different_predictions"]),
+        times("multiply_adds"),
+        times("parameters"),
+        {
+            b: float(row[f"latency_{b}_before"]) / float(row[f"latency_{b}_after"])
+            for b in batches
+        },
+    )

@@ -1,0 +1,200 @@
+"""What a page shows of a sweep: its curves, and the predictions that change.
+
+Predictions travel as the list of changes, which are few: each row of the K has those
+that differ from the row before.
+
+Axes: K masks, N images, C classes.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxprune.errors import InputError
+from jaxprune.sweep import saved
+from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.thumbnails import first_flip
+
+# What sweep.csv says of every K that the page shows, where it does.
+COLUMNS = (
+    "accuracy", "accuracy_low", "accuracy_high", "change", "change_low", "change_high",
+    "mcnemar_p", "balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high",
+    "balanced_change", "balanced_change_low", "balanced_change_high", "cross_entropy",
+)  # fmt: skip
+
+# Decimals, as in sweep.csv.
+_DIGITS = 6
+# Classes whose predicted shares are drawn.
+SHARES = 10
+# Changes of prediction in one sweep: some 8 bytes each.
+_CHANGES = 300_000
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep and where it is saved.
+
+    Attributes:
+      result: what was measured.
+      columns: of sweep.csv, by name.
+      folder: where it is saved; None where it is not.
+    """
+
+    result: SweepResult
+    columns: dict[str, np.ndarray]
+    folder: Path | None
+
+    @property
+    def name(self) -> str:
+        """Layer, criterion and fill."""
+        about = self.result.about
+        words = [about.get(key) for key in ("layer", "criterion", "fill")]
+        return " · ".join(str(word) for word in words if word) or "sweep"
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Rows of the K that are shown: all, or fewer where very much changes."""
+        predictions, ks = self.result.predictions, self.result.ks
+        kept = {0, len(ks) - 1, *(ks.index(k) for k in self.marked.values())}
+        rows, step = [*range(len(ks))], 1
+        while len(rows) > len(kept) and _changed(predictions[rows]).sum() > _CHANGES:
+            step *= 2
+            rows = sorted({*range(0, len(ks), step), *kept})
+        return rows
+
+    @cached_property
+    def marked(self) -> dict[str, int]:
+        """The K that one may want to take."""
+        drop = self.result.max_drop
+        return {
+            "largest_safe_k": self.result.largest_safe_k(drop),
+            "largest_k_within": self.result.largest_k_within(drop),
+        }
+
+    def curve(self) -> dict[str, Any]:
+        """What is drawn of every sweep; JSON-able."""
+        return {
+            "name": self.name,
+            "channels": len(self.result.order),
+            "ks": [self.result.ks[row] for row in self.rows],
+            "columns": {
+                name: np.round(self.columns[name][self.rows], _DIGITS).tolist()
+                for name in COLUMNS
+                if name in self.columns
+            },
+            **self.marked,
+            "texts": self._texts(),
+        }
+
+    def _texts(self) -> dict[str, str]:
+        """Words of the page that do not depend on K."""
+        height, width, channels = self.result.mean_feature_map.shape
+        losses = self.result.cross_entropy
+        return {
+            "of": f"of {channels:,} channels pruned",
+            "first_k": str(self.result.ks[0]),
+            "first_loss": "-" if losses is None else f"{losses[0]:.4f}",
+            "images": f"{len(self.result.labels):,}",
+            "maps": f"{channels:,} channels of {height} x {width}",
+        }
+
+    def detail(self) -> dict[str, Any]:
+        """What more is shown of the sweep that is looked at; JSON-able."""
+        result, classes = self.result, len(self.result.class_names)
+        predictions, labels = result.predictions[self.rows], result.labels
+        changed = _changed(predictions)
+        first = first_flip(predictions == labels)
+        images = np.flatnonzero(changed.any(0))
+        images = images[np.argsort(first[images], kind="stable")]
+        place = np.zeros(len(labels), int)
+        place[images] = np.arange(len(images))
+        row, image = np.nonzero(changed)
+        count = np.bincount(row, minlength=len(changed))
+        pairs = labels.astype(int) * classes + predictions[0]
+        return {
+            "order": result.order.tolist(),
+            "scores": [float(f"{score:.5g}") for score in result.scores],
+            "class_names": list(result.class_names),
+            "of_class": np.bincount(labels, minlength=classes).tolist(),
+            "confusion": np.stack(np.unique(pairs, return_counts=True), 1).tolist(),
+            "images": images.tolist(),
+            "labels": labels[images].tolist(),
+            "predicted": predictions[0, images].tolist(),
+            "first": first[images].tolist(),
+            "changes": {
+                "start": [0, *count.cumsum().tolist()],
+                "image": place[image].tolist(),
+                "before": predictions[row, image].tolist(),
+                "predicted": predictions[row + 1, image].tolist(),
+            },
+            "shares": self._shares(predictions),
+        }
+
+    def _shares(self, predictions: np.ndarray) -> dict[str, Any]:
+        """Per cent of the images that are predicted as each class, in every row.
+
+        Where there are many classes, of those whose share changes most, and of all
+        others as one.
+        """
+        result, classes = self.result, len(self.result.class_names)
+        counts = np.stack([np.bincount(row, minlength=classes) for row in predictions])
+        moved = np.abs(counts - counts[0]).max(0)
+        few = classes <= SHARES
+        most = np.argsort(-moved, kind="stable")[: classes if few else SHARES - 1]
+        chosen = np.sort(most)
+        truth = np.bincount(result.labels, minlength=classes)
+        percent = 100 * np.stack([truth, *counts]) / len(result.labels)
+        drawn = percent[:, chosen]
+        names = [result.class_names[c] for c in chosen]
+        if not few:
+            drawn = np.column_stack([drawn, 100 - drawn.sum(1)])
+            names.append("all others")
+        at_truth, *rows = np.round(drawn, 3)
+        return {
+            "names": names,
+            "truth": at_truth.tolist(),
+            "percent": np.stack(rows, 1).tolist(),
+        }
+
+
+def find(source: Path | SweepResult) -> list[Sweep]:
+    """The sweeps of a run directory, of one sweep's folder, or one that is not saved.
+
+    The first is the one to look at: of all, it prunes the largest share of its channels
+    at its largest safe K.
+
+    Raises:
+      InputError: there is none, or one is damaged.
+    """
+    if isinstance(source, SweepResult):
+        return [Sweep(source, _with_change(source.columns()), None)]
+    if (source / "sweep.npz").exists():
+        folders = [source]
+    else:
+        folders = sorted(path.parent for path in source.glob("sweep-*/summary.json"))
+    if not folders:
+        raise InputError(f"{source} holds no sweep: run experiments.sweep first")
+    found = []
+    for folder in folders:
+        result = SweepResult.load(folder)  # raises where sweep.csv is not what it was
+        columns = _with_change(saved.read_columns(folder, COLUMNS))
+        found.append(Sweep(result, columns, folder))
+    return sorted(found, key=_safe_share, reverse=True)
+
+
+def _with_change(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns and the change of balanced accuracy, of which they hold the ends."""
+    balanced = columns["balanced_accuracy"]
+    return {**columns, "balanced_change": balanced - balanced[0]}
+
+
+def _safe_share(sweep: Sweep) -> float:
+    return sweep.marked["largest_safe_k"] / len(sweep.result.order)
+
+
+def _changed(predictions: np.ndarray) -> np.ndarray:
+    """Which predictions are others than in the row before, [K - 1, N]."""
+    return predictions[1:] != predictions[:-1]
