@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments import signals
 
-SCRIPTS = ("train", "sweep", "compact", "shrink", "plot", "bench")
+SCRIPTS = ("train", "sweep", "compact", "shrink", "plot", "report", "bench")
 _HELP = ("help", "--help", "-h", "--helpshort", "--helpfull")
 _BAD_INPUT = 2  # as `cli`'s
 

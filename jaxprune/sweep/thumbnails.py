@@ -45,9 +45,7 @@ def first_flip(right: Bool[np.ndarray, "K N"]) -> Int[np.ndarray, " N"]:
     return np.where(flipped.any(0), flipped.argmax(0), len(right))
 
 
-def shown(
-    right: Bool[np.ndarray, "K N"], limit: int = SHOWN
-) -> Int[np.ndarray, " T"]:
+def shown(right: Bool[np.ndarray, "K N"], limit: int = SHOWN) -> Int[np.ndarray, " T"]:
     """The images that are shown at some K, those that flip first before others.
 
     At a K that is `limit` images of those lost, right at first and wrong now, and as
