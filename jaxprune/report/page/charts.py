@@ -14,8 +14,8 @@ import vl_convert
 # made of text; and no menu, whose links would lead to other sites.
 OPTIONS = {"ast": True, "actions": False, "renderer": "svg"}
 
-# Colours of the style sheet, --c0 .. --c7; more curves come with dashes.
-_COLOURS, _DASHES = 8, ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+# Colours of the style sheet, --c0 .. --c7.
+_COLOURS = 8
 
 
 @functools.cache
@@ -30,6 +30,17 @@ def colour(i: int) -> str:
     return f"var(--c{i % _COLOURS})"
 
 
+def _dash(i: int) -> list[int]:
+    """Lengths of the i-th curve's dashes and gaps.
+
+    A mean and a dropped channel often do the same: of two curves that lie upon one
+    another, the upper one lets the other be seen.
+    """
+    if i >= _COLOURS:
+        return [2, 2]
+    return [1, 0] if i == 0 or i % 2 else [6, 4]
+
+
 def curves(column: str, title: str, names: list[str], channels: int) -> dict[str, Any]:
     """A column of sweep.csv against K, of every sweep; its interval, of one.
 
@@ -39,7 +50,7 @@ def curves(column: str, title: str, names: list[str], channels: int) -> dict[str
       names: of the sweeps.
       channels: the largest K on the axis.
     """
-    dashes = [_DASHES[i // _COLOURS % len(_DASHES)] for i in range(len(names))]
+    dashes = [_dash(i) for i in range(len(names))]
     scale = {"domain": names, "range": [colour(i) for i in range(len(names))]}
     loss = column == "cross_entropy"
     y = {
