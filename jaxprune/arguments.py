@@ -1,5 +1,7 @@
 """Checks of what a caller gives, or a file holds: one for each kind of array."""
 
+import numbers
+from collections.abc import Collection, Iterable, Mapping
 from operator import index
 from typing import Any
 
@@ -7,7 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.errors import InputError
+from jaxprune.errors import InputError, first_line
+
+
+def check_kind(what: str, value: Any, kind: Any, expected: str) -> None:
+    """Raises InputError if `value` is no `kind`; `expected` says that in words."""
+    if not isinstance(value, kind):
+        raise InputError(f"{what} must be {expected}, got {type(value).__name__}")
+
+
+def check_number(what: str, value: Any, lowest: float, highest: float) -> None:
+    """Raises InputError if `value` is no real number from `lowest` to `highest`."""
+    whole = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not whole or not lowest <= value <= highest:
+        limits = f"{lowest:g} .. {highest:g}"
+        raise InputError(f"{what} must be a number in {limits}, got {value!r:.60}")
+
+
+def as_array(what: str, value: Any) -> np.ndarray:
+    """`value` as an array; InputError where it is none, as rows of two lengths."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must be an array: {first_line(error)}") from None
 
 
 def check_numbers(what: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -16,7 +40,7 @@ def check_numbers(what: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       InputError: it does not; the first place that is not finite is named.
     """
-    array = np.asarray(value)
+    array = as_array(what, value)
     if not _is_real(array) or array.dtype == bool:
         raise InputError(f"{what} must be real numbers, got {array.dtype}")
     if array.shape != shape:
@@ -25,13 +49,19 @@ def check_numbers(what: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def check_finite(what: str, value: Any) -> np.ndarray:
+    """`value` as an array, if it holds finite real numbers; else InputError."""
+    array = as_array(what, value)
+    return check_numbers(what, array, array.shape)
+
+
 def check_labels(what: str, value: Any, classes: int) -> np.ndarray:
     """`value` as an array, if it holds class indices, integers in 0 .. classes - 1.
 
     Raises:
       InputError: it does not.
     """
-    array = np.asarray(value)
+    array = as_array(what, value)
     if array.dtype.kind not in "iu":
         raise InputError(
             f"{what} must be integers, the index of a class each; got {array.dtype}"
@@ -44,6 +74,18 @@ def check_labels(what: str, value: Any, classes: int) -> np.ndarray:
     return array
 
 
+def check_names(what: str, value: Any) -> tuple[str, ...]:
+    """`value` as a tuple, if it is a sequence of different names; else InputError."""
+    names = tuple(value) if isinstance(value, Iterable) else ()
+    if isinstance(value, str) or not all(isinstance(name, str) for name in names):
+        names = ()
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            f"{what} must be a sequence of different names, got {value!r:.60}"
+        )
+    return names
+
+
 def check_variables(variables: Any) -> None:
     """Checks a network's variables.
 
@@ -51,15 +93,7 @@ def check_variables(variables: Any) -> None:
       InputError: they are no dictionary with a collection "params", or hold something
         else than finite real numbers; the array is named.
     """
-    try:
-        found = "params" in variables
-    except TypeError:
-        found = False
-    if not found or isinstance(variables, str):
-        raise InputError(
-            "variables must be a dictionary with a collection 'params', as model.init "
-            f"returns it; got {type(variables).__name__}"
-        )
+    check_collections(variables)
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
             continue
@@ -70,6 +104,42 @@ def check_variables(variables: Any) -> None:
                 f"variables must hold real numbers; {name} is {array.dtype}"
             )
         _check_finite(f"the variable {name}", array)
+
+
+def check_real(what: str, value: Any) -> np.ndarray:
+    """`value` as an array, if it holds real numbers; else InputError."""
+    array = as_array(what, value)
+    if not _is_real(array):
+        raise InputError(f"{what} must be real numbers, got {array.dtype}")
+    return array
+
+
+def check_counts(what: str, values: Any) -> set[int]:
+    """`values` as a set, if they are integers of at least 1; else InputError."""
+    check_kind(what, values, Collection, "a list of numbers")
+    return {check_count(what, value) for value in values}
+
+
+def check_pairs(what: str, value: Any, expected: str) -> None:
+    """Raises InputError unless `value` has a pair for each of its names."""
+    expected = f"a dictionary of ({expected}) by name"
+    check_kind(what, value, Mapping, expected)
+    for pair in value.values():
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise InputError(f"{what} must be {expected}, got {type(pair).__name__}")
+
+
+def check_collections(variables: Any) -> None:
+    """Raises InputError if a network's variables hold no collection "params"."""
+    try:
+        found = "params" in variables
+    except TypeError:
+        found = False
+    if not found or isinstance(variables, str):
+        raise InputError(
+            "variables must be a dictionary with a collection 'params', as model.init "
+            f"returns it; got {type(variables).__name__}"
+        )
 
 
 def _is_real(array: np.ndarray) -> bool:

@@ -98,10 +98,16 @@ def clean(folder: Path) -> None:
                 continue
             if found["kind"] == "old" and not (place / found["name"]).exists():
                 path.rename(place / found["name"])
-            elif path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _lives(pid: int) -> bool:

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxprune.errors import InputError
+
 DATA, MASK = "data", "mask"
 REPLICATED = PartitionSpec()
 SPREAD = PartitionSpec((DATA, MASK))
@@ -23,6 +25,8 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over devices, by default all of this process; as square as they allow."""
     devices = jax.local_devices() if devices is None else devices
     count = len(devices)
+    if not count:
+        raise InputError("a mesh needs a device at least, got none")
     mask = max(m for m in range(1, math.isqrt(count) + 1) if count % m == 0)
     return Mesh(np.array(devices).reshape(count // mask, mask), (DATA, MASK))
 

@@ -17,6 +17,7 @@ and_others = with_config(ConfigDict(extra="allow"))
 # that leaves the folder.
 Name = Annotated[str, Field(pattern=r"^(\w[\w.\-]*)(/\w[\w.\-]*)*$", max_length=200)]
 Word = Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -48,7 +49,7 @@ def check_json(what: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise InputError(f"{what} must be a dictionary, got {type(value).__name__}")
     try:
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{what} must be JSON-able: {error}") from None
     if not all(isinstance(key, str) for key in value):

@@ -9,10 +9,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from conftest import random_split, random_variables
 from flax import linen as nn
+from flax.core import freeze
 
 import jaxprune as jp
 
@@ -190,6 +192,283 @@ CALLS = {
     },
 }  # fmt: skip
 
+FLOW = jp.channel_flow(apply, V, X, "second")
+GROUPS = jp.find_groups(apply, V, X)
+COMPARED = jp.criteria.mean(TAPPED.mean_feature_map)
+LABELS = SPLIT.labels
+LINEAR = jp.linear_fill(apply, V, IMAGES)
+group = next(iter(GROUPS.groups))
+cut_group = partial(jp.compact_groups, MODEL, V, example=X)
+FIVE = np.arange(5)
+tap = partial(jp.tap_layer, apply, V, SPLIT)
+fit = partial(jp.linear_fill, apply, V)
+shrink = partial(jp.shrink, MODEL, V, X)
+CALLS |= {
+    "labels of two axes": lambda: jp.image_split(IMAGES, LABELS[:, None], NAMES),
+    "labels booleans": lambda: jp.image_split(IMAGES, LABELS > 0, NAMES),
+    "labels negative": lambda: jp.image_split(IMAGES, LABELS - 1, NAMES),
+    "labels complex": lambda: jp.image_split(IMAGES, LABELS * 1j, NAMES),
+    "class names none": lambda: jp.image_split(IMAGES, LABELS, None),
+    "class names twice": lambda: jp.image_split(IMAGES, LABELS, ["a"] * 4),
+    "class names a number": lambda: jp.image_split(IMAGES, LABELS, 4),
+    "images none": lambda: jp.image_split(None, LABELS, NAMES),
+    "images of objects": lambda: jp.image_split([[{}]], LABELS, NAMES),
+    "images of two lengths": lambda: jp.image_split([[1], [1, 2]], LABELS, NAMES),
+    "images infinite": lambda: jp.image_split(IMAGES / 0.0, LABELS, NAMES),
+    "images of no channel": lambda: jp.image_split(IMAGES[..., :0], LABELS, NAMES),
+    "no images": lambda: jp.image_split(IMAGES[:0], LABELS[:0], NAMES),
+    "sources beyond": lambda: replace(SPLIT, sources=SPLIT.sources + 99),
+    "sources negative": lambda: replace(SPLIT, sources=SPLIT.sources - 1),
+    "sources fractions": lambda: replace(SPLIT, sources=SPLIT.sources * 1.0),
+    "sources of one axis": lambda: replace(SPLIT, sources=SPLIT.sources[:, 0]),
+    "sources too few": lambda: replace(SPLIT, sources=SPLIT.sources[1:]),
+    "images of a split, one axis": lambda: replace(SPLIT, images=IMAGES[0, 0, 0]),
+    "split none": lambda: jp.tap_layer(apply, V, None),
+    "split an array": lambda: jp.tap_layer(apply, V, IMAGES),
+    "split of none, predict": lambda: jp.predict(apply, V, None, batch_size=4),
+    "apply none": lambda: jp.tap_layer(None, V, SPLIT),
+    "apply the model": lambda: jp.tap_layer(MODEL, V, SPLIT),
+    "apply text, predict": lambda: jp.predict("apply", V, SPLIT, batch_size=4),
+    "apply that fails": lambda: jp.tap_layer(lambda v, x: 1 / 0, V, SPLIT),
+    "apply without layers": lambda: jp.tap_layer(lambda v, x: x.mean((1, 2)), V, SPLIT),
+    "apply of other classes": lambda: jp.tap_layer(
+        apply, V, replace(SPLIT, class_names=(*NAMES, "more"))),
+    "apply of one number": lambda: jp.predict(
+        lambda v, x: jnp.float32(0), V, SPLIT, batch_size=4),
+    "model none": lambda: jp.compact(None, V, "second", KEEP, example=X),
+    "model a class": lambda: jp.compact(Tiny, V, "second", KEEP, example=X),
+    "model the apply": lambda: jp.compact(apply, V, "second", KEEP, example=X),
+    "model none, shrink": lambda: jp.shrink(None, V, IMAGES, speedup=2),
+    "call a list": lambda: cut(call=[1]),
+    "call text": lambda: cut(call="train"),
+    "compact layer unknown": lambda: jp.compact(MODEL, V, "third", KEEP, example=X),
+    "compact layer none": lambda: jp.compact(MODEL, V, None, KEEP, example=X),
+    "compact layer dense": lambda: jp.compact(MODEL, V, "out", KEEP, example=X),
+    "compact fill unknown": lambda: cut(fill="zeros"),
+    "compact fill mean": lambda: cut(fill="mean"),
+    "compact fill linear": lambda: cut(fill="linear"),
+    "compact fill none": lambda: cut(fill=None),
+    "compact fill nan": lambda: cut(fill=SCORES * np.nan),
+    "compact fill of another layer": lambda: jp.compact(
+        MODEL, V, "first", KEEP[:4], fill=LINEAR, example=X),
+    "mask none": lambda: jp.compact(MODEL, V, "second", None, example=X),
+    "mask text": lambda: jp.compact(MODEL, V, "second", ["a"] * 5, example=X),
+    "mask of two axes": lambda: jp.compact(MODEL, V, "second", KEEP[None], example=X),
+    "mask a number": lambda: jp.compact(MODEL, V, "second", True, example=X),
+    "mask of indices": lambda: jp.compact(MODEL, V, "second", [0, 2], example=X),
+    "layers a list": lambda: jp.compact_layers(MODEL, V, ["second"], example=X),
+    "layers without fill": lambda: jp.compact_layers(
+        MODEL, V, {"second": KEEP}, example=X),
+    "layers none": lambda: jp.compact_layers(MODEL, V, None, example=X),
+    "groups unknown": lambda: cut_group({"third": (KEEP, "drop")}),
+    "groups of another fill": lambda: cut_group({group: (KEEP[:4], "zero")}),
+    "groups of values": lambda: cut_group({group: (KEEP[:4], SCORES[:4])}),
+    "groups without fill": lambda: cut_group({group: KEEP[:4]}),
+    "groups none": lambda: cut_group(None),
+    "groups empty": lambda: cut_group({}),
+    "groups of another length": lambda: cut_group({group: (KEEP[:3], "drop")}),
+    "groups of none": lambda: cut_group({group: (KEEP[:4] & False, "drop")}),
+    "groups of the output": lambda: cut_group({"out": (KEEP[:4], "drop")}),
+    "example of another type": lambda: cut(example=np.asarray(X) * 1j),
+    "example booleans": lambda: cut(example=X > 0),
+    "no example": lambda: cut(example=X[:0]),
+    "layer none, capture": lambda: jp.capture(apply, V, X, None),
+    "capture variables none": lambda: jp.capture(apply, None, X, "second"),
+    "last of no network": lambda: jp.last_conv(lambda v, x: x, V, X),
+    "layers of nothing": lambda: jp.list_layers(apply, V, None),
+    "layers of text": lambda: jp.list_layers(apply, V, "x"),
+    "flow of a dense layer": lambda: jp.channel_flow(apply, V, X, "third"),
+    "flow of none": lambda: jp.channel_flow(apply, V, None, "second"),
+    "groups variables none": lambda: jp.find_groups(apply, None, X),
+    "groups of text": lambda: jp.find_groups(apply, V, "x"),
+    "batch size none": lambda: tap(batch_size=None),
+    "batch size text": lambda: tap(batch_size="4"),
+    "batch size true": lambda: tap(batch_size=True),
+    "batch size nan": lambda: jp.predict(apply, V, SPLIT, batch_size=np.nan),
+    "batch size negative": lambda: fit(IMAGES, batch_size=-1),
+    "batch size text, fill": lambda: fit(IMAGES, batch_size="4"),
+    "batch size zero, means": lambda: jp.mean_fills(
+        apply, V, IMAGES, [FLOW], batch_size=0),
+    "tap none": lambda: tap(tap=None),
+    "tap list": lambda: tap(tap=["relu"]),
+    "maps unknown": lambda: tap(maps="memory"),
+    "maps dir nowhere": lambda: tap(maps_dir=FOLDER / "nowhere"),
+    "mesh a number": lambda: tap(mesh=2),
+    "mesh of nothing": lambda: jp.make_mesh([]),
+    "criteria unknown": lambda: tap(criteria=["means"]),
+    "criteria one text": lambda: tap(criteria="mean"),
+    "criteria numbers": lambda: tap(criteria=[1]),
+    "oracle images beyond": lambda: tap(criteria=["oracle"], oracle_images=[999]),
+    "oracle images zero": lambda: tap(criteria=["oracle"], oracle_images=[0]),
+    "oracle images fraction": lambda: tap(criteria=["oracle"], oracle_images=[1.5]),
+    "oracle images a number": lambda: tap(criteria=["oracle"], oracle_images=4),
+    "rank split none of images": lambda: tap(rank_split=IMAGES),
+    "rank split of another size": lambda: tap(
+        rank_split=replace(SPLIT, images=IMAGES[:, :4])),
+    "score unknown": lambda: jp.score(TAPPED, "means"),
+    "score not gathered": lambda: jp.score(TAPPED, "taylor"),
+    "score without fill": lambda: jp.score(TAPPED, "linear"),
+    "score none": lambda: jp.score(TAPPED, None),
+    "score of text": lambda: jp.score("layer", "mean"),
+    "seed negative": lambda: jp.score(TAPPED, "random", seed=-1),
+    "seed text": lambda: jp.score(TAPPED, "random", seed="x"),
+    "criterion of another length": lambda: jp.score(
+        TAPPED, jp.Criterion(lambda m: m.mean((0, 1))[1:], ("mean_feature_map",))),
+    "criterion of nan": lambda: jp.score(
+        TAPPED, jp.Criterion(lambda m: m[0, 0] * np.nan, ("mean_feature_map",))),
+    "criterion of an unknown need": lambda: tap(
+        criteria=[jp.Criterion(lambda m: m, ("colour",))]),
+    "tapped none": lambda: jp.sweep_layer(None, SCORES),
+    "scores infinite": lambda: jp.sweep_layer(TAPPED, SCORES / 0),
+    "scores of two axes": lambda: jp.sweep_layer(TAPPED, SCORES[None]),
+    "scores of objects": lambda: jp.sweep_layer(TAPPED, [{}] * 5),
+    "scores dates": lambda: jp.sweep_layer(TAPPED, np.array(["2020"] * 5, "M8")),
+    "orders a list": lambda: list(jp.sweep_orders(TAPPED, [SCORES])),
+    "orders of two lengths": lambda: list(
+        jp.sweep_orders(TAPPED, {"a": SCORES, "b": SCORES[1:]})),
+    "orders none": lambda: list(jp.sweep_orders(TAPPED, None)),
+    "fill of another layer": lambda: sweep(
+        fill=jp.linear_fill(apply, V, IMAGES, layer="first")),
+    "fill none": lambda: sweep(fill=None),
+    "fill a number": lambda: sweep(fill=0),
+    "fill a dictionary": lambda: sweep(fill={}),
+    "ks none in it": lambda: sweep(ks=[0, None]),
+    "ks negative": lambda: sweep(ks=[-1, 0]),
+    "ks of two axes": lambda: sweep(ks=np.zeros((2, 2), int)),
+    "ks a set": lambda: sweep(ks={0, 1}),
+    "ks nan": lambda: sweep(ks=[np.nan]),
+    "mask chunk true": lambda: sweep(mask_chunk=True),
+    "mask chunk text": lambda: sweep(mask_chunk="4"),
+    "unfinished text": lambda: sweep(unfinished="folder"),
+    "unfinished without json": lambda: sweep(
+        unfinished=jp.Unfinished(FOLDER / "u", {"x": object()})),
+    "about text": lambda: sweep(about="x"),
+    "about in a circle": lambda: sweep(about=(lambda d: d.update(d=d) or d)({})),
+    "about nan": lambda: sweep(about={"x": float("nan")}),
+    "about max_drop text": lambda: sweep(about={"max_drop": "1 %"}),
+    "about max_drop beyond": lambda: sweep(about={"max_drop": 2.0}),
+    "about overlaps a number": lambda: sweep(about={"overlaps": 5}),
+    "masks none": lambda: jp.prefix_masks(None),
+    "masks of a matrix": lambda: jp.prefix_masks(np.zeros((2, 2), int)),
+    "masks ks beyond": lambda: jp.prefix_masks(FIVE, [5]),
+    "masks ks fractions": lambda: jp.prefix_masks(FIVE, [0.5]),
+    "order none": lambda: jp.pruning_order(None),
+    "evaluate no masks": lambda: jp.evaluate_masks(
+        lambda w, x, m: x * m, None, (np.zeros((2, 5)),), KEEP[None][:0]),
+    "evaluate a mask of one axis": lambda: jp.evaluate_masks(
+        lambda w, x, m: x * m, None, (np.zeros((2, 5)),), KEEP),
+    "ks of a result": lambda: replace(RESULT, ks=(0, 2, 1, 3, 4)),
+    "ks of a result fractions": lambda: replace(RESULT, ks=(0, 1, 2, 3, 3.5)),
+    "labels of a result": lambda: replace(RESULT, labels=RESULT.labels + 4),
+    "labels of a result too few": lambda: replace(RESULT, labels=RESULT.labels[1:]),
+    "losses of a result": lambda: replace(
+        RESULT, cross_entropy=RESULT.cross_entropy * np.nan),
+    "losses of a result too few": lambda: replace(
+        RESULT, cross_entropy=RESULT.cross_entropy[1:]),
+    "chosen without labels": lambda: replace(
+        RESULT, select_predictions=RESULT.predictions),
+    "class names of a result": lambda: replace(RESULT, class_names=("a",)),
+    "drop text": lambda: RESULT.largest_safe_k("x"),
+    "drop none": lambda: RESULT.largest_safe_k(None),
+    "drop beyond": lambda: RESULT.largest_safe_k(1.5),
+    "drop infinite": lambda: RESULT.largest_k_within(np.inf),
+    "keep negative": lambda: RESULT.keep(-1),
+    "keep text": lambda: RESULT.keep("1"),
+    "keep none": lambda: RESULT.keep(None),
+    "figures at no k": lambda: RESULT.at(99),
+    "chosen on another": lambda: RESULT.chosen_on(None),
+    "saved in a file": lambda: RESULT.save(Path(__file__)),
+    "loaded from a file": lambda: jp.SweepResult.load(Path(__file__)),
+    "saved small in a file": lambda: SMALL.save(__file__),
+    "saved mean text": lambda: SMALL.save(FOLDER / "a", pixel_mean=("a",)),
+    "saved mean of two": lambda: SMALL.save(FOLDER / "a", pixel_mean=(1.0, 2.0)),
+    "saved std negative": lambda: SMALL.save(FOLDER / "a", pixel_std=(-1.0,)),
+    "saved std none": lambda: SMALL.save(FOLDER / "a", pixel_std=None),
+    "saved names numbers": lambda: SMALL.save(FOLDER / "a", class_names=[1, 2, 3, 4]),
+    "saved about a list": lambda: SMALL.save(FOLDER / "a", about=[1]),
+    "saved about nan": lambda: SMALL.save(FOLDER / "a", about={"x": float("nan")}),
+    "load a file": lambda: jp.load_compact(Path(__file__)),
+    "input none": lambda: SMALL(None),
+    "input text": lambda: SMALL("x"),
+    "input complex": lambda: SMALL(np.asarray(X) * 1j),
+    "ridge text": lambda: fit(IMAGES, ridge="x"),
+    "ridge zero": lambda: fit(IMAGES, ridge=0.0),
+    "ridge infinite": lambda: fit(IMAGES, ridge=np.inf),
+    "fill layer unknown": lambda: fit(IMAGES, layer="third"),
+    "fill of text": lambda: fit("images"),
+    "fill of complex images": lambda: fit(IMAGES * 1j),
+    "fill of one image's axis": lambda: fit(IMAGES[0, 0, 0]),
+    "fills of no flow": lambda: jp.linear_fills(apply, V, IMAGES, None),
+    "fills of names": lambda: jp.linear_fills(apply, V, IMAGES, ["second"]),
+    "means of nan images": lambda: jp.mean_fills(apply, V, IMAGES * np.nan, [FLOW]),
+    "means variables none": lambda: jp.mean_fills(apply, None, IMAGES, [FLOW]),
+    "cost variables none": lambda: jp.cost(apply, None, X),
+    "cost of nothing": lambda: jp.cost(apply, V, None),
+    "budget of two": lambda: jp.Budget(speedup=2.0, size=0.5),
+    "budget of text": lambda: jp.Budget(speedup="2"),
+    "budget below one": lambda: jp.Budget(speedup=0.5),
+    "budget true": lambda: jp.Budget(speedup=True),
+    "budget nan": lambda: jp.Budget(size=np.nan),
+    "shrink two ways": lambda: jp.shrink(MODEL, V, IMAGES, speedup=2, size=0.5),
+    "shrink on few": lambda: jp.shrink(MODEL, V, IMAGES[:1], speedup=2),
+    "shrink on none": lambda: jp.shrink(MODEL, V, None, speedup=2),
+    "shrink out of reach": lambda: jp.shrink(MODEL, V, IMAGES, speedup=1e9),
+    "shrink multiple of zero": lambda: jp.shrink(
+        MODEL, V, IMAGES, speedup=1.2, multiple_of=0),
+    "shrink multiple of a fraction": lambda: jp.shrink(
+        MODEL, V, IMAGES, speedup=1.2, multiple_of=1.5),
+    "shrink batch zero": lambda: jp.shrink(MODEL, V, IMAGES, latency=1.1, batch=0),
+    "shrink keeps unknown": lambda: jp.shrink(
+        MODEL, V, IMAGES, speedup=1.2, keep_whole=["third"]),
+    "shrink keeps one text": lambda: jp.shrink(
+        MODEL, V, IMAGES, speedup=1.2, keep_whole="first"),
+    "recalibrate without BatchNorm": lambda: jp.recalibrate(
+        partial(apply, train=False), V, [X]),
+    "recalibrate none": lambda: jp.recalibrate(apply, V, None),
+    "recalibrate variables none": lambda: jp.recalibrate(apply, None, [X]),
+    "recalibrate on text": lambda: jp.recalibrate(apply, V, ["x"]),
+}  # fmt: skip
+
+# What is unusual and has a right answer, and how it would be had otherwise.
+BIG = SCORES.astype(">f8")
+RIGHT = {
+    "scores of another byte order": (lambda: jp.sweep_layer(TAPPED, BIG), sweep),
+    "scores of JAX": (lambda: jp.sweep_layer(TAPPED, jnp.asarray(SCORES)), sweep),
+    "scores a list": (lambda: jp.sweep_layer(TAPPED, SCORES.tolist()), sweep),
+    "ks of NumPy": (lambda: sweep(ks=np.arange(5)), sweep),
+    "ks a range": (lambda: sweep(ks=range(0, 5, 2)), lambda: sweep(ks=[0, 2, 4])),
+    "labels short": (
+        lambda: jp.sweep_layer(
+            jp.tap_layer(apply, V, jp.image_split(IMAGES, LABELS.astype("i1"), NAMES),
+                         tap="relu"), SCORES), sweep),
+    "images in another order in memory": (
+        lambda: jp.sweep_layer(
+            jp.tap_layer(apply, V, replace(SPLIT, images=np.asfortranarray(IMAGES)),
+                         tap="relu"), SCORES), sweep),
+    "images as float64": (
+        lambda: jp.predict(apply, V, jp.image_split(IMAGES * 1.0, LABELS, NAMES),
+                           batch_size=4),
+        lambda: jp.predict(apply, V, SPLIT, batch_size=4)),
+    "variables frozen": (
+        lambda: jp.predict(apply, freeze(V), SPLIT, batch_size=4),
+        lambda: jp.predict(apply, V, SPLIT, batch_size=4)),
+    "batch size of NumPy": (
+        lambda: jp.predict(apply, V, SPLIT, batch_size=np.int64(4)),
+        lambda: jp.predict(apply, V, SPLIT, batch_size=4)),
+    "a mask of a list": (
+        lambda: jp.compact(MODEL, V, "second", KEEP.tolist(), example=X)(X),
+        lambda: SMALL(X)),
+    "variables of JAX": (
+        lambda: jp.compact(MODEL, jax.tree.map(jnp.asarray, V), "second", KEEP,
+                           example=X)(X), lambda: SMALL(X)),
+    "all kept": (
+        lambda: jp.compact(MODEL, V, "second", KEEP | True, example=X)(X),
+        lambda: jax.jit(apply)(V, X)),
+    "one image": (
+        lambda: jp.predict(apply, V, SPLIT.select(np.arange(1)), batch_size=99),
+        lambda: jp.predict(apply, V, SPLIT, batch_size=4)[:1]),
+}  # fmt: skip
+
 
 def outcome(call):
     try:
@@ -199,5 +478,21 @@ def outcome(call):
     return ["nothing", ""]
 
 
+def is_right(one, other):
+    """What two calls come to: predictions, or numbers but for rounding."""
+    try:
+        found, expected = one(), other()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    if hasattr(found, "predictions"):
+        found, expected = found.predictions, expected.predictions
+    same = np.shape(found) == np.shape(expected) and np.allclose(
+        found, expected, rtol=1e-5, atol=1e-5
+    )
+    return ["right" if same else "wrong", ""]
+
+
 if __name__ == "__main__":
-    print(json.dumps({name: outcome(call) for name, call in CALLS.items()}))
+    refused = {name: outcome(call) for name, call in CALLS.items()}
+    right = {name: is_right(*calls) for name, calls in RIGHT.items()}
+    print(json.dumps([refused, right]))

@@ -14,7 +14,7 @@ PACKAGE = Path(jaxprune.__file__).parent
 IMPORTS = {
     "errors": set(),
     "files": set(),
-    "mesh": set(),
+    "mesh": {"errors"},
     "arguments": {"errors"},
     "processes": {"errors"},
     "schema": {"errors"},

@@ -5,6 +5,7 @@ Axes: N images, P channels, G groups of Q features of a reader as in
 """
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -107,11 +108,11 @@ def linear_fills(
         finite.
     """
     check_images(images)
-    if ridge is not None and not 0 < ridge < np.inf:
-        raise InputError(f"ridge must be positive and finite, got {ridge}")
+    if ridge is not None and not (isinstance(ridge, Real) and 0 < ridge < np.inf):
+        raise InputError(f"ridge must be positive and finite, got {ridge!r}")
     arguments.check_variables(variables)
     arguments.check_count("batch_size", batch_size)
-    flows = list(flows)
+    flows = _checked(flows)
     sums = _read(apply, variables, np.asarray(images), flows, batch_size, mesh)
     fills = {}
     for flow in flows:
@@ -129,6 +130,14 @@ def linear_fills(
         }
         fills[flow.layer] = Fill("linear", moments=moments, facts=facts)
     return fills
+
+
+def _checked(flows: Any) -> list[ChannelFlow]:
+    """Flows as a list; InputError where they are none."""
+    found = list(flows) if isinstance(flows, Iterable) else [flows]
+    for flow in found:
+        arguments.check_kind("each of the flows", flow, ChannelFlow, "a ChannelFlow")
+    return found
 
 
 def mean_fills(
@@ -160,7 +169,9 @@ def mean_fills(
       InputError: no images, or activations that are not finite.
     """
     check_images(images)
-    flows = list(flows)
+    arguments.check_variables(variables)
+    arguments.check_count("batch_size", batch_size)
+    flows = _checked(flows)
     owners = {
         (f.layer, name): owner for f in flows for name, owner in f.readers.items()
     }

@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict
 from jax.extend.core import Literal
 from jaxtyping import Array, Int
 
+from jaxprune import arguments
 from jaxprune.channels import taps
 from jaxprune.channels.tags import (
     LIVE,
@@ -129,6 +130,7 @@ def channel_flow(
       InputError: no such convolution, or its channels cannot be removed: the
         operation and the layer are named.
     """
+    arguments.check_kind("x", x, Array | np.ndarray, "an array of inputs")
     x = x[:1]
     layers = taps.list_layers(apply, variables, x)
     taps.find_conv(apply, variables, x, layer)

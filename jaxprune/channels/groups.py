@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxprune import arguments
 from jaxprune.channels import taps
 from jaxprune.channels.coupling import Coupling, components, trace
 from jaxprune.channels.flow import ChannelFlow
@@ -60,7 +61,7 @@ def find_groups(apply: taps.Apply, variables: Any, x: Array | np.ndarray) -> Gro
     Raises:
       InputError: the network does not run on `x` with these variables.
     """
-    found = trace(apply, variables, jnp.asarray(x))
+    found = trace(apply, variables, jnp.asarray(arguments.check_finite("x", x)))
     count = 1 + max(
         (int(n.max()) for n in (*found.layers.values(), *found.parameters.values())),
         default=-1,

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxprune import processes
+from jaxprune import arguments, processes
 from jaxprune.channels import taps
 from jaxprune.errors import InputError
 from jaxprune.mesh import REPLICATED, SPREAD, Sharded, make_mesh, replicate, round_up
@@ -21,10 +21,13 @@ Pair = tuple[str, str]
 
 def check_images(images: Any) -> None:
     """Raises an InputError if there are no images [N, ...]."""
-    if np.ndim(images) < 2 or not len(images):
+    array = arguments.as_array("images", images)
+    if array.dtype.kind == "c":
+        raise InputError("a fill is fitted on images of real numbers, got complex ones")
+    if array.ndim < 2 or not len(array):
         raise InputError(
             f"a fill needs images [N, ...] to be fitted on, got shape "
-            f"{list(np.shape(images))}"
+            f"{list(array.shape)}"
         )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
+from jaxprune import arguments
 from jaxprune.errors import InputError, check_choice, first_line
 
 Apply = Callable[..., Any]
@@ -204,6 +205,8 @@ def capture(
     activation: Activation = _identity,
 ) -> Num[Array, "N *axes P"]:
     """The layer's output for the inputs `x`, with `activation` applied to it."""
+    arguments.check_collections(variables)
+    arguments.check_kind("layer", layer, str, "a layer's name")
     path = tuple(layer.split("/"))
     _, state = apply(
         variables,

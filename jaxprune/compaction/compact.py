@@ -126,8 +126,10 @@ def compact_groups(
     Raises:
       InputError: as `compact_layers`; a group that there is not, or another fill.
     """
+    arguments.check_pairs("groups", groups, "mask, fill")
     for name, (_, fill) in groups.items():
-        if not (fill == "drop" if isinstance(fill, str) else fill.values is None):
+        fitted = isinstance(fill, Fill) and fill.values is None
+        if not fitted and not (isinstance(fill, str) and fill == "drop"):
             raise InputError(
                 f"group '{name}' takes the fill 'drop', or one of "
                 "jaxprune.linear_fills or jaxprune.mean_fills"
@@ -148,12 +150,10 @@ def _compact(
     example: Any,
     call: Mapping[str, Any] | None,
 ) -> Compact:
-    arguments.check_numbers("example", example, np.shape(example))
-    example = jnp.asarray(example)
+    arguments.check_pairs("layers", layers, "mask, fill")
+    example = jnp.asarray(arguments.check_finite("example", example))
     if example.ndim < 2 or not len(example):
-        raise InputError(
-            f"example must be a batch of inputs [N, ...], got {example.shape}"
-        )
+        raise InputError(f"example must be inputs [N, ...], got {example.shape}")
     arguments.check_variables(variables)
     variables = jax.tree.map(np.asarray, unfreeze(variables))
     if not layers:
@@ -210,10 +210,9 @@ def as_compact(
     """A network of which nothing has been removed yet, or not by this call."""
     if isinstance(model, Compact):
         if call is not None:
-            raise InputError(
-                "a compact network keeps its call's arguments: leave `call`"
-            )
+            raise InputError("a compact network keeps its call's arguments: no `call`")
         return replace(model, variables=variables)
+    arguments.check_kind("call", call or {}, Mapping, "a dictionary")
     whole = Compact(model, variables, dict(call or {}), {}, example.shape[1:], None)
     sizes = {
         layer.name: layer.output.shape[-1] // layer.module.num_groups

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 from safetensors import numpy as safetensors
 
+from jaxprune import arguments
 from jaxprune.channels import taps
 from jaxprune.channels.taps import at_path
 
@@ -39,7 +40,13 @@ class Cost:
 
 
 def cost(apply: taps.Apply, variables: Any, x: Array) -> Cost:
-    """Counts what the network costs for inputs like `x`."""
+    """Counts what the network costs for inputs like `x`.
+
+    Raises:
+      InputError: the network does not run on them.
+    """
+    arguments.check_variables(variables)
+    taps.list_layers(apply, variables, x)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
     arrays = {
         name: np.ascontiguousarray(value)

@@ -92,6 +92,7 @@ class Compact:
                 f"the network takes inputs of shape [N, "
                 f"{', '.join(map(str, self.input_shape))}], got {list(np.shape(x))}"
             )
+        arguments.check_real("the input", x)
         return self._compiled(self.variables, jnp.asarray(x))
 
     @cached_property
@@ -123,10 +124,14 @@ class Compact:
         """
         artefact.check_target(Path(path))
         schema.check_json("about", {} if about is None else about)
+        names = class_names and arguments.check_names("class_names", class_names)
         mean, std = (
             arguments.check_numbers(name, value, (np.size(value),)).astype(np.float32)
             for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std))
         )
+        channels = self.input_shape[-1]
+        if {mean.size, std.size} - {1, channels}:
+            raise InputError(f"pixel_mean and pixel_std take 1 or {channels} numbers")
         if not (std > 0).all():
             raise InputError(f"pixel_std must be positive, got {std.tolist()}")
 
@@ -144,7 +149,7 @@ class Compact:
                 "mean": mean.tolist(),
                 "std": std.tolist(),
             },
-            "class_names": list(class_names),
+            "class_names": list(names),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "proof": self.proof.to_json() if self.proof else None,
             "group_sizes": dict(self.group_sizes),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Num
 
-from jaxprune.arguments import check_labels, check_numbers
+from jaxprune.arguments import as_array, check_labels, check_names, check_numbers
 from jaxprune.errors import InputError
 
 
@@ -34,6 +34,20 @@ class Split:
 
     def __post_init__(self) -> None:
         check_labels("labels", self.labels, len(self.class_names))
+        sources = as_array("sources", self.sources)
+        if (
+            sources.dtype.kind not in "iu"
+            or sources.ndim != 2
+            or np.ndim(self.images) != 4
+            or len(sources) != len(self.labels)
+        ):
+            raise InputError(
+                "a split holds images [M, H, W, C], and for each of its labels a row "
+                f"of sources [N, S], integers; got {list(np.shape(self.images))} and "
+                f"{sources.dtype} {list(sources.shape)} for {len(self.labels)} labels"
+            )
+        if sources.size and not 0 <= sources.min() <= sources.max() < len(self.images):
+            raise InputError(f"sources must be of {len(self.images)} images")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,14 +78,10 @@ def image_split(
     Raises:
       InputError: no images, another number of labels, or labels that name no class.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = as_array("images", images), as_array("labels", labels)
     check_numbers("images", images, images.shape)
-    names = tuple(class_names)
-    if isinstance(class_names, str) or not all(isinstance(n, str) for n in names):
-        raise InputError(
-            f"class_names must be a sequence of names, got {class_names!r}"
-        )
-    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+    names = check_names("class_names", class_names)
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not images.size:
         raise InputError(
             "images must be [N, H, W, C] and labels [N], N at least 1; got "
             f"{list(images.shape)} and {list(labels.shape)}"

@@ -6,6 +6,7 @@ Axes: N images, B images of a batch, C classes.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -68,23 +69,32 @@ def predict(
         the network, or one that does not return a row of logits for each image.
     """
     arguments.check_count("batch_size", batch_size)
+    arguments.check_kind("split", split, Split, "a Split, as image_split returns")
     if not len(split):
         raise InputError("the split has no images")
     arguments.check_variables(variables)
     mesh = mesh or make_mesh()
     if not isinstance(apply, Sharded):
-        taps.list_layers(apply, variables, split.read(np.arange(1)))
+        one = split.read(np.arange(1))
+        taps.list_layers(apply, variables, one)
+        _check_logits(jax.eval_shape(apply, variables, one), one)
     program = apply if isinstance(apply, Sharded) else compiled(apply, mesh)
     variables = replicate(variables, mesh)
     parts = []
     for batch in batches(split, round_up(batch_size, mesh.size)):
         logits = np.asarray(program(variables, batch.images), np.float32)
-        if logits.ndim != 2 or len(logits) != len(batch.images):
-            raise InputError(
-                f"the network must return logits [{len(batch.images)}, classes], got "
-                f"shape {list(logits.shape)}"
-            )
+        _check_logits(logits, batch.images)
         parts.append(logits[: batch.size])
         if on_images is not None:
             on_images(batch.size)
     return np.concatenate(parts)
+
+
+def _check_logits(logits: Any, images: np.ndarray) -> None:
+    """Raises InputError unless there is a row of logits for each image."""
+    shape: tuple[int, ...] = getattr(logits, "shape", ())
+    if len(shape) != 2 or shape[0] != len(images):
+        raise InputError(
+            f"the network must return logits [{len(images)}, classes], got "
+            f"shape {list(shape)}"
+        )

@@ -31,6 +31,7 @@ def recalibrate(apply: taps.Apply, variables: Any, inputs: Iterable[Array]) -> A
     """
 
     arguments.check_variables(variables)
+    arguments.check_kind("inputs", inputs, Iterable, "batches of inputs")
 
     def moments(variables: Any, x: Array) -> dict[str, tuple[Array, Array]]:
         found: dict[str, tuple[Array, Array]] = {}
@@ -51,6 +52,7 @@ def recalibrate(apply: taps.Apply, variables: Any, inputs: Iterable[Array]) -> A
     total: dict[str, np.ndarray] = {}
     count = 0
     for x in inputs:
+        arguments.check_finite("a batch of inputs", x)
         for name, pair in step(variables, x).items():
             total[name] = total.get(name, 0) + np.asarray(pair, np.float64)
         count += 1

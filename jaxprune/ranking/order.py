@@ -81,7 +81,7 @@ def check_ks(ks: Any, p: int) -> tuple[int, ...]:
         raise InputError("no K to evaluate: the list of ks is empty") from None
     except (TypeError, KeyError):
         raise InputError(
-            f"ks must be integers, how many channels to prune; got {ks!r:.60}"
+            f"ks must be integers, how many channels to prune; got {_short(ks)}"
         ) from None
     if min(first, last) < 0 or max(first, last) >= p:
         raise InputError(
@@ -91,3 +91,7 @@ def check_ks(ks: Any, p: int) -> tuple[int, ...]:
     if any(a >= b for a, b in pairwise(every)):
         raise InputError(f"ks must be strictly ascending, got {list(every)}")
     return every
+
+
+def _short(value: Any) -> str:
+    return " ".join(repr(value).split())[:60]

@@ -8,6 +8,7 @@ up over groups. What the last step saves too much is given back where it helps m
 import math
 from collections.abc import Callable, Mapping
 
+from jaxprune.arguments import check_count
 from jaxprune.errors import InputError
 from jaxprune.shrinking.costs import Number, Widths
 from jaxprune.shrinking.curves import Curve
@@ -31,6 +32,7 @@ def allocate(
     Raises:
       InputError: the narrowest network costs more; its cost is named.
     """
+    check_count("multiple_of", multiple_of)
     steps = {name: _widths(curve, multiple_of) for name, curve in curves.items()}
     widths = {name: curve.widths[0] for name, curve in curves.items()}
     narrowest = {name: of[-1] for name, of in steps.items()}

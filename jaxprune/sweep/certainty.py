@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from scipy.optimize.elementwise import find_root
 
+from jaxprune.arguments import check_number
+
 CONFIDENCE = 0.95
 
 # Of a bootstrap: their 2.5th percentile moves by a fortieth of the interval's width
@@ -140,7 +142,11 @@ def largest_safe_k(ks: Sequence[int], counts: Discordant, max_drop: float) -> in
       ks: numbers of pruned channels, ascending; the first loses nothing.
       counts: for each k, against the first.
       max_drop: what may not be lost, in [0, 1]; 0.01 is one point.
+
+    Raises:
+      InputError: `max_drop` is none.
     """
+    check_number("drop, a share of accuracy,", max_drop, 0.0, 1.0)
     lost, won, images = counts
     drops = largest_drop(Discordant(lost[1:], won[1:], images))
     return ks[int(passed(drops, max_drop))]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 from jaxtyping import Float
@@ -17,8 +17,10 @@ from scipy import stats
 from typing_extensions import TypedDict
 
 from jaxprune import schema, sealed
+from jaxprune.arguments import check_numbers
 from jaxprune.errors import InputError
 from jaxprune.files import replacing_folder
+from jaxprune.ranking.order import check_ks
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.saved import check_target
 
@@ -41,6 +43,9 @@ class Comparison:
       random_balanced_accuracy: of random orders.
       is_balanced: whether the classes have about as many images.
       about: JSON-able facts of how it was made.
+
+    Raises:
+      InputError: what these say of one another does not fit.
     """
 
     ks: tuple[int, ...]
@@ -53,6 +58,15 @@ class Comparison:
     random_balanced_accuracy: Float[np.ndarray, "R K"]
     is_balanced: bool
     about: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        (criteria, p), k = np.shape(self.scores), len(self.ks)
+        check_ks(self.ks, p)
+        check_numbers("scores", self.scores, (len(self.names), p))
+        for name in ("accuracy", "balanced_accuracy"):
+            check_numbers(name, getattr(self, name), (criteria, k))
+            array = getattr(self, f"random_{name}")
+            check_numbers(f"random_{name}", array, (len(self.random_accuracy), k))
 
     @cached_property
     def mean_accuracy(self) -> Float[np.ndarray, " C"]:
@@ -163,9 +177,6 @@ class Comparison:
             ):
                 read = {name: arrays[name] for name in _ARRAYS}
             criteria = summary["criteria"]
-            shape = len(criteria), len(read["ks"])
-            if read["accuracy"].shape != shape or len(read["scores"]) != shape[0]:
-                raise ValueError("the arrays have another shape than summary.json")
             return cls(
                 **{**read, "ks": tuple(read["ks"].tolist())},
                 names=tuple(criteria),
@@ -197,8 +208,14 @@ class _Criterion(TypedDict):
 
 @schema.and_others
 class _Summary(TypedDict):
-    """What summary.json must hold."""
+    """What summary.json must hold, and what pictures are made of."""
 
+    layer: schema.Name
+    fill: schema.Word
+    model: NotRequired[str]
+    max_drop: NotRequired[schema.Share]
+    overlaps: NotRequired[list[str]]
+    left_out: NotRequired[dict[str, str]]
     is_balanced: bool
     criteria: dict[schema.Word, _Criterion]
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxprune import processes
+from jaxprune import arguments, processes
 from jaxprune.channels import taps
 from jaxprune.channels.flow import ChannelFlow, channel_flow
 from jaxprune.errors import InputError, check_choice
@@ -44,6 +44,7 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
     if isinstance(criterion, str):
         check_choice("criterion", criterion, CRITERIA)
         return CRITERIA[criterion]
+    arguments.check_kind("a criterion", criterion, Criterion, "a name or a Criterion")
     for need in criterion.needs:
         check_choice("need of a criterion", need, NEEDS)
     return criterion

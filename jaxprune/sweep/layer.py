@@ -104,6 +104,10 @@ def sweep_orders(
     Raises:
       InputError: see `sweep_layer`; before anything is evaluated.
     """
+    arguments.check_kind("tapped", tapped, TappedLayer, "what tap_layer returns")
+    arguments.check_kind("scores", scores, Mapping, "a dictionary of scores by name")
+    if unfinished is not None:
+        arguments.check_kind("unfinished", unfinished, Unfinished, "an Unfinished")
     about = {name: (about or {}).get(name, {}) for name in scores}
     for kept in about.values():
         check_about(kept)

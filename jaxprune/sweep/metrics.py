@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 from sklearn.metrics import confusion_matrix
 
+from jaxprune.arguments import check_number
 from jaxprune.errors import InputError
 
 
@@ -78,8 +79,7 @@ def largest_k_within(
     >>> largest_k_within([0, 1, 2, 3], np.array([0.80, 0.81, 0.79, 0.70]), 0.01)
     2
     """
-    if not 0 <= drop <= 1:
-        raise InputError(f"a drop is a share of accuracy in 0 .. 1, got {drop}")
+    check_number("drop, a share of accuracy,", drop, 0.0, 1.0)
     # A loss of exactly `drop` counts, whatever the rounding of the two quotients;
     # accuracies over up to 10^9 images differ by more than this.
     return int(max(np.asarray(ks)[scores >= scores[0] - drop - 1e-10]))

@@ -141,6 +141,7 @@ class SweepResult:
         Raises:
           InputError: the other sweep has other k, or prunes in another order.
         """
+        arguments.check_kind("the other", other, SweepResult, "a SweepResult")
         if other.ks != self.ks or not np.array_equal(other.order, self.order):
             raise InputError("K is chosen on a sweep of the same k in the same order")
         return replace(
@@ -186,6 +187,8 @@ class SweepResult:
 
     def at(self, k: int) -> dict[str, Any]:
         """The figures at one k but for those of single classes, JSON-able."""
+        if k not in self.ks:
+            raise InputError(f"the sweep has no K = {k!r:.60}")
         row, columns = self.ks.index(k), self.columns()
         names = [name for name in columns if not name.startswith("recall_")]
         return {"k": k, **{name: float(columns[name][row]) for name in names}}

@@ -70,12 +70,15 @@ def read_columns(folder: Path, names: Collection[str]) -> dict[str, np.ndarray]:
 
 @schema.and_others
 class _Summary(TypedDict):
-    """What summary.json must hold, and what may become part of a file's name."""
+    """What summary.json must hold, and what pictures and files' names are made of."""
 
     class_names: tuple[str, ...]
     layer: NotRequired[schema.Name]
     criterion: NotRequired[schema.Word]
     fill: NotRequired[schema.Word]
+    model: NotRequired[str]
+    max_drop: NotRequired[schema.Share]
+    overlaps: NotRequired[list[str]]
 
 
 def check_about(about: Mapping[str, Any]) -> None:
@@ -98,6 +101,8 @@ def check_target(
     folder: Path, what: str = "sweep", files: Collection[str] = _FILES
 ) -> None:
     """Raises InputError if `what`, saved there, would take something's place."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give another folder")
     if folder.exists():
         others = (p for p in folder.iterdir() if p.name not in files)
         other = next((p for p in others if p.suffix != ".png"), None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune import arguments
 from jaxprune.channels.fills import Fill, resolve_fill
 from jaxprune.errors import InputError
 from jaxprune.ranking.criteria import Criterion, Scores
@@ -39,9 +40,12 @@ def score(
     Raises:
       InputError: an unknown criterion, or one whose needs are not there.
     """
+    arguments.check_kind("tapped", tapped, TappedLayer, "what tap_layer returns")
     chosen = find_criterion(criterion)
     name = criterion if isinstance(criterion, str) else "of your own"
     made: dict[str, Any] = {**tapped.evidence, "channels": tapped.channels}
+    for number in np.atleast_1d(np.asarray(seed, object)):
+        arguments.check_number("seed", number, 0.0, np.inf)
     made["seed"] = seed
     if "readers" in chosen.needs:
         linear = fill if linear is None and isinstance(fill, Fill) else linear

@@ -160,17 +160,23 @@ def tap_layer(
     """
     check_choice("tap", tap, taps.TAPS)
     check_choice("maps", maps, places.KINDS)
+    ranking = split if rank_split is None else rank_split
+    for what, given in (("split", split), ("rank_split", ranking)):
+        arguments.check_kind(what, given, Split, "a Split, as image_split returns")
+    if ranking.image_shape != split.image_shape:
+        raise InputError(f"images: {ranking.image_shape} are not {split.image_shape}")
     arguments.check_variables(variables)
     needs = needs_of(criteria)
-    mesh = mesh or make_mesh()
+    mesh = make_mesh() if mesh is None else mesh
+    arguments.check_kind("mesh", mesh, Mesh, "a mesh, as make_mesh returns")
     batch_size = round_up(arguments.check_count("batch_size", batch_size), mesh.size)
     if not len(split):
         raise InputError("the split has no images")
     images = _some_images(split)
     name = taps.last_conv(apply, variables, images) if layer is None else layer
     one = map_of_one(apply, variables, images, name)
-    ranking = split if rank_split is None else rank_split
-    counts = set(oracle_images or [len(ranking)]) if "losses" in needs else set()
+    counts = arguments.check_counts("oracle_images", oracle_images)
+    counts = (counts or {len(ranking)}) if "losses" in needs else set()
     if maps == "disk":
         kept = sum(len(processes.own(n)) for n in (len(split), *counts))
         places.check_space(maps_dir, kept * one.size * one.dtype.itemsize)

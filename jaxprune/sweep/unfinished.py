@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxprune import processes, sealed
+from jaxprune import processes, schema, sealed
 from jaxprune.data.splits import Batch, Split
-from jaxprune.files import replacing
+from jaxprune.files import remove, replacing
 from jaxprune.sweep.evaluation import Plan, Predicted
 from jaxprune.sweep.trunk import TappedLayer
 
@@ -43,6 +43,9 @@ class Unfinished:
     folder: Path
     facts: Mapping[str, Any] = field(default_factory=dict)
     name: str = "sweep"
+
+    def __post_init__(self) -> None:
+        schema.check_json("facts", self.facts)
 
 
 class Finished(NamedTuple):
@@ -108,7 +111,7 @@ class Keeper:
         for path in sorted(paths, key=lambda path: _range(path, self._name)):
             found = self._read(path)
             if found is None:
-                path.unlink(missing_ok=True)
+                remove(path)
             elif next_image <= found.first and found.end <= self._end:
                 next_image = found.end
                 yield found._replace(

@@ -35,7 +35,7 @@ def pair():
 
 @pytest.fixture
 def saved(pair, tmp_path):
-    pair[0].save(tmp_path / "small", pixel_std=(255.0,), class_names="abcd")
+    pair[0].save(tmp_path / "small", pixel_std=(255.0,), class_names=list("abcd"))
     return tmp_path / "small"
 
 

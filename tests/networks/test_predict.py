@@ -98,5 +98,5 @@ def test_bad_input(split, variables):
         predict(apply, variables, split, batch_size=0)
     with pytest.raises(InputError, match="the split has no images"):
         predict(apply, variables, split.select(np.arange(0)), batch_size=4)
-    with pytest.raises(InputError, match=r"logits \[8, classes\], got shape \[8\]"):
+    with pytest.raises(InputError, match=r"logits \[1, classes\], got shape \[1\]"):
         predict(lambda v, x: apply(v, x).sum(-1), variables, split, batch_size=8)
