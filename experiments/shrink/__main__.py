@@ -68,7 +68,12 @@ def main() -> None:
     artefact.check_target(folder)
     variables = train_or_restore(run)
     ladder = Ladder(
-        run, variables, split, calibration.read(np.arange(len(calibration))), batches
+        run,
+        variables,
+        split,
+        calibration.read(np.arange(len(calibration))),
+        batches,
+        budget,
     )
     if budget is not None:
         ladder.widths(budget)  # raises now where it is out of reach

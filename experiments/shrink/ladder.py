@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +21,7 @@ from jaxprune.errors import InputError
 from jaxprune.shrinking.analysis import Analysis, Budget, Cut, analyse
 from jaxprune.shrinking.curves import Curve
 from jaxprune.shrinking.latency import LatencyTable, measure_latency
+from jaxprune.shrinking.machine import machine
 from jaxprune.sweep.certainty import discordant, largest_drop
 
 FLAGS = flags.FLAGS
@@ -61,8 +62,10 @@ class Ladder:
         split: Split,
         images: np.ndarray,
         batches: Sequence[int],
+        budget: Budget | None = None,
     ):
         self.run, self.batches = run, sorted({*batches, FLAGS.batch})
+        self._budget = budget
         self.folder = run.workdir / "shrink"
         self.facts = {
             **facts.network(run, variables),
@@ -108,11 +111,14 @@ class Ladder:
             saved is not None
             and saved["widths"] == widths
             and set(saved["row"]["latency"]) == {str(b) for b in self.batches}
+            and saved.get("machine") == machine()
         )
         rung = Rung(budget, widths, saved["row"] if same else {})
         if not same:
             rung.row.update(self._measured(rung))
-            self._state["rungs"][key] = {"widths": widths, "row": rung.row}
+            self._state["rungs"][key] = {
+                "widths": widths, "row": rung.row, "machine": machine()
+            }  # fmt: skip
             self._save()
         self.rungs[key] = rung
         return rung
@@ -152,7 +158,8 @@ class Ladder:
 
             return analyse(
                 self.run.model, variables, images, call={"train": False},
-                keep_whole=FLAGS.keep_whole, known=known, on_curve=keep,
+                keep_whole=FLAGS.keep_whole, budget=self._budget, known=known,
+                on_curve=keep,
             )  # fmt: skip
 
     def _measure(self, analysis: Analysis) -> LatencyTable:
@@ -178,6 +185,7 @@ def _kept(small: Compact, widths: dict[str, int]) -> dict[str, int]:
 class _Rung(TypedDict):
     widths: dict[str, int]
     row: dict[str, Any]
+    machine: NotRequired[dict[str, str]]
 
 
 class _State(TypedDict):

@@ -60,6 +60,7 @@ class Budget:
                 "give one budget of speedup, size and latency, got "
                 f"{' and '.join(given) or 'none'}"
             )
+        arguments.check_number(self.kind, self.value, 0.0, np.inf)
         if self.kind == "size" and not 0 < self.value <= 1:
             raise InputError(
                 f"size is a share of the parameters in (0, 1], got {self.value:g}"
@@ -121,19 +122,10 @@ class Analysis:
         Raises:
           InputError: a budget that cannot be reached; the least possible is named.
         """
-        costs = self.costs
-        share = budget.size
-        cost: Callable[[Widths], Number] = costs.parameters
-        if budget.speedup is not None:
-            cost, share = costs.multiply_adds, 1 / budget.speedup
-        if budget.latency is not None:
-            if self.latency is None:
-                raise InputError("a budget of latency needs a table: measure_latency")
-            cost, share = self.latency.seconds, 1 / budget.latency
-        assert share is not None
+        cost, share = _cost(self.costs, self.latency, budget)
 
         def of_network(widths: Widths) -> Number:
-            return cost({**costs.whole, **widths})
+            return cost({**self.costs.whole, **widths})
 
         limit = share * of_network({})
         return allocate(self.curves, of_network, limit, multiple_of=multiple_of)
@@ -178,6 +170,30 @@ class Analysis:
         return Cut(compact_groups(whole, fitted, drops, example=example), fitted)
 
 
+def _cost(
+    costs: Costs, latency: LatencyTable | None, budget: Budget
+) -> tuple[Callable[[Widths], Number], Number]:
+    """What a budget is of, by widths, and the share of the whole network's."""
+    if budget.size is not None:
+        return costs.parameters, budget.size
+    if budget.speedup is not None:
+        return costs.multiply_adds, 1 / budget.speedup
+    if latency is None:
+        raise InputError("a budget of latency needs a table: measure_latency")
+    return latency.seconds, 1 / budget.value
+
+
+def _check_reach(costs: Costs, groups: Collection[str], budget: Budget) -> None:
+    """Raises InputError if a unit of each group is more than the budget allows."""
+    cost, share = _cost(costs, None, budget)
+    least = cost({**costs.whole, **dict.fromkeys(groups, 1)}) / cost(costs.whole)
+    if least > share:
+        raise InputError(
+            f"{budget.kind} {budget.value:g} is {share:.3g} of the whole network; the "
+            f"least possible is {least:.3g}"
+        )
+
+
 def analyse(
     model: nn.Module | Compact,
     variables: Any,
@@ -185,6 +201,7 @@ def analyse(
     *,
     call: Mapping[str, Any] | None = None,
     keep_whole: Collection[str] = (),
+    budget: Budget | None = None,
     known: Mapping[str, Curve] | None = None,
     on_curve: Callable[[str, Curve], Any] = lambda name, curve: None,
 ) -> Analysis:
@@ -196,21 +213,21 @@ def analyse(
       images: a few hundred that it was made for, as the model takes them; no labels.
       call: keyword arguments of the model's call.
       keep_whole: groups, or layers of groups, of which nothing is pruned.
+      budget: that is to be met; no latency is known yet.
       known: curves that have been measured before.
       on_curve: called with each group's name and curve once it is measured.
 
     Raises:
-      InputError: too few images, a group that there is not, or a model that does not
-        run on them or returns no logits.
+      InputError: too few images, a group that there is not, a budget beyond the
+        narrowest network, or a model that does not run or returns no logits.
     """
     if np.ndim(images) < 2 or len(images) < _FEWEST:
         raise InputError(
             f"widths are found on at least {_FEWEST} images [N, ...], got an array of "
             f"shape {list(np.shape(images))}; a few hundred are better"
         )
-    arguments.check_numbers("images", images, np.shape(images))
     arguments.check_variables(variables)
-    images = jnp.asarray(images)
+    images = jnp.asarray(arguments.check_finite("images", images))
     whole = as_compact(model, jax.tree.map(np.asarray, variables), images, call)
     groups = find_groups(whole.apply, variables, images)
     logits = jax.eval_shape(whole.apply, variables, images[:1])
@@ -220,13 +237,13 @@ def analyse(
     for name in keep_whole:
         if name not in groups.whole:
             groups.find(name)
-    flows = [
-        flow
-        for flow in groups.groups.values()
-        if not set(flow.producers) & set(keep_whole)
-    ]
+    kept = set(keep_whole)
+    flows = [f for f in groups.groups.values() if not set(f.producers) & kept]
     if not flows:
         raise InputError("the network has no channels that can be removed")
+    costs = model_costs(whole.apply, variables, images[:1], groups)
+    if budget is not None and budget.latency is None:
+        _check_reach(costs, [flow.layer for flow in flows], budget)
     curves = dict(known or {})
     missing = [flow for flow in flows if flow.layer not in curves]
     fills = linear_fills(whole.apply, variables, images, missing, ridge=_RIDGE)
@@ -234,7 +251,6 @@ def analyse(
         curves[name] = curve
         on_curve(name, curve)
     ordered = {flow.layer: curves[flow.layer] for flow in flows}
-    costs = model_costs(whole.apply, variables, images[:1], groups)
     return Analysis(whole, images, groups, ordered, costs)
 
 
@@ -273,7 +289,10 @@ def shrink(
       InputError: see `analyse` and `Analysis.widths`; none or several budgets.
     """
     budget = Budget(speedup, size, latency)
-    analysis = analyse(model, variables, images, call=call, keep_whole=keep_whole)
+    arguments.check_count("batch", batch)
+    analysis = analyse(
+        model, variables, images, call=call, keep_whole=keep_whole, budget=budget
+    )
     if latency is not None:
         x = jnp.resize(analysis.images, (batch, *analysis.images.shape[1:]))
         table = measure_latency(analysis.whole, analysis.costs, x)

@@ -9,18 +9,20 @@ Axes: I, O numbers of features given and returned that a layer is timed at.
 
 import dataclasses
 import itertools
+import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from jaxprune import sealed
@@ -28,6 +30,7 @@ from jaxprune.channels import taps
 from jaxprune.compaction.network import Compact
 from jaxprune.errors import InputError
 from jaxprune.shrinking.costs import Costs, Number, Widths
+from jaxprune.shrinking.machine import machine
 
 # Shares of the features that a layer is timed at, on either side.
 _SHARES = (0.06, 0.25, 0.5, 0.75, 1.0)
@@ -192,7 +195,8 @@ def _grid(features: int) -> tuple[int, ...]:
 
 
 class _Times(TypedDict):
-    seconds: dict[str, float]
+    machine: dict[str, str]
+    seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 class _Clock:
@@ -203,15 +207,17 @@ class _Clock:
     """
 
     def __init__(self, folder: Path | None):
-        kind = jax.devices()[0].device_kind
-        name = f"latency-{kind}-jax{version('jax')}.json".replace(" ", "_")
-        self.path = folder / name.replace("/", "_") if folder else None
+        self.machine = machine()
+        name = re.sub(r"[^\w.]+", "_", "-".join(self.machine.values()))
+        self.path = folder / f"latency-{name}.json" if folder else None
         self.known: dict[str, float] = {}
         if self.path and self.path.exists():
             try:
-                self.known = sealed.read_file(self.path, _Times)["seconds"]
-            except InputError:
-                self.known = {}  # damaged: timed again
+                found = sealed.read_file(self.path, _Times)
+            except (InputError, OSError):
+                found = None  # damaged: timed again
+            if found and found["machine"] == self.machine:
+                self.known = found["seconds"]
         one = jnp.zeros(1)
         nothing = jax.jit(lambda x: x + 1)
         self.overhead = _median(lambda: nothing(one))
@@ -233,10 +239,12 @@ class _Clock:
         return max(_median(run) - self.overhead, 0.0)
 
     def save(self) -> None:
-        """Keeps the times."""
+        """Keeps the times; where that cannot be, they are measured again next time."""
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            sealed.write_file(self.path, {"seconds": self.known})
+            facts = {"machine": self.machine, "seconds": self.known}
+            with suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                sealed.write_file(self.path, facts)
 
 
 def _describe(module: Any) -> str:

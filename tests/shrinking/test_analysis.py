@@ -10,6 +10,7 @@ from zoo import EXAMPLE_SHAPE, ZOO
 import jaxprune
 from jaxprune.compaction.cost import multiply_adds
 from jaxprune.errors import InputError
+from jaxprune.shrinking import analysis as module
 from jaxprune.shrinking.analysis import Budget, analyse
 
 SOME = ("vgg_plain", "cifar_resnet")
@@ -84,7 +85,7 @@ def test_shrink_is_all_of_it():
         ({}, "got none"),
         ({"speedup": 2, "size": 0.5}, "got speedup and size"),
         ({"speedup": 0.5}, "speedup is at least 1"),
-        ({"speedup": float("nan")}, "speedup is at least 1"),
+        ({"speedup": float("nan")}, "speedup must be a number"),
         ({"latency": float("inf")}, "latency is at least 1"),
         ({"size": 0}, "share of the parameters"),
         ({"size": 1.5}, "share of the parameters"),
@@ -116,3 +117,14 @@ def test_too_few_images_no_logits_unknown_groups():
     maps = Maps()
     with pytest.raises(InputError, match=r"logits \[N, C\]"):
         analyse(maps, random_variables(maps, images[:1]), images)
+
+
+@pytest.mark.parametrize("budget", [{"speedup": 1e9}, {"size": 1e-9}])
+def test_what_no_width_reaches_is_refused_before_anything_is_measured(
+    budget, monkeypatch
+):
+    """On a large network, measuring takes minutes."""
+    monkeypatch.setattr(module, "linear_fills", lambda *a, **k: pytest.fail("fitted"))
+    model, variables, images = network()
+    with pytest.raises(InputError, match="least possible is 0"):
+        jaxprune.shrink(model, variables, images, **budget)

@@ -8,6 +8,7 @@ import pytest
 from conftest import random_variables
 from zoo import EXAMPLE_SHAPE, ZOO
 
+from jaxprune import sealed
 from jaxprune.channels.groups import find_groups
 from jaxprune.compaction.compact import as_compact
 from jaxprune.shrinking import latency
@@ -66,3 +67,30 @@ def test_every_layer_is_timed_once_at_widths_that_run(name, instant, tmp_path):
     path.write_text("{")
     measure_latency(whole, costs, x, cache=tmp_path)
     assert len(instant) == asked + 2 + asked
+
+
+def test_times_of_another_machine_are_not_taken(instant, tmp_path, monkeypatch):
+    """As from a home folder that machines share, or a file that was copied."""
+    whole, costs, x = network("resnext")
+    measure_latency(whole, costs, x, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    asked = len(instant)
+    facts = json.loads(path.read_text())
+    assert facts["machine"]["processor"] and facts["machine"]["device"] == "cpu"
+    facts["machine"]["processor"] = "another, 2 cores"
+    sealed.write_file(path, facts)
+    measure_latency(whole, costs, x, cache=tmp_path)
+    assert len(instant) == 2 * asked
+
+
+@pytest.mark.parametrize("seconds", [-1.0, "1", None])
+def test_times_that_are_none_are_not_taken(instant, tmp_path, seconds):
+    whole, costs, x = network("resnext")
+    measure_latency(whole, costs, x, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    asked = len(instant)
+    facts = json.loads(path.read_text())
+    facts["seconds"] = dict.fromkeys(facts["seconds"], seconds)
+    sealed.write_file(path, facts)
+    measure_latency(whole, costs, x, cache=tmp_path)
+    assert len(instant) == 2 * asked

@@ -1,0 +1,27 @@
+"""The machine that times are of."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+
+def machine() -> dict[str, str]:
+    """What times depend on: device, processor, JAX. JAX calls all processors "cpu"."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "jax": version("jax"),
+    }
+
+
+def _processor() -> str:
+    """The name that Linux knows, or whatever the system calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1] for line in lines if line.startswith("model name"))
+    return " ".join(next(names, platform.processor() or platform.machine()).split())
