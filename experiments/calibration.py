@@ -21,14 +21,10 @@ def check(run: Job, choices: Choices, fill: str) -> None:
     """Checks what the linear fill needs, before any work is done.
 
     Raises:
-      InputError: a split that is empty or holds images that K is chosen on or that
-        are reported, or a bad ridge.
+      InputError: a split that holds images that K is chosen on or that are reported.
     """
     if not choices.calibration(fill):
         return
-    datasets.choose_split(run.splits, choices.calibration_split)
-    if choices.ridge is not None and not 0 < choices.ridge < np.inf:
-        raise InputError(f"--ridge must be positive and finite, got {choices.ridge}")
     if FLAGS.allow_overlap:
         return
     for flag, shared in _overlaps(run, choices).items():

@@ -9,6 +9,7 @@ from absl import flags
 
 from experiments.job import Job
 from jaxprune.channels import taps
+from jaxprune.data import datasets
 from jaxprune.errors import InputError, check_choice
 from jaxprune.ranking.criteria import CRITERIA
 
@@ -76,7 +77,15 @@ def stem(layer: str, name: str) -> str:
 
 
 def resolve(run: Job) -> Choices:
-    """What the flags say and, where they say nothing, the recipe."""
+    """What the flags say and, where they say nothing, the recipe.
+
+    Raises:
+      InputError: a split that there is not, or a ridge that is none, used or not.
+    """
+    for flag in ("rank_split", "select_split", "eval_split", "calibration_split"):
+        datasets.choose_split(run.splits, FLAGS[flag].value or FLAGS.eval_split)
+    if FLAGS.ridge is not None and not FLAGS.ridge > 0:
+        raise InputError(f"--ridge must be positive, got {FLAGS.ridge}")
     layer = FLAGS.layer
     if layer is None and run.recipe.layer is not None:
         layer = run.recipe.layer(run.config)

@@ -44,6 +44,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     ]
     for flag in ours:
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    for argument in argv:
+        _check_readable(argument)
     try:
         rest = FLAGS(list(argv))
     except flags.Error as error:
@@ -57,6 +59,15 @@ def _parse(argv: Sequence[str]) -> list[str]:
     for flag in ours:
         _check_value(flag.name, flag.value)
     return rest
+
+
+def _check_readable(argument: str) -> None:
+    """Ends the script where an argument could not be printed, nor written to a file."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(argument).decode(errors="backslashreplace")
+        _fail(f"{shown} is not UTF-8", BAD_INPUT)
 
 
 def _check_value(name: str, value: Any) -> None:

@@ -76,5 +76,5 @@ def _holder(path: Path) -> str:
     try:
         about = json.loads(path.read_text())
         return f"process {about['process']} since {about['since']} ({about['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

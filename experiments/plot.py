@@ -7,10 +7,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, lock
+from experiments import cli, lock, log
 from experiments.choices import stem
 from experiments.flags import define_workdir
 from jaxprune.errors import InputError, check_choice
+from jaxprune.networks import checkpoint
 from jaxprune.report import curves
 from jaxprune.report.criteria import draw_comparison
 from jaxprune.report.feature_maps import ORDERS, SCALES
@@ -63,6 +64,7 @@ def main() -> None:
             )
     for path in sorted(workdir.glob("criteria-*/summary.json")):
         print(*draw_comparison(Comparison.load(path.parent), path.parent), sep="\n")
+    log.restore(workdir, checkpoint.latest(workdir / "checkpoints"))
     for path in curves.draw_training(workdir):
         print(path)
 

@@ -63,7 +63,7 @@ define_max_drop()
 flags.DEFINE_integer("mask_chunk", None, "Masks evaluated at once.", lower_bound=1)
 flags.DEFINE_bool("report", True, "Write report.html, see experiments.report.")
 flags.DEFINE_integer(
-    "random_orders", 0, "Random orders to compare the criteria with.", 0
+    "random_orders", 0, "Random orders to compare the criteria with.", 0, 1000
 )
 
 

@@ -1,8 +1,7 @@
 """A run directory's trained network: restored, imported or trained."""
 
 import dataclasses
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,17 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, cluster, config
+from experiments import cli, cluster, config, log
 from experiments.config import Config
 from experiments.job import Job
 from jaxprune import processes
 from jaxprune.data import datasets
 from jaxprune.data.splits import check_classes
 from jaxprune.errors import InputError
-from jaxprune.files import write_text
 from jaxprune.networks import checkpoint, training
 from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.predict import compiled, predict
 from jaxprune.networks.training import StepMetrics, TrainState
-from jaxprune.report import curves
 from jaxprune.sweep import metrics
 
 FLAGS = flags.FLAGS
@@ -34,6 +31,7 @@ FLAGS = flags.FLAGS
 def train_or_restore(run: Job) -> Any:
     """The run's trained variables; trains, continues or imports where it must."""
     done = checkpoint.latest(run.checkpoints)
+    lines = log.restore(run.workdir, done)
     processes.wait()  # until all have looked: the first may write now
     epochs = run.config.epochs
     if done is not None and done >= epochs:
@@ -50,7 +48,7 @@ def train_or_restore(run: Job) -> Any:
     else:
         print(f"continuing from epoch {done} of {epochs} in {run.checkpoints}")
     try:
-        return _train(run, done)
+        return _train(run, done, lines)
     except KeyboardInterrupt:
         kept = checkpoint.latest(run.checkpoints)
         what = (
@@ -62,9 +60,9 @@ def train_or_restore(run: Job) -> Any:
         ) from None
 
 
-def _facts(run: Job) -> dict[str, Any]:
+def _facts(run: Job, lines: Sequence[Any] = ()) -> dict[str, Any]:
     """What a checkpoint keeps of how it was made."""
-    return {"config": dataclasses.asdict(run.config)}
+    return {"config": dataclasses.asdict(run.config), "log": list(lines)}
 
 
 def _initial(run: Job) -> Any:
@@ -77,7 +75,7 @@ def _initial(run: Job) -> Any:
     return import_keras(path, run.apply, run.shapes, run.image)
 
 
-def _train(run: Job, done: int | None) -> Any:
+def _train(run: Job, done: int | None, before: Sequence[Any]) -> Any:
     """Trains from epoch `done` on; writes the log and a checkpoint for each epoch."""
     conf = run.config
     split = datasets.choose_split(run.splits, conf.train_split)
@@ -88,8 +86,7 @@ def _train(run: Job, done: int | None) -> Any:
     first = processes.is_first()
     if first:
         config.write(conf, run.workdir)
-    log = run.workdir / "train.jsonl"
-    lines: list[Any] = [*curves.read_log(log)[: done or 0]]
+    lines = [*before]
     evaluate = _evaluator(run)
     with _wandb(run) as mirror, _Progress(per_epoch, conf) as progress:
         for result in training.fit(
@@ -114,10 +111,10 @@ def _train(run: Job, done: int | None) -> Any:
             state = result.state
             if first:
                 lines.append(line)
-                write_text(log, "".join(json.dumps(x) + "\n" for x in lines))
+                log.write(run.workdir, lines)
                 checkpoint.save(
                     run.checkpoints, result.epoch, state.variables, state.opt_state,
-                    _facts(run),
+                    _facts(run, lines),
                 )  # fmt: skip
             progress.epoch(line)
             if mirror is not None:

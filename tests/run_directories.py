@@ -22,8 +22,13 @@ SMALL = (
 FOLDER = Path("runs/digits_pair/sweep-conv3-abs_mean-bias")
 
 
-def plant_run(workdir, facts=True, **changes):
+def plant_run(workdir, facts=None, **changes):
     """A run directory with drawn weights, as if they had been trained.
+
+    Args:
+      workdir: where.
+      facts: that the checkpoint keeps; by default the configuration.
+      changes: to the configuration.
 
     Returns:
       Its configuration.
@@ -35,7 +40,7 @@ def plant_run(workdir, facts=True, **changes):
     }  # fmt: skip
     conf = replace(recipe.config, **small | changes)
     variables = random_variables(recipe.build(conf, 2), np.zeros((1, 28, 28, 2)))
-    about = {"config": asdict(conf)} if facts else None
+    about = {"config": asdict(conf)} if facts is None else facts
     checkpoint.save(Path(workdir) / "checkpoints", conf.epochs, variables, facts=about)
     config.write(conf, Path(workdir))
     return conf
@@ -67,4 +72,5 @@ def plant_cifar10(folder):
         np.save(entry / f"{split}_labels.npy", np.arange(40) % 10)
         for key in ("images", "labels"):
             about["sha256"][key] = sha256(entry / f"{split}_{key}.npy")
+        about["sha256"]["class_names"] = sealed.digest(about["class_names"])
         (entry / f"{split}.json").write_text(json.dumps(about))

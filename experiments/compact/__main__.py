@@ -75,8 +75,6 @@ def main() -> None:
     chosen = choices.resolve(run)
     p = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output.shape[-1]
     ks = _ks(p)
-    for which in (chosen.rank_split, chosen.select_split):
-        datasets.choose_split(run.splits, which)  # raises now where it is none
     calibration.check(run, chosen, chosen.fill)
     scoring.check(run, chosen, chosen.criterion)
     finetuning.images(run)  # raises now where there are too few

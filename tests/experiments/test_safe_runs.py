@@ -214,6 +214,29 @@ def test_a_training_log_of_another_shape(script, swept, content, message):
     assert "\n" not in str(error.value)
 
 
+LOG = [LINE, LINE | {"epoch": 2, "loss": 0.4}]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [None, "", LOG[:1], [LOG[0] | {"loss": 0.7}, LOG[1]], LOG[::-1], [*LOG, LINE]],
+)
+@pytest.mark.parametrize("module", [train, plot])
+def test_the_training_log_is_the_checkpoint_s(script, swept, module, found):
+    """What was lost of it, or changed in it, is written again."""
+    conf = json.loads((RUN / "config.json").read_text())
+    shutil.rmtree(RUN / "checkpoints")
+    plant_run(RUN, facts={"config": conf, "log": LOG})
+    path = RUN / "train.jsonl"
+    if found is not None:
+        path.write_text("".join(json.dumps(line) + "\n" for line in found or []))
+    code, out, err = script(module, f"--workdir={RUN}")
+    assert code == 0, err
+    assert curves.read_log(path) == LOG
+    # A line too many is what a kill leaves.
+    assert ("written again" in out) == ((found or [])[:2] != LOG)
+
+
 def held_by_another(workdir):
     """A process that holds the run directory until it is killed."""
     code = (
