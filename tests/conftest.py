@@ -28,6 +28,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tally
 from absl.testing import flagsaver
 from hypothesis import HealthCheck, settings
 
@@ -52,9 +53,30 @@ settings.load_profile("jaxprune")
 
 def pytest_terminal_summary(terminalreporter):
     """What campaigns have counted, also in other processes."""
-    for report in terminalreporter.getreports("passed"):
-        for name, value in report.user_properties:
-            terminalreporter.write_line(f"{report.nodeid}: {name}: {value}")
+    tables = []
+    for state in ("passed", "failed"):
+        for report in terminalreporter.getreports(state):
+            for name, value in report.user_properties:
+                if name == "campaign":
+                    tables.append(value)
+                else:
+                    terminalreporter.write_line(f"{report.nodeid}: {name}: {value}")
+    if tables:
+        terminalreporter.write_line(tally.table(tables))
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory):
+    """Starts scripts in forked processes; compiled programs are shared by all."""
+    from forked import Starter  # of tests/faults
+
+    return Starter(tmp_path_factory.mktemp("logs"), Path(os.environ["XDG_CACHE_HOME"]))
+
+
+@pytest.fixture(name="tally")
+def counts(request, record_property):
+    """Counts a campaign's trials, for the table."""
+    return tally.Tally(request.node.name.removeprefix("test_"), record_property)
 
 
 @pytest.fixture

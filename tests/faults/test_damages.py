@@ -1,0 +1,345 @@
+"""A file that is damaged, changed or exchanged: equal, refused in one line, or rebuilt.
+
+Each kind of file is loaded as the scripts or the API load it.
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from canonical import digest
+from conftest import random_variables
+from damage import damage, reseal
+from flax.traverse_util import flatten_dict
+from keras_files import write_keras
+from run_directories import plant_cifar10
+from runs import JOBS, Job, Runs
+from tally import trials
+from toys import planted
+
+from experiments import cli, config, job, lock, log, sweep  # noqa: F401 - flags
+from experiments.recipes import RECIPES
+from experiments.shrink import ladder
+from jaxprune.channels import taps
+from jaxprune.channels.fills import resolve_fill
+from jaxprune.compaction import artefact
+from jaxprune.compaction.network import load_compact
+from jaxprune.data import tfds
+from jaxprune.errors import InputError
+from jaxprune.files import sha256
+from jaxprune.networks import checkpoint, training
+from jaxprune.networks.keras_import import import_keras
+from jaxprune.networks.models import PairCNN
+from jaxprune.ranking import criteria
+from jaxprune.ranking.order import pruning_order
+from jaxprune.shrinking import latency
+from jaxprune.sweep import evaluation, layer, unfinished
+from jaxprune.sweep.comparison import Comparison
+from jaxprune.sweep.result import SweepResult
+from jaxprune.sweep.trunk import tap_layer
+
+pytestmark = pytest.mark.slow
+DAMAGES = {
+    "config": 90, "log": 60, "checkpoint": 130, "sweep": 130, "comparison": 90,
+    "network": 110, "shrink": 90, "times": 60, "unfinished": 80, "decoded": 80,
+    "keras": 60, "lock": 20,
+}  # fmt: skip
+SWEEP = "sweep-conv3-abs_mean-bias"
+NETWORK = "compact-conv3-abs_mean-bias-k3"
+REBUILT = "rebuilt"
+
+
+class Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+      source: a folder that holds such files, whole.
+      files: which of its files are damaged; a pattern.
+      load: folder -> what is in it, comparable; `Rebuilt` where it is made anew.
+      twin: a folder of the same of another network, if there is one.
+      record: a file that seals itself, if there is one.
+    """
+
+    source: Path
+    files: str
+    load: Callable[[Path], Any]
+    twin: Path | None = None
+    record: str | None = None
+
+
+class Rebuilt(Exception):
+    """What was lost is made anew."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, starter):
+    """Two run directories with everything in them, of networks of two seeds."""
+    runs = Runs(tmp_path_factory.mktemp("damages"), starter)
+    jobs = [JOBS[n] for n in ("train", "sweep", "compare", "compact", "shrink")]
+    other = [Job(j.script, (*j.arguments, "--seed=1")) for j in jobs[:2] + jobs[3:4]]
+    return runs.after(jobs) / "run", runs.after(other) / "run"
+
+
+@pytest.fixture
+def parsed():
+    with flagsaver.flagsaver():
+        cli._parse(["sweep", "--nocompilation_cache"])
+        yield
+
+
+def as_facts(value: Any) -> Any:
+    """Dataclasses and arrays, comparable."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: as_facts(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray | jax.Array):
+        return digest(np.asarray(value))
+    return value
+
+
+def of_config(folder: Path) -> Any:
+    return as_facts(job.resolve(folder, train_imported=False))
+
+
+def of_log(folder: Path) -> Any:
+    path = folder / "train.jsonl"
+    before = path.read_bytes() if path.exists() else b""
+    lines = log.restore(folder, checkpoint.latest(folder / "checkpoints"))
+    assert lines == [json.loads(line) for line in path.read_text().splitlines()]
+    if path.read_bytes() != before:
+        raise Rebuilt
+    return lines
+
+
+def of_checkpoint(folder: Path) -> Any:
+    epoch = checkpoint.latest(folder)
+    if epoch is None:
+        raise Rebuilt  # scripts say so, and train
+    conf = config.of_facts(checkpoint.facts(folder, epoch)["config"], folder)
+    restored = checkpoint.restore(folder, epoch, *state(conf))
+    facts = checkpoint.facts(folder, epoch)
+    found = epoch, facts, as_facts(dict(enumerate(jax.tree.leaves(restored))))
+    if epoch != conf.epochs:
+        raise Rebuilt  # trained on from the one before
+    return found
+
+
+@functools.cache
+def state(conf: config.Config) -> Any:
+    """Variables and optimizer state of a network, as shapes."""
+    model = RECIPES[conf.model].build(conf, 2)
+    x = jnp.zeros((1, 28, 28, 2))
+    optimizer = training.adam(conf.learning_rate, 12, 6)
+
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    return variables, jax.eval_shape(optimizer.init, variables["params"])
+
+
+def of_sweep(folder: Path) -> Any:
+    result = SweepResult.load(folder)
+    assert result.overlaps is not None and result.title is not None
+    return as_facts(result), result.summary()
+
+
+def of_comparison(folder: Path) -> Any:
+    found = Comparison.load(folder)
+    return as_facts(found), found.summary()
+
+
+def of_network(folder: Path) -> Any:
+    small = load_compact(folder)
+    logits = small.input_shape, small.call, str(small.model), str(small.proof)
+    return as_facts(flatten_dict(small.variables)), logits, artefact.read(folder)[1]
+
+
+def of_shrink(folder: Path) -> Any:
+    if not (folder / "state.json").exists():
+        raise Rebuilt
+    found = ladder._read(folder / "state.json", SHRUNK)
+    return json.loads(json.dumps(found, default=dataclasses.asdict))
+
+
+SHRUNK: dict[str, Any] = {}  # facts of the network that was shrunk
+
+
+def of_times(folder: Path) -> Any:
+    known = latency._Clock(folder).known
+    if not known:
+        raise Rebuilt
+    return known
+
+
+def of_decoded(folder: Path) -> Any:
+    missing = mock.patch.object(tfds, "_prepare", side_effect=Rebuilt)
+    with missing, mock.patch.object(tfds, "_find_prepared", return_value=None):
+        found = [
+            tfds.load("cifar10", s, cache_dir=str(folder)) for s in ("train", "test")
+        ]
+    return [(digest(np.asarray(i)), digest(lab), names) for i, lab, names in found]
+
+
+KERAS = PairCNN(widths=(2, 3, 4), dense=(5, 2))
+KERAS_X = jnp.zeros((1, 8, 8, 2))
+
+
+def of_keras(folder: Path) -> Any:
+    """Of a run directory that begins with the file, which it knows by its sum."""
+    path = folder / "model.h5"
+    (field,) = (f for f in dataclasses.fields(config.Config) if f.name == "init_from")
+    found = config.parse(field, str(path))
+    shapes = jax.eval_shape(KERAS.init, jax.random.key(0), KERAS_X)
+    variables = import_keras(path, KERAS.apply, shapes, KERAS_X)
+    if found != KERAS_SUM[0]:
+        raise InputError("another file")
+    return as_facts(flatten_dict(variables))
+
+
+KERAS_SUM: list[str] = []
+
+
+def of_lock(folder: Path) -> Any:
+    """Left by a killed process, and read by one that finds it held."""
+    assert "process" in lock._holder(folder / ".lock")
+    lock.hold(folder)
+    lock.release()
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def kinds(made, tmp_path_factory):
+    """The kinds of files, by name."""
+    run, other = made
+    SHRUNK.update(json.loads((run / "shrink/state.json").read_text())["facts"])
+    root = tmp_path_factory.mktemp("kinds")
+    keras = root / "keras"
+    keras.mkdir()
+    variables = random_variables(KERAS, KERAS_X)
+    calls = taps.list_layers(KERAS.apply, variables, KERAS_X)
+    layers = [call.name for call in calls]
+    write_keras(keras / "model.h5", variables, layers)
+    KERAS_SUM.append(f"sha256:{sha256(keras / 'model.h5')}")
+    plant_cifar10(root)
+    held = root / "held"
+    held.mkdir()
+    about = {"process": "1 on here", "since": "then", "command": "train"}
+    (held / ".lock").write_text(json.dumps(about))
+    times = root / "times"
+    clock = latency._Clock(times)
+    clock.known = {f"layer {i}": i / 7 for i in range(20)}
+    clock.save()
+    return {
+        "config": Kind(run, "config.json", of_config, other),
+        "log": Kind(run, "train.jsonl", of_log, other),
+        "checkpoint": Kind(run / "checkpoints", "2/**/*", of_checkpoint,
+                           other / "checkpoints"),
+        "sweep": Kind(run / SWEEP, "s*.*[vzn]", of_sweep, other / SWEEP,
+                      "summary.json"),
+        "comparison": Kind(run / "criteria-conv3-bias", "*.*[vzn]", of_comparison, None,
+                           "summary.json"),
+        "network": Kind(run / NETWORK, "*", of_network, other / NETWORK, "spec.json"),
+        "shrink": Kind(run / "shrink", "state.json", of_shrink, None, "state.json"),
+        "times": Kind(times, "*", of_times, None, clock.path.name),
+        "unfinished": _unfinished(root / "unfinished"),
+        "decoded": Kind(root / "planted", "cifar10/*/*", of_decoded),
+        "keras": Kind(keras, "*", of_keras),
+        "lock": Kind(held, ".lock", of_lock),
+    }  # fmt: skip
+
+
+def _unfinished(folder: Path) -> Kind:
+    """What a sweep of a known network leaves until it is saved."""
+    apply, variables, split = planted()
+    tapped = tap_layer(apply, variables, split, tap="relu", batch_size=8)
+    scores = criteria.mean(tapped.mean_feature_map)
+    kept = unfinished.Unfinished(folder, {"data": "planted"})
+    with mock.patch.object(unfinished, "_SECONDS", 0.0), \
+         mock.patch.object(evaluation, "_CPU_ELEMENTS", 100):  # fmt: skip
+        layer.sweep_layer(tapped, scores, unfinished=kept)
+    fill = resolve_fill("zero", layer=tapped.name, bias=tapped.bias)
+    plan = evaluation.Plan(pruning_order(scores), tuple(range(4)), fill)
+
+    def load(folder: Path) -> Any:
+        mine = dataclasses.replace(kept, folder=folder, name="sweep-0")
+        found = list(unfinished.Keeper(mine, tapped, plan).finished())
+        ranges = {f[:2]: (digest(f.classes), digest(f.losses), f[4]) for f in found}
+        if folder != kept.folder and len(ranges) < len(whole):
+            assert ranges.items() <= whole.items()
+            raise Rebuilt
+        return ranges
+
+    whole = load(folder)
+    assert len(whole) > 2
+    return Kind(folder, "*", load)
+
+
+# Of these, only scripts read files, which say what the system says in one line.
+OF_SCRIPTS = ("config", "log", "shrink", "lock")
+
+
+@pytest.mark.usefixtures("parsed", "standard_promotion")
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damages(name, kinds, tally, tmp_path, capsys):
+    """1,000 in all."""
+    tally.kind = f"damages: {name}"
+    kind = kinds[name]
+    expected = kind.load(_copy(kind.source, tmp_path / "whole"))
+    for seed in range(trials(DAMAGES[name])):
+        rng = np.random.default_rng([seed, *name.encode()])
+        folder = _copy(kind.source, tmp_path / "trial")
+        resealed = kind.record is not None and rng.random() < 0.15
+        if resealed:
+            what = reseal(folder / kind.record, rng)
+        else:
+            what = _damage(kind, folder, rng)
+        tally.add(*_outcome(name, kind, folder, expected, resealed, what))
+        shutil.rmtree(folder)
+    tally.close()
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(source, folder))
+
+
+def _damage(kind: Kind, folder: Path, rng: np.random.Generator) -> str:
+    """Damages one of the kind's files."""
+    paths = sorted(p for p in folder.glob(kind.files) if p.is_file())
+    path = paths[rng.integers(len(paths))]
+    others = [p for p in paths if p != path and rng.random() < 0.3]
+    if kind.twin is not None:
+        others += [kind.twin / path.relative_to(folder)] * 3
+    return damage(path, rng, [p for p in others if p.is_file()])
+
+
+def _outcome(
+    name: str, kind: Kind, folder: Path, expected: Any, resealed: bool, what: str
+) -> tuple[str, str]:
+    """How the load ended, and what is to be said of it."""
+    what = f"{name}: {what}"
+    try:
+        found = kind.load(folder)
+    except Rebuilt:
+        return "rebuilt", what
+    except InputError as error:
+        line = str(error)
+        return (
+            "traceback" if "\n" in line or not line else "refused"
+        ), f"{what} {line}"
+    except OSError as error:
+        return ("refused" if name in OF_SCRIPTS else "traceback"), f"{what} {error!r}"
+    except Exception:
+        return "traceback", f"{what} {traceback.format_exc()[-900:]}"
+    if found == expected:
+        return "equal", what
+    return ("believed" if resealed else "wrong"), f"{what}: {found!r:.500}"
