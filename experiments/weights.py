@@ -195,7 +195,8 @@ class _Progress:
         self.bar.update(size)
         self.steps += 1
         loss, accuracy = self.sums / self.steps
-        self.bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.4f}")
+        postfix = {"loss": f"{loss:.4f}", "accuracy": f"{accuracy:.4f}"}
+        self.bar.set_postfix(postfix, refresh=False)  # at the bar's own pace
 
     def epoch(self, line: dict[str, Any]) -> None:
         if self.bar is not None:

@@ -55,6 +55,8 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     client.execute()
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    pages = [output.get("data", {}).get("text/html", "") for output in outputs]
+    assert sum("srcdoc" in page for page in pages) == 1
     text = "".join(output.get("text", "") for output in outputs)
     for line in ("largest safe K within one point:", "of 64 channels", "parameters"):
         assert line in text
