@@ -1,4 +1,4 @@
-"""What a sweep or a compact network was told to prune: the flags' or the recipe's."""
+"""What a sweep or a compact network was told to prune: the flags' or the job's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def stem(layer: str, name: str) -> str:
 
 
 def resolve(run: Job) -> Choices:
-    """What the flags say and, where they say nothing, the recipe.
+    """What the flags say and, where they say nothing, the job.
 
     Raises:
       InputError: a split that there is not, or a ridge that is none, used or not.
@@ -86,18 +86,17 @@ def resolve(run: Job) -> Choices:
         datasets.choose_split(run.splits, FLAGS[flag].value or FLAGS.eval_split)
     if FLAGS.ridge is not None and not FLAGS.ridge > 0:
         raise InputError(f"--ridge must be positive, got {FLAGS.ridge}")
-    layer = FLAGS.layer
-    if layer is None and run.recipe.layer is not None:
-        layer = run.recipe.layer(run.config)
-    reported = ("criterion", "tap", "fill")
+    layer = FLAGS.layer or run.defaults.layer
     return Choices(
         layer=layer or taps.last_conv(run.apply, run.shapes, run.image),
+        criterion=FLAGS.criterion or run.defaults.criterion,
+        tap=FLAGS.tap or run.defaults.tap,
+        fill=FLAGS.fill or run.defaults.fill,
         rank_split=FLAGS.rank_split,
         select_split=FLAGS.select_split or FLAGS.eval_split,
         eval_split=FLAGS.eval_split,
         calibration_split=FLAGS.calibration_split,
         ridge=FLAGS.ridge,
-        **{name: FLAGS[name].value or getattr(run.recipe, name) for name in reported},
     )
 
 

@@ -1,4 +1,7 @@
-"""What decides a network's weights, kept as config.json in its run directory."""
+"""What decides a network's weights, kept as config.json in its run directory.
+
+Either an experiment's, which are trained here, or those of a network of one's own.
+"""
 
 import dataclasses
 import json
@@ -69,6 +72,33 @@ class Config:
     init_from: str = _field("Keras .h5 file with weights to begin with.", default="")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig:
+    """Which network of one's own, which weights, and on which images.
+
+    It comes trained, so that nobody has said on what; it is given float32.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    dtype: ClassVar[str] = "float32"
+    train_split: ClassVar[str | None] = None
+
+    model: str = _field("The function that returns it, as my_package.my_module:build.")
+    weights: str = _field("Their SHA-256.")
+    dataset: str = _field("A TFDS name, or the SHA-256 of a file.")
+    seed: int = _field("Seed of everything drawn.", at_least=0, default=0)
+    pixel_mean: tuple[float, ...] = _field("Subtracted from pixels.", default=(0.0,))
+    pixel_std: tuple[float, ...] = _field("Divides pixels then.", default=(1.0,))
+
+
+AnyConfig = Config | OwnConfig
+
+
+def is_own(model: str) -> bool:
+    """Whether a network is one's own, `my_package.my_module:build`."""
+    return ":" in model
+
+
 def parse(field: dataclasses.Field, value: Any) -> Any:
     """A flag's value as the field holds it.
 
@@ -106,14 +136,19 @@ def check(config: Config, recipe: Config) -> None:
                 f"--{name} of {config.model} takes {expected} positive numbers, "
                 f"got {list(values)}"
             )
-    for field in dataclasses.fields(Config):
-        _check_number(field, getattr(config, field.name))
+    check_numbers(config)
     if config.depth and not recipe.depth:
         raise InputError(f"{config.model} takes no --depth: leave it out")
-    if min(config.pixel_std, default=0) <= 0:
-        raise InputError(f"--pixel_std must be positive, got {list(config.pixel_std)}")
     if config.learning_rate <= 0:
         raise InputError(f"--learning_rate must be positive: {config.learning_rate}")
+
+
+def check_numbers(config: AnyConfig) -> None:
+    """Raises InputError if a number is not finite, or out of range."""
+    for field in dataclasses.fields(config):
+        _check_number(field, getattr(config, field.name))
+    if min(config.pixel_std, default=0) <= 0:
+        raise InputError(f"--pixel_std must be positive, got {list(config.pixel_std)}")
     if config.seed > _LARGEST_SEED:
         raise InputError(f"--seed={config.seed}: the largest is {_LARGEST_SEED}")
 
@@ -130,16 +165,17 @@ def _check_number(field: dataclasses.Field, value: Any) -> None:
         raise InputError(f"--{field.name} takes finite numbers{least}, got {value}")
 
 
-def differences(config: Config, given: Mapping[str, Any]) -> list[str]:
+def differences(config: AnyConfig, given: Mapping[str, Any]) -> list[str]:
     """Which values are not those of `config`."""
+    made_with = dataclasses.asdict(config)
     return [
-        f"{name} is {_short(getattr(config, name))}, not {_short(value)}"
+        f"{name} is {_short(made_with.get(name))}, not {_short(value)}"
         for name, value in given.items()
-        if getattr(config, name) != value
+        if made_with.get(name) != value
     ]
 
 
-def check_same(config: Config, given: Mapping[str, Any], workdir: Path) -> None:
+def check_same(config: AnyConfig, given: Mapping[str, Any], workdir: Path) -> None:
     """Raises InputError, with the differences, if values are not those of `config`."""
     if found := differences(config, given):
         raise InputError(
@@ -148,13 +184,13 @@ def check_same(config: Config, given: Mapping[str, Any], workdir: Path) -> None:
         )
 
 
-def write(config: Config, workdir: Path) -> None:
+def write(config: AnyConfig, workdir: Path) -> None:
     """Writes config.json, which fixes what the run directory holds."""
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     write_text(workdir / "config.json", text)
 
 
-def read(path: Path) -> Config:
+def read(path: Path) -> AnyConfig:
     """Reads config.json.
 
     Raises:
@@ -163,17 +199,20 @@ def read(path: Path) -> Config:
     return of_facts(schema.read(path, dict[str, Any]), path)
 
 
-def of_facts(facts: Mapping[str, Any], where: Path) -> Config:
+def of_facts(facts: Mapping[str, Any], where: Path) -> AnyConfig:
     """The configuration with these values, which were read from a file.
 
     Raises:
       InputError: it is damaged.
     """
+    kind: type[AnyConfig] = Config
     values = {**_BEFORE, **facts}
-    missing = [f.name for f in dataclasses.fields(Config) if f.name not in values]
+    if is_own(str(facts.get("model"))):
+        kind, values = OwnConfig, {**facts}
+    missing = [f.name for f in dataclasses.fields(kind) if f.name not in values]
     if missing:
         raise InputError(f"{where} is damaged: it lacks {', '.join(missing)}")
-    return schema.check(values, Config, where)
+    return schema.check(values, kind, where)
 
 
 def _short(value: Any) -> str:

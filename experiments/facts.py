@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def deciding(about: dict[str, Any]) -> dict[str, Any]:
 
 def overlaps(run: Job, choices: Choices) -> list[str]:
     """What was done on images that it should not know, in words; best if empty."""
-    done = {
+    done: dict[str, str | None] = {
         "trained": run.config.train_split,
         "ranked": choices.rank_split,
         "chosen": choices.select_split,
@@ -70,11 +70,15 @@ def overlaps(run: Job, choices: Choices) -> list[str]:
     return lines
 
 
-def _on_images(run: Job, done: dict[str, str], which: str, role: str) -> list[str]:
+def _on_images(
+    run: Job, done: Mapping[str, str | None], which: str, role: str
+) -> list[str]:
     """What was done on some, or all, images of a split."""
     images = len(datasets.choose_split(run.splits, which))
     by_count: dict[int, list[str]] = {}
     for what, split in done.items():
+        if split is None:  # nobody knows
+            continue
         shared = datasets.overlap(run.splits, split, which)
         by_count.setdefault(shared, []).append(what)
     by_count.pop(0, None)

@@ -54,18 +54,29 @@ def refuse(names: Iterable[str], without: str) -> None:
             raise InputError(f"--{name} does nothing without {without}: give both")
 
 
+def check(run: Job) -> None:
+    """Checks what the flags ask for, before any work is done.
+
+    Raises:
+      InputError: see `images`; a network that there is no recipe to train by.
+    """
+    if FLAGS.recalibrate or FLAGS.finetune_epochs:
+        images(run)
+
+
 def images(run: Job) -> Split:
     """What is fine-tuned on: --finetune_images of the training split.
 
     Raises:
       InputError: there are not as many, or they do not fill a batch.
     """
-    split = datasets.choose_split(run.splits, run.config.train_split)
+    conf = run.training
+    split = datasets.choose_split(run.splits, conf.train_split)
     count = len(split) if FLAGS.finetune_images is None else FLAGS.finetune_images
-    batch = run.config.train_batch_size
+    batch = conf.train_batch_size
     if count > len(split):
         raise InputError(
-            f"--finetune_images={count}: {run.config.train_split} has {len(split)}"
+            f"--finetune_images={count}: {conf.train_split} has {len(split)}"
         )
     if FLAGS.finetune_epochs and count < batch:
         raise InputError(
@@ -150,10 +161,11 @@ def recalibrated(
       variables: its variables.
       split: the images; by default some of the training split, drawn.
     """
-    size = run.config.train_batch_size
+    conf = run.training
+    size = conf.train_batch_size
     if split is None:
-        split = datasets.choose_split(run.splits, run.config.train_split)
-        order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
+        split = datasets.choose_split(run.splits, conf.train_split)
+        order = np.random.default_rng([conf.seed, 2]).permutation(len(split))
         split = split.select(order[: _RECALIBRATION_BATCHES * size])
     count = training.steps_per_epoch(split, size)
     inputs = (
@@ -187,7 +199,7 @@ def finetune(
     Raises:
       InputError: see `images`.
     """
-    conf, split = run.config, images(run)
+    conf, split = run.training, images(run)
     steps = FLAGS.finetune_epochs * training.steps_per_epoch(
         split, conf.train_batch_size
     )
@@ -212,7 +224,7 @@ def finetune(
 
 def learning_rate(run: Job) -> float:
     """The highest of fine-tuning."""
-    return FLAGS.finetune_learning_rate or run.config.learning_rate / 10
+    return FLAGS.finetune_learning_rate or run.training.learning_rate / 10
 
 
 def seed(run: Job) -> int:
@@ -224,6 +236,6 @@ def _teacher(run: Job, variables: Any) -> Partial:
     """The whole network on scaled images, with its variables on the device."""
 
     def logits(variables: Any, x: Array) -> Any:
-        return run.model.apply(variables, x, train=False)
+        return run.model.apply(variables, x, **run.call)
 
     return Partial(logits, jax.tree.map(jnp.asarray, variables))

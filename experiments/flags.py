@@ -50,11 +50,20 @@ def define_network() -> None:
     for field in dataclasses.fields(Config):
         text = field.metadata["help"]
         if field.name == "model":
-            text = f"Experiment: {', '.join(RECIPES)}."
+            text = (
+                f"Experiment: {', '.join(RECIPES)}; or my_package.my_module:build, a "
+                "function that returns a network of your own: (linen model, variables, "
+                "example, keyword arguments of its call)."
+            )
         define = _DEFINE.get(field.type, flags.DEFINE_list)
         lowest = field.metadata["at_least"]
         limit = {} if lowest is None else {"lower_bound": lowest}
         define(field.name, None, text, **limit)
+    flags.DEFINE_string(
+        "data", None,
+        "Images for a network of your own: an .npz file (images, labels and, if they "
+        "have names, class_names), or a TFDS name.",
+    )  # fmt: skip
     flags.DEFINE_string(
         "data_dir", None, "Prepared TFDS datasets. Default: TFDS's own."
     )

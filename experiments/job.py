@@ -13,10 +13,10 @@ from absl import flags
 from flax import linen as nn
 from jax import Array
 
-from experiments import cluster, config, lock
-from experiments.config import Config
+from experiments import cluster, config, lock, own
+from experiments.config import AnyConfig, Config, OwnConfig
 from experiments.flags import value
-from experiments.recipes import RECIPES, Recipe
+from experiments.recipes import RECIPES, Defaults, Recipe
 from jaxprune import processes
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
@@ -28,22 +28,49 @@ FLAGS = flags.FLAGS
 
 @dataclass(frozen=True)
 class Job:
-    """What the scripts work on: configuration, data and network."""
+    """What the scripts work on: configuration, data and network.
 
-    config: Config
+    Attributes:
+      config: what decides the weights.
+      workdir: the run directory.
+      splits: the images.
+      model: the network.
+      call: keyword arguments of its call.
+      defaults: what is pruned where no flag says otherwise.
+      variables: its weights, where they are not trained or imported here.
+    """
+
+    config: AnyConfig
     workdir: Path
     splits: datasets.Splits
     model: nn.Module
+    call: Mapping[str, Any]
+    defaults: Defaults
+    variables: Any = None
+
+    @property
+    def training(self) -> Config:
+        """How the network is trained.
+
+        Raises:
+          InputError: it is one's own, and nobody has said.
+        """
+        if isinstance(self.config, Config):
+            return self.config
+        raise InputError(
+            f"{self.config.model} comes trained: there is no recipe to train, "
+            "fine-tune or recalibrate it by"
+        )
 
     @property
     def recipe(self) -> Recipe:
         """The recipe of the model."""
-        return RECIPES[self.config.model]
+        return RECIPES[self.training.model]
 
     @property
     def l2(self) -> Mapping[str, float]:
         """Coefficient of each layer's L2 penalty in training."""
-        return self.recipe.l2(self.config)
+        return self.recipe.l2(self.training)
 
     @property
     def checkpoints(self) -> Path:
@@ -53,21 +80,24 @@ class Job:
     @property
     def image(self) -> Array:
         """One black image, for tracing."""
-        return jnp.zeros((1, *self.splits.test.image_shape), jnp.uint8)
+        test = self.splits.test
+        return jnp.zeros((1, *test.image_shape), test.images.dtype)
 
     def scale(self, images: Array) -> Array:
-        """uint8 images -> what the network takes: (pixel - mean) / std."""
+        """Images -> what the network takes: (pixel - mean) / std."""
         mean = jnp.asarray(self.config.pixel_mean, jnp.float32)
         std = jnp.asarray(self.config.pixel_std, jnp.float32)
         return (images.astype(jnp.float32) - mean) / std
 
     def apply(self, variables: Any, images: Array, **kwargs: Any) -> Any:
-        """Logits of uint8 images; `kwargs` go to the model's apply."""
-        return self.model.apply(variables, self.scale(images), train=False, **kwargs)
+        """Logits of images; `kwargs` go to the model's apply."""
+        return self.model.apply(variables, self.scale(images), **self.call, **kwargs)
 
     @cached_property
     def shapes(self) -> Any:
         """Shapes and types of the variables."""
+        if self.variables is not None:
+            return jax.eval_shape(lambda: self.variables)
         return jax.eval_shape(self.init)
 
     def init(self) -> Any:
@@ -102,7 +132,17 @@ def load(*, train_imported: bool, alone: bool = True) -> Job:
     workdir = _workdir()
     if alone and processes.is_first():
         lock.hold(workdir)
+    name = FLAGS.model
+    if name is None and (saved := _saved(workdir)) is not None:
+        name = saved.model
+    if name is not None and config.is_own(name):
+        return _own(workdir, name)
     conf = resolve(workdir, train_imported=train_imported)
+    if FLAGS.data is not None:
+        raise InputError(
+            f"--data is for a network of your own, --model=my_module:build; "
+            f"{conf.model} takes --dataset"
+        )
     splits = datasets.load(
         conf.dataset,
         data_dir=FLAGS.data_dir,
@@ -113,9 +153,25 @@ def load(*, train_imported: bool, alone: bool = True) -> Job:
         test_pairs=conf.test_pairs,
     )
     recipe = RECIPES[conf.model]
-    _check_images(conf, recipe, splits.test.image_shape)
+    _check_images(conf, splits, recipe.smallest_image)
     model = recipe.build(conf, len(splits.test.class_names))
-    return Job(conf, workdir, splits, model)
+    return Job(conf, workdir, splits, model, {"train": False}, recipe.defaults(conf))
+
+
+def _own(workdir: Path, name: str) -> Job:
+    """The job of a network of one's own, as the flags and the run directory agree."""
+    network = own.build(name)
+    given = own.given(name, network)
+    saved = _saved(workdir)
+    if saved is not None:
+        config.check_same(saved, given, workdir)
+    conf = saved if isinstance(saved, OwnConfig) else own.configure(given)
+    splits = own.images(conf, network)
+    _check_images(conf, splits)
+    return Job(
+        conf, workdir, splits, network.model, network.call, own.DEFAULTS,
+        network.variables,
+    )  # fmt: skip
 
 
 def checkpoints(workdir: Path) -> Path:
@@ -125,11 +181,17 @@ def checkpoints(workdir: Path) -> Path:
 
 def _workdir() -> Path:
     """The run directory that the flags name."""
-    if FLAGS.model is not None:
-        check_choice("model", FLAGS.model, RECIPES)
-    elif FLAGS.workdir is None:
-        raise InputError(f"say which network with --model: {', '.join(RECIPES)}")
-    return Path(FLAGS.workdir or f"runs/{FLAGS.model}")
+    name = FLAGS.model
+    if name is None and FLAGS.workdir is None:
+        raise InputError(
+            f"say which network with --model: {', '.join(RECIPES)}; or "
+            "my_module:build, a function that returns one of your own"
+        )
+    if name is not None and config.is_own(name):
+        own.parse(name)
+    elif name is not None:
+        check_choice("model", name, RECIPES)
+    return Path(FLAGS.workdir or f"runs/{name.replace(':', '.')}")
 
 
 def resolve(workdir: Path, *, train_imported: bool) -> Config:
@@ -155,7 +217,8 @@ def resolve(workdir: Path, *, train_imported: bool) -> Config:
     saved = _saved(workdir)
     if saved is not None:
         config.check_same(saved, given, workdir)
-        return saved
+        if isinstance(saved, Config):
+            return saved
     if FLAGS.model is None:
         raise InputError(f"{workdir} holds no run: say which with --model")
     if "init_from" in given and not train_imported:
@@ -166,14 +229,14 @@ def resolve(workdir: Path, *, train_imported: bool) -> Config:
     return conf
 
 
-def _saved(workdir: Path) -> Config | None:
+def _saved(workdir: Path) -> AnyConfig | None:
     """What a run directory was made with: as its checkpoint says, or config.json.
 
     None where there is neither.
     """
     path, folder = workdir / "config.json", checkpoints(workdir)
     epoch = checkpoint.latest(folder)
-    made_with: Config | None = None
+    made_with: AnyConfig | None = None
     if epoch is not None and (facts := checkpoint.facts(folder, epoch)) is not None:
         made_with = config.of_facts(facts.get("config", {}), folder / str(epoch))
     if not path.exists():
@@ -194,22 +257,23 @@ def _saved(workdir: Path) -> Config | None:
     elif epoch is not None:
         print(f"{folder / str(epoch)} is older than checks of {path.name}: it is taken")
     try:
-        check_choice("model", conf.model, RECIPES)
-        config.check(conf, RECIPES[conf.model].config)
+        if isinstance(conf, Config):
+            check_choice("model", conf.model, RECIPES)
+            config.check(conf, RECIPES[conf.model].config)
+        else:
+            config.check_numbers(conf)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return conf
 
 
-def _check_images(
-    conf: Config, recipe: Recipe, image_shape: tuple[int, int, int]
-) -> None:
+def _check_images(conf: AnyConfig, splits: datasets.Splits, smallest: int = 1) -> None:
     """Raises InputError if the network or its pixel scaling does not fit the images."""
-    height, width, channels = image_shape
-    if min(height, width) < recipe.smallest_image:
+    height, width, channels = splits.test.image_shape
+    if min(height, width) < smallest:
         raise InputError(
-            f"{conf.model} needs images of at least {recipe.smallest_image} pixels a "
-            f"side, {conf.dataset} has {height} x {width}"
+            f"{conf.model} needs images of at least {smallest} pixels a side, "
+            f"{conf.dataset} has {height} x {width}"
         )
     for name in ("pixel_mean", "pixel_std"):
         if len(getattr(conf, name)) not in (1, channels):
@@ -221,7 +285,8 @@ def _check_images(
 
 def kept(run: Job) -> str:
     """What an interrupted sweep leaves."""
+    network = f"the trained network is kept in {run.checkpoints}, and "
     return (
-        f"interrupted: the trained network is kept in {run.checkpoints}, and every "
-        "finished sweep beside it; run the same command again to go on with this one"
+        f"interrupted: {network if run.variables is None else ''}every finished sweep "
+        f"is kept in {run.workdir}; run the same command again to go on with this one"
     )

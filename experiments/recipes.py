@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -37,6 +37,27 @@ class Recipe:
     crop_and_flip: bool = False
     l2: Callable[[Config], Mapping[str, float]] = lambda config: {}
     layer: Callable[[Config], str] | None = None
+
+    def defaults(self, config: Config) -> "Defaults":
+        """What is pruned where no flag says otherwise."""
+        layer = None if self.layer is None else self.layer(config)
+        return Defaults(self.criterion, self.tap, self.fill, layer)
+
+
+class Defaults(NamedTuple):
+    """What is pruned, and how, where no flag says otherwise.
+
+    Attributes:
+      criterion: that ranks the channels.
+      tap: where the feature map is taken.
+      fill: what a pruned channel becomes.
+      layer: whose channels; None for the last convolution.
+    """
+
+    criterion: str
+    tap: str
+    fill: str
+    layer: str | None = None
 
 
 def _cifar_vgg() -> Recipe:

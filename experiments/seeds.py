@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import cli, job
+from experiments import cli, config, job
 from experiments.choices import stem
 from jaxprune import processes
 from jaxprune.errors import InputError
@@ -90,6 +90,8 @@ def _parse() -> list[int]:
             raise InputError(f"--seeds trains a network for each: without --{flag}")
     if FLAGS.model is None:
         raise InputError("say which network with --model")
+    if config.is_own(FLAGS.model):
+        raise InputError(f"--seeds trains a network for each: {FLAGS.model} is trained")
     return seeds
 
 

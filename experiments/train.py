@@ -22,7 +22,7 @@ define_batch_size()
 def main() -> None:
     """Trains the network that the flags describe."""
     run = job.load(train_imported=True)
-    if run.config.epochs == 0:
+    if run.training.epochs == 0:
         raise InputError(
             f"{run.workdir} has epochs=0: its weights were imported to be used as they "
             "are; give another --workdir to train them on"

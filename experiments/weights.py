@@ -30,10 +30,14 @@ FLAGS = flags.FLAGS
 
 def train_or_restore(run: Job) -> Any:
     """The run's trained variables; trains, continues or imports where it must."""
+    if run.variables is not None:
+        if processes.is_first():
+            config.write(run.config, run.workdir)
+        return run.variables
     done = checkpoint.latest(run.checkpoints)
     lines = log.restore(run.workdir, done)
     processes.wait()  # until all have looked: the first may write now
-    epochs = run.config.epochs
+    epochs = run.training.epochs
     if done is not None and done >= epochs:
         print(f"weights: {run.checkpoints / str(done)}")
         return checkpoint.restore(run.checkpoints, done, run.shapes)[0]
@@ -67,7 +71,7 @@ def _facts(run: Job, lines: Sequence[Any] = ()) -> dict[str, Any]:
 
 def _initial(run: Job) -> Any:
     """Variables before training: drawn, or imported where --init_from says so."""
-    if not run.config.init_from:
+    if not run.training.init_from:
         return run.init()
     if FLAGS.init_from is None:
         raise InputError(f"{run.workdir} begins with a Keras file: give --init_from")
@@ -77,7 +81,7 @@ def _initial(run: Job) -> Any:
 
 def _train(run: Job, done: int | None, before: Sequence[Any]) -> Any:
     """Trains from epoch `done` on; writes the log and a checkpoint for each epoch."""
-    conf = run.config
+    conf = run.training
     split = datasets.choose_split(run.splits, conf.train_split)
     check_classes(split, conf.train_split)
     per_epoch = training.steps_per_epoch(split, conf.train_batch_size)
@@ -124,7 +128,7 @@ def _train(run: Job, done: int | None, before: Sequence[Any]) -> Any:
 
 def _start(run: Job, per_epoch: int, done: int | None) -> tuple[Any, TrainState]:
     """The training step, and the state at the beginning or after epoch `done`."""
-    conf = run.config
+    conf = run.training
     warmup = round(min(conf.warmup_epochs, conf.epochs) * per_epoch)
     optimizer = training.adam(conf.learning_rate, conf.epochs * per_epoch, warmup)
     step = training.make_train_step(

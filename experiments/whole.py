@@ -68,7 +68,7 @@ class Whole:
         self.batch_size = batch_size
         index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
         self.example = run.scale(jnp.asarray(split.read(np.unique(index))))
-        self.apply = partial(run.model.apply, train=False)
+        self.apply = partial(run.model.apply, **run.call)
         images = jnp.broadcast_to(self.example[:1], (32, *self.example.shape[1:]))
         self.cost = cost.cost(self.apply, variables, images)
 

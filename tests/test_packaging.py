@@ -1,6 +1,7 @@
 """What pip installs: a wheel from the checkout, in a folder of its own."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -134,3 +135,16 @@ def test_the_commit_of_a_clone_is_recorded(tmp_path, monkeypatch):
     assert _commit(monkeypatch, tmp_path) == commit
     source.write_text("changed\n")
     assert _commit(monkeypatch, tmp_path) == f"{commit}-dirty"
+
+
+def test_one_version_everywhere():
+    (version,) = re.findall(r"^version = (.*)$", _text("setup.cfg"), re.M)
+    newest, date = re.findall(r"^## \[(.*)\] - (.*)$", _text("CHANGELOG.md"), re.M)[0]
+    cited = dict(line.split(": ", 1) for line in _text("CITATION.cff").splitlines()
+                 if re.match(r"[a-z]", line) and ": " in line)  # fmt: skip
+    assert version == newest == cited["version"]
+    assert date == cited["date-released"]
+
+
+def _text(name):
+    return (CHECKOUT / name).read_text()

@@ -115,8 +115,10 @@ def _sweep() -> None:
     run = job.load(train_imported=False)
     cluster.require_one_process("experiments.bench")
     ks = _loop_ks()
-    if max(ks) >= run.config.widths[-1]:
-        raise InputError(f"--loop_ks={max(ks)}: the layer has {run.config.widths[-1]}")
+    if max(ks) >= run.training.widths[-1]:
+        raise InputError(
+            f"--loop_ks={max(ks)}: the layer has {run.training.widths[-1]}"
+        )
     if FLAGS.images and FLAGS.images > len(run.splits.test):
         raise InputError(f"--images: there are {len(run.splits.test)} test images")
     train_or_restore(run)
@@ -124,7 +126,7 @@ def _sweep() -> None:
     for keys in _races():
         measured |= race(keys, FLAGS.runs)
     report.show(measured)
-    scaling = _scaling(run.config.widths[-1]) if FLAGS.scaling else []
+    scaling = _scaling(run.training.widths[-1]) if FLAGS.scaling else []
     report.show_scaling(scaling)
     report.save(run.workdir, measured, scaling)
 
@@ -152,7 +154,7 @@ def _prepare() -> tuple[Prepared, dict[str, Any]]:
     split = split.select(np.arange(FLAGS.images or len(split)))
     if what == "scaling":
         # Drawn weights: the width is not that of the checkpoint.
-        widths = (*run.config.widths[:-1], FLAGS.channels)
+        widths = (*run.training.widths[:-1], FLAGS.channels)
         run = dataclasses.replace(run, model=run.model.clone(widths=widths))
         variables = jax.device_get(run.init())
     else:

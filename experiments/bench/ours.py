@@ -87,7 +87,7 @@ def _first(split: Split, count: int) -> Split:
 
 def train(bench: Bench) -> Prepared:
     """STEPS training steps of one batch each; no augmentation, as PyTorch's."""
-    conf = bench.run.config
+    conf = bench.run.training
     optimizer = training.adam(conf.learning_rate, 100, 10)
     step = training.make_train_step(
         bench.run.model.apply, optimizer, bench.run.scale, seed=0, l2=bench.run.l2

@@ -22,7 +22,7 @@ from experiments.bench.measure import (
     turn_of,
 )
 from experiments.bench.twins import modules_of
-from experiments.config import Config
+from experiments.config import AnyConfig
 from jaxprune.data.splits import Split, batches
 from jaxprune.networks.models import CifarVGG
 
@@ -91,7 +91,7 @@ def _batches(bench: Bench, split: Split, size: int = BATCH) -> list[torch.Tensor
     return [scaled(bench.run.config, b.images) for b in batches(split, size)]
 
 
-def scaled(config: Config, images: np.ndarray) -> torch.Tensor:
+def scaled(config: AnyConfig, images: np.ndarray) -> torch.Tensor:
     """Images [N, H, W, C] on the device, as the network and PyTorch like them."""
     mean, std = (np.array(v, np.float32) for v in (config.pixel_mean, config.pixel_std))
     x = (images.astype(np.float32) - mean) / std
@@ -135,7 +135,7 @@ def evaluation(bench: Bench) -> Prepared:
 
 def train(bench: Bench) -> Prepared:
     """STEPS training steps of one batch each, with the same loss, no augmentation."""
-    size = bench.run.config.train_batch_size
+    size = bench.run.training.train_batch_size
     base = _network(bench).train()
     network = compiled(base)
     l2 = bench.run.l2

@@ -77,7 +77,7 @@ def main() -> None:
     ks = _ks(p)
     calibration.check(run, chosen, chosen.fill)
     scoring.check(run, chosen, chosen.criterion)
-    finetuning.images(run)  # raises now where there are too few
+    finetuning.check(run)
     variables = train_or_restore(run)
     plan = make_plan(run, chosen, variables, ks, batch_size)
     if FLAGS.ks is None:
@@ -131,7 +131,7 @@ def _one(
     """Prunes k channels; returns the figures, and saves the network for a single K."""
     small = compact(
         run.model, whole.variables, plan.choices.layer, plan.keep(k),
-        fill=plan.fill, example=whole.example, call={"train": False},
+        fill=plan.fill, example=whole.example, call=run.call,
     )  # fmt: skip
     proof = whole.prove(whole.logits[k], small)
     row = {

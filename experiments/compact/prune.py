@@ -41,6 +41,7 @@ def save(run: Job, plan: Plan, whole: Masked, pruned: Pruned) -> None:
         pixel_mean=run.config.pixel_mean,
         pixel_std=run.config.pixel_std,
         class_names=whole.split.class_names,
+        pixels=whole.split.images.dtype,
         about={
             **facts.describe(run, plan.choices, plan.choices.fill, whole.variables),
             **plan.fill_facts,

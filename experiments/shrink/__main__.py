@@ -63,7 +63,7 @@ def main() -> None:
     run = job.load(train_imported=False)
     cluster.require_one_process("experiments.shrink")
     split, calibration = whole.splits(run)
-    finetuning.images(run)  # raises now where there are too few
+    finetuning.check(run)
     folder = run.workdir / f"shrink-{_name(budget)}"
     artefact.check_target(folder)
     variables = train_or_restore(run)

@@ -157,7 +157,7 @@ class Ladder:
                 bar.update()
 
             return analyse(
-                self.run.model, variables, images, call={"train": False},
+                self.run.model, variables, images, call=self.run.call,
                 keep_whole=FLAGS.keep_whole, budget=self._budget, known=known,
                 on_curve=keep,
             )  # fmt: skip

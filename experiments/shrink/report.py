@@ -98,6 +98,7 @@ def save_network(
         pixel_mean=config.pixel_mean,
         pixel_std=config.pixel_std,
         class_names=ladder.whole.split.class_names,
+        pixels=ladder.whole.split.images.dtype,
         about={
             **ladder.facts,
             "budget": {chosen.budget.kind: chosen.budget.value},

@@ -149,10 +149,20 @@ def export_program(
       function: [N, *shape] -> array; what it closes over becomes part of the file.
       shape: of one example.
       dtype: of the input.
+
+    Raises:
+      InputError: a function that needs to know how many inputs there are.
     """
     (size,) = export.symbolic_shape("N")
     x = jax.ShapeDtypeStruct((size, *shape), dtype)
-    program = export.export(jax.jit(function), platforms=PLATFORMS)(x)
+    try:
+        program = export.export(jax.jit(function), platforms=PLATFORMS)(x)
+    except Exception as error:  # whatever the model's own code raises
+        raise InputError(
+            f"the network cannot be exported for any number of images: "
+            f"{type(error).__name__}: {first_line(error)}; where its code says len(x), "
+            "x.shape[0] works"
+        ) from error
     with mlir.make_ir_context() as context:
         module = stablehlo.deserialize_portable_artifact(
             context, program.mlir_module_serialized

@@ -106,6 +106,7 @@ class Compact:
         pixel_mean: Sequence[float] = (0.0,),
         pixel_std: Sequence[float] = (1.0,),
         class_names: Sequence[str] = (),
+        pixels: Any = np.uint8,
         about: Mapping[str, Any] | None = None,
         stablehlo: bool = False,
     ) -> None:
@@ -116,8 +117,9 @@ class Compact:
           pixel_mean: subtracted from an image's pixels before the network takes them.
           pixel_std: divides them then.
           class_names: name of each class.
+          pixels: their type, uint8 or float32.
           about: more JSON-able facts, such as measurements.
-          stablehlo: also writes the program: uint8 images -> logits, scaling included.
+          stablehlo: also writes the program: images -> logits, scaling included.
 
         Raises:
           InputError: the folder holds something else, or arguments that are not those.
@@ -145,7 +147,7 @@ class Compact:
             "layers": {name: _facts(layer) for name, layer in self.layers.items()},
             "input_shape": list(self.input_shape),
             "preprocessing": {
-                "input": "uint8 pixels",
+                "input": f"{np.dtype(pixels)} pixels",
                 "mean": mean.tolist(),
                 "std": std.tolist(),
             },
@@ -157,7 +159,7 @@ class Compact:
         }
         data = None
         if stablehlo:
-            data = artefact.export_program(program, self.input_shape, jnp.uint8)
+            data = artefact.export_program(program, self.input_shape, pixels)
         artefact.write(Path(path), self.variables, spec, data)
 
 

@@ -61,15 +61,7 @@ def load(
     """
     check_choice("dataset", dataset, DATASETS)
     base = dataset.removesuffix("_pair")
-    if base == "digits":
-        splits = _digits(seed)
-    else:
-        splits = Splits(
-            *(
-                image_split(*tfds.load(base, split, data_dir, cache_dir))
-                for split in ("train", "test")
-            )
-        )
+    splits = _digits(seed) if base == "digits" else _of_tfds(base, data_dir, cache_dir)
     if dataset == base:
         return splits
     rng = np.random.default_rng([seed, 1])
@@ -79,6 +71,31 @@ def load(
         pair_split(splits.train.select(chosen), train_pairs, rng),
         pair_split(splits.test, test_pairs, rng),
     )
+
+
+def load_any(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    cache_dir: str | None = None,
+    seed: int = 0,
+) -> Splits:
+    """One of DATASETS, or any of TFDS's that has images, labels, train and test.
+
+    Raises:
+      InputError: there is none of that name, or it is neither here nor to be had.
+    """
+    if name in DATASETS:
+        return load(name, data_dir=data_dir, cache_dir=cache_dir, seed=seed)
+    return _of_tfds(name, data_dir, cache_dir)
+
+
+def _of_tfds(name: str, data_dir: str | None, cache_dir: str | None) -> Splits:
+    train, test = (
+        image_split(*tfds.load(name, split, data_dir, cache_dir))
+        for split in ("train", "test")
+    )
+    return Splits(train, test)
 
 
 DATASETS = ("cifar10", "mnist", "digits", "mnist_pair", "digits_pair")

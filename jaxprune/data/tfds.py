@@ -182,9 +182,15 @@ def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
         f"or copy another machine's decoded {cache} here"
     )
     tfds = _import_tfds(missing)
-    builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-    reason = _unreachable(next(iter(builder.url_infos)))
-    if reason:
+    try:
+        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+    except Exception as error:
+        raise InputError(
+            f"TFDS has no dataset '{name}', and {folder} holds none "
+            f"({_first_line(error)})"
+        ) from error
+    url = next(iter(builder.url_infos), None)
+    if url is not None and (reason := _unreachable(url)):
         raise InputError(missing.format(reason))
     if importlib.util.find_spec("tensorflow") is None:
         _encode_without_tensorflow(builder)

@@ -10,7 +10,7 @@ from experiments.config import Config
 from experiments.recipes import RECIPES
 
 NETWORK = {
-    "workdir", "data_dir", "cache_dir", "devices", "compilation_cache", "wandb",
+    "workdir", "data", "data_dir", "cache_dir", "devices", "compilation_cache", "wandb",
     *(field.name for field in dataclasses.fields(Config)),
 }  # fmt: skip
 PROCESSES = {"coordinator", "num_processes", "process_id"}

@@ -139,7 +139,7 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _check(run: job.Job, calibration: Split) -> None:
     """Raises InputError if the network or the images cannot be compared on."""
-    size = run.config.train_batch_size
+    size = run.training.train_batch_size
     if type(run.model) not in TWINS or run.config.dtype != "float32":
         raise InputError(
             "--what=shrink compares --model=cifar_vgg or cifar_resnet in float32, got "

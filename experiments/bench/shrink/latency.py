@@ -93,7 +93,7 @@ Calls = dict[str, dict[int, Callable[[], Any]]]
 
 
 def _ours(run: job.Job, images: Mapping[int, np.ndarray]) -> Calls:
-    whole = partial(run.model.apply, train=False)
+    whole = partial(run.model.apply, **run.call)
     networks: dict[str, tuple[Any, Any]] = {WHOLE: (whole, train_or_restore(run))}
     for path in (Path(FLAGS.networks) / OURS).iterdir():
         small = load_compact(path)

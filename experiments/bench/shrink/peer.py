@@ -65,7 +65,7 @@ def recalibrated(run: Job, network: Twin, split: Split) -> Twin:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
         norm.train()
-    size = run.config.train_batch_size
+    size = run.training.train_batch_size
     whole_batches = split.select(np.arange(len(split) // size * size))
     with torch.no_grad():
         for x, _ in labelled(run, whole_batches, size):
@@ -90,7 +90,7 @@ def finetuned(
       InputError: a loss is not finite.
     """
     network = copy.deepcopy(network)
-    split, size = finetuning.images(run), run.config.train_batch_size
+    split, size = finetuning.images(run), run.training.train_batch_size
     per_epoch = training.steps_per_epoch(split, size)
     optimizer = torch.optim.Adam(network.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(

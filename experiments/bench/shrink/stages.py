@@ -57,7 +57,7 @@ def learning_rates(run: Job) -> list[float]:
     """The highest of fine-tuning, each to be tried."""
     rates = [finetuning.learning_rate(run)]
     if FLAGS.finetune_learning_rate is None:
-        rates.append(run.config.learning_rate)
+        rates.append(run.training.learning_rate)
     return rates
 
 

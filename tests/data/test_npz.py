@@ -1,0 +1,154 @@
+"""Images of one's own from a file: which are drawn, and what is no such file."""
+
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+from jaxprune.data import npz
+from jaxprune.errors import InputError
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (50, 3, 4, 2), np.uint8)
+LABELS = np.arange(50) % 3
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(**arrays):
+        np.savez(tmp_path / "my.npz", **arrays)
+        return tmp_path / "my.npz"
+
+    return write
+
+
+def rows(split):
+    """Which of IMAGES a split holds."""
+    images = split.read(np.arange(len(split)))
+    return [np.flatnonzero((x == IMAGES).all((1, 2, 3))).item() for x in images]
+
+
+def test_a_fifth_is_drawn_and_the_others_are_left(save):
+    splits = npz.load(save(images=IMAGES, labels=LABELS), 3)
+    train, test = rows(splits.train), rows(splits.test)
+    assert len(train) == 10 and sorted(train + test) == list(range(50))
+    assert train == sorted(train) and test == sorted(test)
+    for split, index in ((splits.train, train), (splits.test, test)):
+        np.testing.assert_array_equal(split.labels, LABELS[index])
+        assert split.class_names == ("0", "1", "2")
+        assert split.images.dtype == np.uint8
+    again = npz.load(save(images=IMAGES, labels=LABELS), 3)
+    assert rows(again.train) == train
+    assert rows(npz.load(save(images=IMAGES, labels=LABELS), 3, seed=1).train) != train
+
+
+def test_at_most_512_are_drawn_of_a_file_in_any_order(save):
+    """Of one sorted by class, or with a class on every tenth image, some of each."""
+    images = np.zeros((4000, 1, 1, 1), np.uint8)
+    for labels in (np.arange(4000) // 400, np.arange(4000) % 10):
+        splits = npz.load(save(images=images, labels=labels), 10)
+        assert (len(splits.train), len(splits.test)) == (512, 3488)
+        assert (np.bincount(splits.train.labels) > 25).all()
+
+
+def test_the_only_image_of_a_class_is_left_for_tests(save):
+    labels = np.array([*range(4), *[4] * 6])
+    images = IMAGES[:10]
+    for seed in range(20):
+        splits = npz.load(save(images=images, labels=labels), 5, seed)
+        assert splits.train.labels.tolist() == [4, 4]
+        assert set(splits.test.labels) == set(range(5))
+
+
+def test_images_that_are_given_for_fits(save):
+    path = save(
+        images=IMAGES[:20], labels=LABELS[:20], class_names=np.array(["a", "b", "ü"]),
+        train_images=IMAGES[20:], train_labels=LABELS[20:], other=np.zeros(3),
+    )  # fmt: skip
+    splits = npz.load(path, 3)
+    assert rows(splits.test) == [*range(20)]
+    assert rows(splits.train) == [*range(20, 50)]
+    np.testing.assert_array_equal(splits.train.labels, LABELS[20:])
+    assert splits.test.class_names == ("a", "b", "ü")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "uint16"])
+def test_numbers_that_are_no_bytes_become_float32(save, dtype):
+    values = IMAGES.astype(dtype) / (2 if "float" in dtype else 1)
+    splits = npz.load(save(images=values.astype(dtype), labels=LABELS), 3)
+    assert splits.test.images.dtype == np.float32
+    np.testing.assert_array_equal(splits.test.images, values.astype(np.float32))
+
+
+NAN = IMAGES.astype(float)
+NAN[3, 1, 2, 0] = np.nan
+BAD = [
+    ({"x": IMAGES, "y": LABELS}, "has no images and no labels, it holds x, y: np."),
+    ({"images": IMAGES}, "has no labels, it holds images"),
+    ({"images": IMAGES, "labels": LABELS[:9]}, "got [50, 3, 4, 2] and [9]"),
+    ({"images": IMAGES[0], "labels": LABELS}, "images must be [N, H, W, C]"),
+    ({"images": IMAGES, "labels": LABELS + 1}, "must lie in 0 .. 2"),
+    ({"images": IMAGES, "labels": LABELS - 1}, "got -1 .. 1"),
+    ({"images": IMAGES, "labels": LABELS / 1}, "labels must be integers"),
+    ({"images": IMAGES, "labels": np.eye(3)[LABELS]}, "got [50, 3, 4, 2] and [50, 3]"),
+    ({"images": NAN, "labels": LABELS}, "finite, got nan at [3, 1, 2, 0]"),
+    ({"images": IMAGES.astype("U"), "labels": LABELS}, "images must be real numbers"),
+    ({"images": IMAGES[:4], "labels": LABELS[:4]}, "4 images are too few to draw"),
+    ({"images": IMAGES[:0], "labels": LABELS[:0]}, "N at least 1"),
+    (
+        {"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b"])},
+        "2 class_names, and the network tells 3 classes apart",
+    ),
+    (
+        {"images": IMAGES, "labels": LABELS, "class_names": np.arange(3)},
+        "class_names must be [classes] of text, got int64",
+    ),
+    (
+        {"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", 1, None])},
+        "is no .npz file of plain arrays: it holds Python objects",
+    ),
+    (
+        {"images": IMAGES, "labels": LABELS, "train_images": IMAGES},
+        "holds one of train_images and train_labels: give both",
+    ),
+    (
+        {
+            "images": IMAGES, "labels": LABELS, "train_images": IMAGES[:, :2],
+            "train_labels": LABELS,
+        },
+        "images are [3, 4, 2], train_images [2, 4, 2]",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arrays", "message"), BAD, ids=[b[1][:30] for b in BAD])
+def test_arrays_that_are_not_those(save, arrays, message):
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        npz.load(save(**arrays), 3)
+    assert "my.npz" in str(error.value) and "\n" not in str(error.value)
+
+
+class Malice:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+def test_files_that_are_none(tmp_path, save, capsys):
+    path = save(images=IMAGES, labels=LABELS)
+    whole, other = path.read_bytes(), tmp_path / "other.npz"
+    for content in (b"", b"hello", pickle.dumps(Malice()), whole[:300], whole[:-40]):
+        other.write_bytes(content)
+        with pytest.raises(InputError, match=r"other.npz is no .npz file of plain"):
+            npz.load(other, 3)
+    np.save(tmp_path / "one.npy", IMAGES)
+    with pytest.raises(InputError, match="one array without a name"):
+        npz.load(tmp_path / "one.npy", 3)
+    with pytest.raises(InputError, match="there is no file"):
+        npz.load(tmp_path / "nowhere.npz", 3)
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 255
+    other.write_bytes(damaged)
+    with pytest.raises(InputError, match="Bad CRC-32"):
+        npz.load(other, 3)
+    assert capsys.readouterr().out == ""
