@@ -20,6 +20,8 @@ from jaxprune.errors import InputError
 FLAGS = flags.FLAGS
 # Seconds that processes wait for one another to start.
 _TIMEOUT = 50
+# The bar that is shown; a closed one is disabled.
+_shown: list[tqdm] = []
 
 
 def start() -> None:
@@ -103,9 +105,29 @@ def training_mesh(batch_size: int) -> Mesh:
     return mesh.make_mesh([d for devices in by_process for d in devices])
 
 
-def progress(**options: Any) -> tqdm:
-    """A progress bar, shown by the first process."""
-    return tqdm(leave=False, disable=not processes.is_first(), **options)
+def progress(*, hide: bool = False, **options: Any) -> tqdm:
+    """A progress bar with the time left, shown by the first process.
+
+    One is shown at a time: inside another's block it only names the stage there, since
+    that one has the time left of the whole.
+
+    Args:
+      hide: shows none, but those inside its block.
+      **options: tqdm's, such as total, unit and desc.
+    """
+    outer = _shown[-1] if _shown and not _shown[-1].disable else None
+    if outer is not None:
+        outer.set_postfix_str(options.get("desc", ""))
+    hide = hide or outer is not None or not processes.is_first()
+    bar = tqdm(leave=False, disable=hide, **options)
+    if not hide:
+        _shown[:] = [bar]
+    return bar
+
+
+def say(text: str) -> None:
+    """Prints above the bar that is shown, if there is one."""
+    tqdm.write(text)
 
 
 def _join(address: str | None, count: int | None, index: int | None) -> None:

@@ -87,7 +87,7 @@ def main(compared: Compared, resume: bool = False) -> list[SweepResult]:
     }
     folder = chosen.comparison_folder(run.workdir)
     if resume and (found := _finished(folder, saved)):
-        print(f"comparison: {folder}")
+        print(f"comparison: {folder}/")
         return found
     try:
         started = time.perf_counter()
@@ -112,7 +112,7 @@ def main(compared: Compared, resume: bool = False) -> list[SweepResult]:
         shutil.rmtree(chosen.unfinished(folder), ignore_errors=True)
         draw_comparison(result, folder)
         draw_training(run.workdir)
-    _print(result, folder)
+    _print(result)
     return results
 
 
@@ -239,7 +239,7 @@ def _sweep(
     return [*results.values()], compare(results, curves, made)
 
 
-def _print(result: Comparison, folder: Path) -> None:
+def _print(result: Comparison) -> None:
     print(f"{'criterion':<18}{'mean over K':>12}{'safe K':>8}{'Spearman':>10}", end="")
     print(f"{'beats random':>14}")
     rows = zip(
@@ -255,7 +255,7 @@ def _print(result: Comparison, folder: Path) -> None:
         print(f"note: {line}")
     for name, why in result.about["left_out"].items():
         print(f"left out: {name}: {why}")
-    print(f"files: {folder}/; pictures of each sweep: experiments.plot")
+    print("pictures of each criterion's sweep: experiments.plot")
 
 
 def _number(x: float, form: str) -> str:

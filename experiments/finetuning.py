@@ -11,6 +11,7 @@ from absl import flags
 from jax import Array
 from jax.tree_util import Partial
 
+from experiments import cluster
 from experiments.job import Job
 from experiments.whole import Whole
 from jaxprune.channels import taps
@@ -124,8 +125,8 @@ def train_on(
     if FLAGS.recalibrate:
         variables, images = recalibrated(run, small.apply, variables)
         changes["accuracy_recalibrated"] = accuracy(variables)
-        print(f"  recalibrated over {images} training images: accuracy "
-              f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
+        cluster.say(f"  recalibrated over {images} training images: accuracy "
+                    f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
     start = changes.get("accuracy_recalibrated", accuracy_before)
     lines = [{"epoch": 0, "test_accuracy": start}]
     if FLAGS.finetune_epochs:
@@ -140,7 +141,7 @@ def train_on(
                     "seconds": round(result.seconds, 2),
                 }
             )
-            print(
+            cluster.say(
                 f"  fine-tuned, epoch {result.epoch}/{FLAGS.finetune_epochs}: loss "
                 f"{result.loss:.4f}, test accuracy {lines[-1]['test_accuracy']:.4f}"
             )
@@ -216,10 +217,16 @@ def finetune(
         weight=FLAGS.distill_weight,
     )
     state = training.init_state(jax.tree.map(jnp.array, variables), optimizer)
-    return training.fit(
-        step, state, split, epochs=FLAGS.finetune_epochs,
-        batch_size=conf.train_batch_size, seed=seed(run),
-    )  # fmt: skip
+    size = conf.train_batch_size
+
+    def epochs() -> Iterator[EpochResult]:
+        with cluster.progress(total=steps * size, unit="img", desc="tuning") as bar:
+            yield from training.fit(
+                step, state, split, epochs=FLAGS.finetune_epochs, batch_size=size,
+                seed=seed(run), on_step=lambda metrics: bar.update(size),
+            )  # fmt: skip
+
+    return epochs()
 
 
 def learning_rate(run: Job) -> float:

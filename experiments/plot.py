@@ -44,29 +44,29 @@ def main() -> None:
     k = FLAGS.confusion_k
     if k is not None and not all(k in result.ks for result in results):
         raise InputError(f"--confusion_k={k} is not in every sweep of {workdir}")
+    made: list[Path] = []
     for folder, result in zip(folders, results, strict=True):
-        for path in curves.draw_sweep(
+        made += curves.draw_sweep(
             result,
             folder,
             order=FLAGS.order,
             normalize=FLAGS.normalize,
             k=k,
-        ):
-            print(path)
+        )
     groups: dict[str, list[SweepResult]] = {}
     for result in results:
         key = stem(result.about["layer"], result.about["criterion"])
         groups.setdefault(key, []).append(result)
     for key, group in groups.items():
         if len(group) > 1:
-            print(
-                curves.save(curves.compare_fills(group), workdir / f"fills-{key}.png")
-            )
+            target = workdir / f"fills-{key}.png"
+            made.insert(0, curves.save(curves.compare_fills(group), target))
     for path in sorted(workdir.glob("criteria-*/summary.json")):
-        print(*draw_comparison(Comparison.load(path.parent), path.parent), sep="\n")
+        made[:0] = draw_comparison(Comparison.load(path.parent), path.parent)
     log.restore(workdir, checkpoint.latest(workdir / "checkpoints"))
-    for path in curves.draw_training(workdir):
-        print(path)
+    made += curves.draw_training(workdir)
+    print(f"{len(made)} pictures in {workdir}/")
+    cli.finish(*made)
 
 
 def _load(folder: Path) -> SweepResult:

@@ -31,7 +31,7 @@ def main() -> None:
         raise InputError(f"{workdir} holds no sweep: run experiments.sweep first")
     lock.hold(workdir)
     page.write(workdir, workdir / NAME)
-    print(f"report: {workdir / NAME}")
+    cli.finish(workdir / NAME)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def sweep_each(sweep: Callable[[], list[SweepResult]]) -> None:
         ) from None
     finally:
         FLAGS["seed"].value, FLAGS["workdir"].value = None, str(base)
+    made: list[Path] = []
     for results in _shared(by_seed):
         about = results[0].about
         name = f"seeds-{stem(about['layer'], about['criterion'])}-{about['fill']}"
@@ -61,6 +62,8 @@ def sweep_each(sweep: Callable[[], list[SweepResult]]) -> None:
         if processes.is_first():
             _write(folder, seeds, results, summary)
         _print(folder, summary)
+        made += [folder / "seeds.png", folder / "seeds.csv", folder / "summary.json"]
+    cli.finish(*made)
 
 
 def _shared(by_seed: Sequence[list[SweepResult]]) -> list[list[SweepResult]]:

@@ -16,7 +16,7 @@ cores, training included; BUILD_NOTES.md has the figures to expect.
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -71,13 +71,25 @@ def main() -> None:
     """Trains or restores, ranks, sweeps, saves and draws."""
     choices.check_names((*FILLS, "all"), several=True)
     if FLAGS.seeds is None:
-        _one()
+        cli.finish(*_one().to_open)
     else:
-        seeds.sweep_each(lambda: _one(resume=True))
+        seeds.sweep_each(lambda: _one(resume=True).results)
 
 
-def _one(resume: bool = False) -> list[SweepResult]:
-    """The sweeps of one network, a fill or a criterion each.
+class Swept(NamedTuple):
+    """The sweeps of one network, and their files.
+
+    Attributes:
+      results: a fill or a criterion each.
+      to_open: what a person looks at, the first thing first.
+    """
+
+    results: list[SweepResult]
+    to_open: list[Path]
+
+
+def _one(resume: bool = False) -> Swept:
+    """The sweeps of one network.
 
     Args:
       resume: takes them as they are where all are saved.
@@ -91,8 +103,10 @@ def _one(resume: bool = False) -> list[SweepResult]:
     if choices.several_criteria() or FLAGS.random_orders:
         compared = comparison.Compared(run, chosen, images, ks)
         results = comparison.main(compared, resume)
-        _report(run.workdir)
-        return results
+        folder = chosen.comparison_folder(run.workdir)
+        names = ("criteria.png", "criteria.csv", "agreement.png")
+        to_open = [folder / name for name in names]
+        return Swept(results, [*_report(run.workdir), *to_open])
     fills = FILLS if chosen.fill == "all" else (chosen.fill,)
     for fill in fills:
         calibration.check(run, chosen, fill)
@@ -105,11 +119,14 @@ def _one(resume: bool = False) -> list[SweepResult]:
         for fill in fills
     }
     folders = {fill: chosen.sweep_folder(run.workdir, fill) for fill in fills}
+    to_open = [run.workdir / f"fills-{chosen.stem}.png"] if len(fills) > 1 else []
+    for name in ("accuracy_vs_k.png", "feature_maps.png", "sweep.csv"):
+        to_open.append(folders[fills[-1]] / name)
     saved = [facts.saved_sweep(folders[fill], ks, about[fill]) for fill in fills]
     found = [result for result in saved if result is not None]
     if resume and len(found) == len(fills):
         print(f"sweeps: {', '.join(map(str, folders.values()))}")
-        return found
+        return Swept(found, to_open)
     try:
         tapped, selecting = scoring.tap_all(
             run, chosen, variables, [chosen.criterion], images
@@ -131,22 +148,20 @@ def _one(resume: bool = False) -> list[SweepResult]:
     if processes.is_first():
         curves.draw_training(run.workdir)
         if len(results) > 1:
-            path = run.workdir / f"fills-{chosen.stem}.png"
-            curves.save(curves.compare_fills(results), path)
-            print(f"curves:      {path}")
-    _report(run.workdir)
-    return results
+            curves.save(curves.compare_fills(results), to_open[0])
+    return Swept(results, [*_report(run.workdir), *to_open])
 
 
-def _report(workdir: Path) -> None:
-    """Writes the page; where another sweep is damaged, says so."""
+def _report(workdir: Path) -> list[Path]:
+    """Writes the page, and returns its path; where another sweep is damaged, says so."""
     if not FLAGS.report or not processes.is_first():
-        return
+        return []
     try:
         page.write(workdir, workdir / report.NAME)
-        print(f"report:      {workdir / report.NAME}")
     except InputError as error:
-        print(f"report:      not written: {error}")
+        print(f"{report.NAME} is not written: {error}")
+        return []
+    return [workdir / report.NAME]
 
 
 def _sweep(

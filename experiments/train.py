@@ -28,7 +28,7 @@ def main() -> None:
             "are; give another --workdir to train them on"
         )
     train_or_restore(run)
-    print(f"trained network: {run.checkpoints}")
+    cli.finish(run.workdir / "train.jsonl", run.checkpoints)
 
 
 if __name__ == "__main__":

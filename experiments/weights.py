@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from experiments import cli, cluster, config, log
 from experiments.config import Config
@@ -92,7 +91,7 @@ def _train(run: Job, done: int | None, before: Sequence[Any]) -> Any:
         config.write(conf, run.workdir)
     lines = [*before]
     evaluate = _evaluator(run)
-    with _wandb(run) as mirror, _Progress(per_epoch, conf) as progress:
+    with _wandb(run) as mirror, _Progress(per_epoch, conf, done or 0) as progress:
         for result in training.fit(
             step,
             state,
@@ -175,11 +174,14 @@ def _evaluator(run: Job) -> Callable[[Any], dict[str, float]]:
 
 
 class _Progress:
-    """One bar per epoch, with means over the epoch so far; one line remains."""
+    """One bar for all epochs, with means over the one under way; a line for each."""
 
-    def __init__(self, per_epoch: int, conf: Config):
-        self.per_epoch, self.conf = per_epoch, conf
-        self.bar: tqdm | None = None
+    def __init__(self, per_epoch: int, conf: Config, done: int):
+        self.conf = conf
+        size = per_epoch * conf.train_batch_size
+        self.bar = cluster.progress(
+            total=conf.epochs * size, initial=done * size, unit="img", desc="training"
+        )
         self.sums = np.zeros(2)
         self.steps = 0
 
@@ -187,26 +189,19 @@ class _Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
     def step(self, m: StepMetrics) -> None:
-        size = self.conf.train_batch_size
-        if self.bar is None:
-            self.bar = cluster.progress(total=self.per_epoch * size, unit="img")
-            self.sums[:] = self.steps = 0
         self.sums += float(m.loss), float(m.accuracy)
-        self.bar.update(size)
+        self.bar.update(self.conf.train_batch_size)
         self.steps += 1
         loss, accuracy = self.sums / self.steps
         postfix = {"loss": f"{loss:.4f}", "accuracy": f"{accuracy:.4f}"}
         self.bar.set_postfix(postfix, refresh=False)  # at the bar's own pace
 
     def epoch(self, line: dict[str, Any]) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-        print(
+        self.sums[:] = self.steps = 0
+        cluster.say(
             f"epoch {line['epoch']:>3}/{self.conf.epochs}  loss {line['loss']:.4f}  "
             f"train accuracy {line['train_accuracy']:.4f}  test accuracy "
             f"{line['test_accuracy']:.4f} (balanced "

@@ -46,6 +46,15 @@ def plant_run(workdir, facts=None, **changes):
     return conf
 
 
+def opened(out):
+    """The paths that a script's output ends with: at most three, all there."""
+    first, paths = out.rsplit("open next:\n", 1)
+    found = [line.removeprefix("  ") for line in paths.splitlines()]
+    assert 1 <= len(found) <= 3 and first.count("open next:") == 0
+    assert all(Path(p).is_dir() if p[-1] == "/" else Path(p).is_file() for p in found)
+    return found
+
+
 def reseal(folder, change, record="summary.json"):
     """Changes a record and makes its sums agree again."""
     facts = json.loads((folder / record).read_text())

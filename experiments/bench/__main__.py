@@ -123,12 +123,17 @@ def _sweep() -> None:
         raise InputError(f"--images: there are {len(run.splits.test)} test images")
     train_or_restore(run)
     measured: dict[Key, Measured] = {}
-    for keys in _races():
-        measured |= race(keys, FLAGS.runs)
+    races = _races()
+    total = sum(len(keys) for keys in races) * (FLAGS.runs + 1)
+    with cluster.progress(total=total, unit="run", desc="measurements") as bar:
+        for keys in races:
+            measured |= race(keys, FLAGS.runs, on_run=bar.update)
     report.show(measured)
     scaling = _scaling(run.training.widths[-1]) if FLAGS.scaling else []
     report.show_scaling(scaling)
     report.save(run.workdir, measured, scaling)
+    names = ("bench.png", "bench_ratios.csv", "bench.csv")
+    cli.finish(*(run.workdir / name for name in names))
 
 
 def _loop_ks() -> list[int]:
@@ -196,11 +201,17 @@ def _scaling(p: int) -> list[Measured]:
         key = (OURS, "scaling")
         return race((key,), 1, arguments, environment)[key]
 
-    rows = [measure(n, p) for n in (images // 4, images // 2, images)]
-    rows += [measure(images, p // 4), measure(images, p // 2)]
+    cases: list[tuple[int, ...]] = [(images // 4, p), (images // 2, p), (images, p)]
+    cases += [(images, p // 4), (images, p // 2)]
     on_cpu = jax.default_backend() == "cpu"
     counts = [d for d in (2, 4, 8) if on_cpu or d <= jax.local_device_count()]
-    return rows + [measure(images, p, d) for d in counts]
+    cases += [(images, p, devices) for devices in counts]
+    rows = []
+    with cluster.progress(total=len(cases), unit="run", desc="scaling") as bar:
+        for case in cases:
+            rows.append(measure(*case))
+            bar.update()
+    return rows
 
 
 if __name__ == "__main__":

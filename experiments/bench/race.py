@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import cluster
 from experiments.bench.measure import Prepared
 from experiments.bench.plan import Key, Measured
 from jaxprune.errors import InputError
@@ -27,6 +28,7 @@ def race(
     runs: int,
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    on_run: Callable[[], Any] = lambda: None,
 ) -> dict[Key, Measured]:
     """Measures a few things in turns: A B A B.
 
@@ -35,17 +37,24 @@ def race(
       runs: timed runs of each.
       arguments: more flags for the children.
       environment: more variables for the children.
+      on_run: called when a child is ready, and after each timed run.
 
     Raises:
       InputError: a measurement failed; the line says why.
     """
     with ExitStack() as stack:
         # One after another, so that nothing else runs while one compiles.
-        children = [
-            stack.enter_context(Child(key, arguments, environment or {}))
-            for key in keys
-        ]
-        turns = [[child.turn() for child in children] for _ in range(runs)]
+        children: list[Child] = []
+        for key in keys:
+            child = Child(key, arguments, environment or {})
+            children.append(stack.enter_context(child))
+            on_run()
+        turns: list[list[dict[str, Any]]] = []
+        for _ in range(runs):
+            turns.append([])
+            for child in children:
+                turns[-1].append(child.turn())
+                on_run()
         return {
             child.key: _measured(child, [row[i] for row in turns])
             for i, child in enumerate(children)
@@ -88,7 +97,7 @@ class Child:
         self._environment = {**os.environ, **environment}
 
     def __enter__(self) -> "Child":
-        print(f"measuring {', '.join(self.key)} ...", flush=True)
+        cluster.say(f"measuring {', '.join(self.key)} ...")
         self._errors = tempfile.TemporaryFile("w+")
         # A session of its own: Ctrl-C reaches this process alone, which ends the child.
         self._process = subprocess.Popen(

@@ -75,7 +75,6 @@ def save(
         [bar for m in measured.values() for bar in _bars(m)], _title(measured)
     )
     curves.save(figure, workdir / "bench.png")
-    print(f"files:       {workdir}/bench.csv, bench_ratios.csv, bench.png")
 
 
 def _row(m: Measured) -> dict[str, Any]:

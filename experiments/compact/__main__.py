@@ -86,8 +86,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     interrupted = False
     try:
-        for k in plan.ks:
-            rows.append(_one(run, plan, whole, k, batches))
+        with cluster.progress(
+            total=len(plan.ks), unit="network", desc="every K", hide=len(plan.ks) < 2
+        ) as bar:
+            for k in plan.ks:
+                rows.append(_one(run, plan, whole, k, batches))
+                bar.update()
     except KeyboardInterrupt:
         if FLAGS.ks is None or not rows:
             raise
@@ -104,6 +108,12 @@ def main() -> None:
         raise cli.Interrupted(
             f"interrupted: the table has {len(rows)} of {len(plan.ks)} K"
         )
+    made = run.workdir / plan.name
+    if FLAGS.ks is None:
+        made = plan.folder(run.workdir, plan.ks[0])
+    cli.finish(
+        made, *(made.with_name(made.name + end) for end in (".png", ".csv", ".json"))
+    )
 
 
 def _check_flags() -> None:

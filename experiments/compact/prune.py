@@ -56,5 +56,3 @@ def save(run: Job, plan: Plan, whole: Masked, pruned: Pruned) -> None:
         title = f"{run.config.model}, layer {plan.choices.layer}, {what}"
         figure = compact.finetuning(pruned.lines, whole.baseline, title)
         curves.save(figure, folder.with_suffix(".png"))
-    files = ", ".join(path.name for path in sorted(folder.iterdir()))
-    print(f"  saved      {folder}/ ({files})")

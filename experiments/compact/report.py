@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import cluster
 from jaxprune.compaction.proof import Proof
 from jaxprune.files import replacing, write_text
 from jaxprune.report import compact, curves
@@ -17,13 +18,13 @@ _NESTED = ("latency", "epochs")
 def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
     """The figures of one K, for people."""
     k, p = row["k"], row["channels"]
-    print(f"{what}: K = {k} of {p} channels pruned")
-    print(
+    cluster.say(f"{what}: K = {k} of {p} channels pruned")
+    cluster.say(
         f"  proof      {proof.images} images: {proof.different_predictions} "
         f"predictions differ, largest logit difference {proof.largest_difference:.2e} "
         f"({proof.relative_difference:.2e} relative, bound {proof.bound:.2e})"
     )
-    print(
+    cluster.say(
         f"  accuracy   {row['baseline_accuracy']:.4f} whole, "
         f"{proof.accuracy_masked:.4f} masked, {proof.accuracy_compact:.4f} compact"
     )
@@ -31,11 +32,14 @@ def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
                  "working_bytes"):  # fmt: skip
         before, after = row[f"{name}_before"], row[name]
         label = name.replace("_", " ")
-        print(f"  {label:<14} {before:>13,} -> {after:>13,}  ({after / before:.1%})")
-    print(f"  speed-up   {row['theoretical_speedup']:.3f} by multiply-adds; measured:")
+        cluster.say(
+            f"  {label:<14} {before:>13,} -> {after:>13,}  ({after / before:.1%})"
+        )
+    speedup = row["theoretical_speedup"]
+    cluster.say(f"  speed-up   {speedup:.3f} by multiply-adds; measured:")
     for batch, times in row["latency"].items():
         before, after = times["before"], times["after"]
-        print(
+        cluster.say(
             f"    batch {batch:>4}  {_spread(before)} -> {_spread(after)}  "
             f"{times['speedup']:.3f} times"
         )
@@ -76,7 +80,6 @@ def write_table(
     figure = compact.against_k(rows, f"{title}: compact networks", curve)
     curves.save(figure, base.with_suffix(".png"))
     _print_table(rows)
-    print(f"table and picture: {base}.csv, .json, .png")
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -77,12 +77,21 @@ def main() -> None:
     )
     if budget is not None:
         ladder.widths(budget)  # raises now where it is out of reach
+    budgets = [Budget(speedup=step) for step in steps]
+    budgets += [] if budget is None else [budget]
     chosen: Rung | None = None
     try:
-        for step in steps:
-            print_rung(ladder.rung(Budget(speedup=step)))
-        chosen = _within(ladder) if budget is None else ladder.rung(budget)
-        print_rung(chosen)
+        with cluster.progress(
+            total=len(budgets), unit="network", desc="budgets", hide=len(budgets) < 2
+        ) as bar:
+            for each in budgets:
+                print_rung(ladder.rung(each))
+                bar.update()
+        if budget is None:
+            chosen = _within(ladder)
+            print_rung(chosen)
+        else:
+            chosen = ladder.rung(budget)  # remembered
         small, changes, lines = finetuning.train_on(
             run, ladder.whole, ladder.cut(chosen).small, chosen.row["accuracy"]
         )
@@ -95,6 +104,7 @@ def main() -> None:
         ) from None
     write_files(ladder, chosen)
     save_network(folder, ladder, chosen, small, changes, lines)
+    cli.finish(folder, ladder.folder / "pareto.png", ladder.folder / "layers.csv")
 
 
 def _budget() -> Budget | None:

@@ -99,7 +99,10 @@ class Ladder:
     def cut(self, rung: Rung) -> Cut:
         """The rung's network, made again where it is not the last that was made."""
         if self._last is None or self._last[0] != rung.widths:
-            self._last = rung.widths, self.analysis.cut(rung.widths)
+            total = len(self.analysis.costs.layers)
+            with cluster.progress(total=total, unit="layer", desc="fitting") as bar:
+                cut = self.analysis.cut(rung.widths, on_layer=lambda n: bar.update())
+            self._last = rung.widths, cut
         return self._last[1]
 
     def rung(self, budget: Budget) -> Rung:
@@ -159,12 +162,13 @@ class Ladder:
             return analyse(
                 self.run.model, variables, images, call=self.run.call,
                 keep_whole=FLAGS.keep_whole, budget=self._budget, known=known,
-                on_curve=keep,
+                on_start=bar.reset, on_curve=keep,
             )  # fmt: skip
 
     def _measure(self, analysis: Analysis) -> LatencyTable:
         shape = (FLAGS.batch, *analysis.images.shape[1:])
-        with cluster.progress(desc="layers' times", unit="layer") as bar:
+        total = len(analysis.costs.layers)
+        with cluster.progress(total=total, desc="layers' times", unit="layer") as bar:
             return measure_latency(
                 analysis.whole, analysis.costs, jnp.resize(analysis.images, shape),
                 cache=cache_folder(FLAGS.cache_dir), on_layer=lambda name: bar.update(),

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import finetuning
+from experiments import cluster, finetuning
 from experiments.shrink.ladder import Ladder, Rung
 from jaxprune.compaction.network import Compact
 from jaxprune.files import replacing, write_text
@@ -21,19 +21,19 @@ def print_rung(rung: Rung) -> None:
     """A budget's figures, for people."""
     row, proof = rung.row, rung.row["proof"]
     lost = row["baseline_accuracy"] - row["accuracy"]
-    print(f"{rung.budget.kind} {rung.budget.value:g}: widths "
+    cluster.say(f"{rung.budget.kind} {rung.budget.value:g}: widths "
           f"{' '.join(map(str, rung.widths.values()))}")  # fmt: skip
-    print(
+    cluster.say(
         f"  accuracy   {row['baseline_accuracy']:.4f} whole, {row['accuracy']:.4f} "
         f"compact: {100 * lost:+.2f} points lost, at most "
         f"{100 * row['largest_drop']:.2f} with 95 % confidence"
     )
-    print(
+    cluster.say(
         f"  proof      {proof['images']} images: {proof['different_predictions']} "
         f"predictions differ from the masked network's, largest logit difference "
         f"{proof['largest_difference']:.2e} (bound {proof['bound']:.2e})"
     )
-    print(
+    cluster.say(
         f"  size       multiply-adds / {row['theoretical_speedup']:.3f}, parameters / "
         f"{row['parameters_before'] / row['parameters']:.2f}, "
         f"{row['file_bytes'] / 1e6:.2f} MB"
@@ -49,7 +49,7 @@ def print_rung(rung: Rung) -> None:
                 f"; predicted {1e3 * row['predicted_seconds']:.1f} ms, "
                 f"{row['predicted_speedup']:.2f} times"
             )
-        print(line)
+        cluster.say(line)
 
 
 def write_files(ladder: Ladder, chosen: Rung | None) -> None:
@@ -80,7 +80,6 @@ def write_files(ladder: Ladder, chosen: Rung | None) -> None:
     write_text(folder / "summary.json", json.dumps(text, indent=2) + "\n")
     for layer, reason in ladder.analysis.groups.whole.items():
         print(f"left whole: {layer}: {reason}")
-    print(f"files: {folder}/ (layers.csv, pareto.csv, pareto.png, summary.json)")
 
 
 def save_network(
@@ -111,7 +110,6 @@ def save_network(
         title = f"{config.model}, {chosen.budget.kind} {chosen.budget.value:g}"
         figure = compact.finetuning(lines, ladder.baseline, title)
         curves.save(figure, folder.with_name(f"{folder.name}.png"))
-    print(f"network: {folder}/")
 
 
 def _flat(rung: Rung) -> dict[str, Any]:

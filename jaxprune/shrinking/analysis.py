@@ -134,14 +134,20 @@ class Analysis:
         """The network cut to a budget, its layers fitted to the whole network's."""
         return self.cut(self.widths(budget, multiple_of=multiple_of)).small
 
-    def cut(self, widths: Widths) -> "Cut":
+    def cut(
+        self, widths: Widths, *, on_layer: Callable[[str], Any] = lambda name: None
+    ) -> "Cut":
         """The network with these widths, its layers fitted to the whole network's.
 
         Where the model's code would call other layers, as one that compares shapes at
         a residual sum, a group keeps one unit less.
+
+        Args:
+          widths: units that each group keeps.
+          on_layer: called with each layer's name once it is fitted, or left as it is.
         """
         try:
-            return self._cut(widths)
+            return self._cut(widths, on_layer)
         except OtherWayError:
             same = [
                 b
@@ -150,12 +156,12 @@ class Analysis:
             ]
             for name in dict.fromkeys(same):
                 try:
-                    return self._cut({**widths, name: widths[name] - 1})
+                    return self._cut({**widths, name: widths[name] - 1}, on_layer)
                 except OtherWayError:
                     continue
             raise
 
-    def _cut(self, widths: Widths) -> "Cut":
+    def _cut(self, widths: Widths, on_layer: Callable[[str], Any]) -> "Cut":
         keeps = {
             name: self.curves[name].keep(width)
             for name, width in widths.items()
@@ -164,7 +170,10 @@ class Analysis:
         if not keeps:
             return Cut(self.whole, self.whole.variables)
         whole = self.whole
-        fitted = refit(whole.apply, whole.variables, self.images, self.groups, keeps)
+        fitted = refit(
+            whole.apply, whole.variables, self.images, self.groups, keeps,
+            on_layer=on_layer,
+        )  # fmt: skip
         drops = {name: (keep, "drop") for name, keep in keeps.items()}
         example = self.images[:_EXAMPLES]
         return Cut(compact_groups(whole, fitted, drops, example=example), fitted)
@@ -203,6 +212,7 @@ def analyse(
     keep_whole: Collection[str] = (),
     budget: Budget | None = None,
     known: Mapping[str, Curve] | None = None,
+    on_start: Callable[[int], Any] = lambda count: None,
     on_curve: Callable[[str, Curve], Any] = lambda name, curve: None,
 ) -> Analysis:
     """Finds what each group's widths cost.
@@ -215,6 +225,7 @@ def analyse(
       keep_whole: groups, or layers of groups, of which nothing is pruned.
       budget: that is to be met; no latency is known yet.
       known: curves that have been measured before.
+      on_start: called with the number of groups to measure.
       on_curve: called with each group's name and curve once it is measured.
 
     Raises:
@@ -246,6 +257,7 @@ def analyse(
         _check_reach(costs, [flow.layer for flow in flows], budget)
     curves = dict(known or {})
     missing = [flow for flow in flows if flow.layer not in curves]
+    on_start(len(missing))
     fills = linear_fills(whole.apply, variables, images, missing, ridge=_RIDGE)
     for name, curve in loss_curves(whole.apply, variables, images, missing, fills):
         curves[name] = curve

@@ -116,15 +116,15 @@ def measure_latency(
       costs: see `jaxprune.shrinking.costs.model_costs`.
       x: one batch of inputs.
       cache: folder in which times are kept, by device and version.
-      on_layer: called with each layer's name before it is timed.
+      on_layer: called with each layer's name once it is timed.
     """
     clock = _Clock(cache)
     layers = {}
     shapes = _shapes(whole, x)
     for name, (module, given, returned) in shapes.items():
         if name in costs.layers:
-            on_layer(name)
             layers[name] = _time_layer(clock, module, given, returned)
+            on_layer(name)
     largest = max(layers, key=lambda name: costs.layers[name].count(costs.whole))
     multiple = _fastest_multiple(clock, *shapes[largest])
     clock.save()

@@ -21,7 +21,7 @@ pruned. Cut with the fill "drop" it becomes smaller and stays the same.
 Axes: N images, F input features of a layer, k kept ones, T taps, U outputs, n rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,7 @@ def refit(
     keeps: Mapping[str, Bool[np.ndarray, " P"]],
     *,
     seed: int = 0,
+    on_layer: Callable[[str], Any] = lambda name: None,
 ) -> Any:
     """Variables of the whole network's shapes, for the network as cut.
 
@@ -68,6 +69,7 @@ def refit(
       groups: of its channels.
       keeps: masks of the groups that are cut.
       seed: of the draw of rows.
+      on_layer: called with each layer's name once it is fitted, or left as it is.
 
     Raises:
       InputError: the network calls a layer where what it is given cannot be seen.
@@ -75,7 +77,14 @@ def refit(
     flat = flatten_dict(unfreeze(variables), sep="/")
     pair = _Pair(flat, groups, keeps, len(images), seed)
     both = jnp.concatenate([jnp.asarray(images)] * 2)
-    taps.intercept(apply, pair.answer)(variables, both)
+
+    def answer(call: taps.Call) -> Any:
+        returned = pair.answer(call)
+        if call.name and type(call.module) in READERS:
+            on_layer(call.name)
+        return returned
+
+    taps.intercept(apply, answer)(variables, both)
     return unflatten_dict(pair.flat, sep="/")
 
 

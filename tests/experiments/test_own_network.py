@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import random_split
 from jax import export
+from run_directories import opened
 from safetensors.numpy import load_file
 
 import jaxprune
@@ -139,10 +140,12 @@ def zeroed(variables, layer, channels):
 def test_a_sweep_is_that_of_really_zeroed_weights(script):
     """Of the file's images in their order; scored on a slice of them."""
     code, out, err = script(
-        sweep, *SCALED, "--fill=zero", "--ks=0,2,4", "--rank_split=train",
+        sweep, *SCALED, "--fill=zero", "--ks=0,3,5", "--rank_split=train",
         "--criterion=mean", "--layer=first",
     )  # fmt: skip
     assert code == 0, err
+    names = ("accuracy_vs_k.png", "feature_maps.png", "sweep.csv")
+    assert opened(out) == [str(RUN / "sweep-first-mean-zero" / n) for n in names]
     assert "note" in out and "chosen on the images reported" in out
     assert "trained" not in out  # nobody has said on what
     model, variables, logits = build()
@@ -175,7 +178,9 @@ def test_every_fill_and_every_criterion(script):
     code, out, err = script(sweep, *SCALED, "--criterion=all", "--random_orders=2")
     assert code == 0, err
     assert "left out: bn_scale" in out
-    assert (RUN / "criteria-second-linear" / "criteria.csv").exists()
+    folder = RUN / "criteria-second-linear"
+    names = ("criteria.png", "criteria.csv", "agreement.png")
+    assert opened(out) == [str(folder / name) for name in names]
 
 
 def test_what_a_run_directory_is_of_is_never_changed(script, swept):
@@ -220,6 +225,7 @@ def test_the_smaller_network(script, swept):
     made = jaxprune.SweepResult.load(FOLDER).about["fill_facts"]
     assert (made["split"], made["images"]) == ("train[:512]", 30)
     folder = RUN / "compact-second-abs_mean-linear-k2"
+    assert opened(out) == [f"{folder}/"]
     weights = load_file(folder / "weights.safetensors")
     assert weights["params/out/kernel"].shape == (3, 4)
     spec = json.loads((folder / "spec.json").read_text())
@@ -236,8 +242,9 @@ def test_the_smaller_network(script, swept):
     np.testing.assert_allclose(program.call(ARRAYS["images"]), logits, atol=1e-4)
     order = np.load(FOLDER / "sweep.npz")["order"]
     assert sorted(small.layers["second"].kept) == sorted(order[2:])
-    code, _, err = script(plot, f"--workdir={RUN}")
+    code, out, err = script(plot, f"--workdir={RUN}")
     assert code == 0, err
+    assert len(opened(out)) == 3 and "4 pictures" in out
 
 
 def test_the_whole_network(script, layers_untimed):
@@ -247,6 +254,8 @@ def test_the_whole_network(script, layers_untimed):
     )  # fmt: skip
     assert code == 0, err
     assert "60 images: 0 predictions differ from the masked network's" in out
+    names = ("shrink-speedup1.5/", "shrink/pareto.png", "shrink/layers.csv")
+    assert opened(out) == [f"{RUN}/{name}" for name in names]
     small = jaxprune.load_compact(RUN / "shrink-speedup1.5", build()[0])
     assert small.variables["params"]["first"]["kernel"].shape[-1] < 6
 

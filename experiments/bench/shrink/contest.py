@@ -68,6 +68,8 @@ def main() -> None:
         "largest_logit_difference_of_the_twin": _difference(ladder, twin),
     }
     report.save(target, about, rows)
+    names = ("networks.png", "networks.csv", "summary.json")
+    cli.finish(*(target / name for name in names))
 
 
 class Contest:

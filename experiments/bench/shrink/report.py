@@ -50,7 +50,6 @@ def save(folder: Path, about: dict[str, Any], rows: Sequence[dict[str, Any]]) ->
         f"{about['images']} test images; {about['device']}"
     )
     curves.save(contest.stages(rows, title), folder / "networks.png")
-    print(f"files: {folder}/ (networks.csv, networks.png, summary.json)")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
