@@ -247,7 +247,7 @@ def images(conf: OwnConfig, network: Own) -> Splits:
 
 def _is_file(data: str) -> bool:
     """Whether --data names a file, and no dataset of TFDS."""
-    return data.endswith(".npz") or "/" in data or Path(data).exists()
+    return data.endswith(".npz") or "/" in data or Path(data).is_file()
 
 
 def _existing(data: str) -> Path:

@@ -81,6 +81,20 @@ def test_every_module_is_imported_from_the_wheel(installed, tmp_path):
     assert {f"jaxprune.{room}" for room in ROOMS} <= set(files)
 
 
+def test_the_wheel_holds_every_file_of_the_packages(installed):
+    """What modules read beside them, too."""
+
+    def files(folder):
+        return {
+            str(path.relative_to(folder))
+            for name in ("jaxprune", "experiments")
+            for path in (folder / name).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+
+    assert files(installed) == files(CHECKOUT)
+
+
 def _run(installed, cwd, *command):
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run(

@@ -274,7 +274,9 @@ def test_slices_of_the_file_and_images_in_common(script):
 
 def test_images_by_the_name_of_a_dataset(script, monkeypatch):
     Path("nets/digits.py").write_text(
-        SOURCE.replace("8, 8, 3", "28, 28, 1").replace("Dense(4", "Dense(10")
+        SOURCE.replace("8, 8, 3", "28, 28, 1")
+        .replace("Dense(4", "Dense(10")
+        .replace("np.float32([670, 34, 679, -716]) / 9", "np.zeros(10, np.float32)")
     )
     flags = ("--model=nets.digits:build", "--data=digits", "--pixel_std=255")
     code, out, err = script(sweep, *flags, "--ks=0,4", "--eval_split=test[:200]")
@@ -309,7 +311,7 @@ BAD = [
     (sweep, ["--model=nets.broken:build"], "importing nets.broken failed: NameError:"),
     (sweep, ["--model=nets.needs:build"], "No module named 'nowhere_to_be_found'"),
     (sweep, [OWN[0], "--data=no.npz"], "--data: there is no file no.npz"),
-    (sweep, [OWN[0], "--data=nets"], "--data: there is no file nets"),
+    (sweep, [OWN[0], "--data=./nets"], "--data: there is no file ./nets"),
     (sweep, [OWN[0]], "say on which images with --data"),
     (sweep, [*OWN, "--widths=3"], "--widths is an experiment's"),
     (sweep, [*OWN, "--epochs=3"], "--epochs is an experiment's"),
