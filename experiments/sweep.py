@@ -153,7 +153,7 @@ def _one(resume: bool = False) -> Swept:
 
 
 def _report(workdir: Path) -> list[Path]:
-    """Writes the page, and returns its path; where another sweep is damaged, says so."""
+    """Writes the page; its path, or none where another sweep is damaged."""
     if not FLAGS.report or not processes.is_first():
         return []
     try:

@@ -144,8 +144,9 @@ def test_a_sweep_is_that_of_really_zeroed_weights(script):
         "--criterion=mean", "--layer=first",
     )  # fmt: skip
     assert code == 0, err
-    names = ("accuracy_vs_k.png", "feature_maps.png", "sweep.csv")
-    assert opened(out) == [str(RUN / "sweep-first-mean-zero" / n) for n in names]
+    folder = RUN / "sweep-first-mean-zero"
+    first = [RUN / "report.html", folder / "accuracy_vs_k.png"]
+    assert opened(out) == [*map(str, first), str(folder / "feature_maps.png")]
     assert "note" in out and "chosen on the images reported" in out
     assert "trained" not in out  # nobody has said on what
     model, variables, logits = build()
@@ -179,8 +180,8 @@ def test_every_fill_and_every_criterion(script):
     assert code == 0, err
     assert "left out: bn_scale" in out
     folder = RUN / "criteria-second-linear"
-    names = ("criteria.png", "criteria.csv", "agreement.png")
-    assert opened(out) == [str(folder / name) for name in names]
+    expected = [RUN / "report.html", folder / "criteria.png", folder / "criteria.csv"]
+    assert opened(out) == [*map(str, expected)]
 
 
 def test_what_a_run_directory_is_of_is_never_changed(script, swept):

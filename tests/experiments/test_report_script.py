@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from planted_sweeps import page_data
-from run_directories import plant_run
+from run_directories import opened, plant_run
 
 from experiments import report, sweep
 from jaxprune import processes
@@ -38,7 +38,7 @@ def swept(planted, script):
 
 
 def test_a_sweep_ends_with_the_page(swept):
-    assert "report.html" in swept.splitlines()[-1]
+    assert Path(opened(swept)[0]).name == PAGE.name
     (shown,) = page_data(PAGE.read_text())["sweeps"]
     assert shown["name"] == "conv3 · abs_mean · bias" and shown["ks"] == [0, 1, 2, 3]
 
@@ -50,7 +50,7 @@ def test_noreport_leaves_it_out(swept, script):
     assert not PAGE.exists() and "report.html" not in out
     code, out, err = script(report, f"--workdir={RUN}")
     assert code == 0, err
-    assert out == f"report: {PAGE}\n"
+    assert out == f"open next:\n  {PAGE}\n"
     shown = page_data(PAGE.read_text())["sweeps"]
     assert {s["name"].split(" · ")[-1] for s in shown} == {"bias", "zero"}
 
