@@ -34,7 +34,7 @@ from experiments.shrink.report import print_rung, save_network, write_files
 from experiments.weights import train_or_restore
 from jaxprune.compaction import artefact
 from jaxprune.errors import InputError
-from jaxprune.shrinking.analysis import Budget
+from jaxprune.shrinking.budget import Budget
 
 FLAGS = flags.FLAGS
 define_network()

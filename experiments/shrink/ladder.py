@@ -18,7 +18,8 @@ from jaxprune.compaction.network import Compact
 from jaxprune.data.splits import Split
 from jaxprune.data.tfds import cache_folder
 from jaxprune.errors import InputError
-from jaxprune.shrinking.analysis import Analysis, Budget, Cut, analyse
+from jaxprune.shrinking.analysis import Analysis, Cut, analyse
+from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve
 from jaxprune.shrinking.latency import LatencyTable, measure_latency
 from jaxprune.shrinking.machine import machine

@@ -11,7 +11,8 @@ import jaxprune
 from jaxprune.compaction.cost import multiply_adds
 from jaxprune.errors import InputError
 from jaxprune.shrinking import analysis as module
-from jaxprune.shrinking.analysis import Budget, analyse
+from jaxprune.shrinking.analysis import analyse
+from jaxprune.shrinking.budget import Budget
 
 SOME = ("vgg_plain", "cifar_resnet")
 

@@ -27,7 +27,7 @@ from experiments.whole import splits
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
 from jaxprune.files import write_text
-from jaxprune.shrinking.analysis import Budget
+from jaxprune.shrinking.budget import Budget
 
 FLAGS = flags.FLAGS
 PACKAGES = ("torch", "torch_pruning")
