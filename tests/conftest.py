@@ -30,6 +30,7 @@ import numpy as np
 import pytest
 import tally
 from absl.testing import flagsaver
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
@@ -110,12 +111,35 @@ def data_dir() -> str:
 
 
 @pytest.fixture(scope="session")
-def decoded(tmp_path_factory) -> str:
-    """One folder of decoded datasets for all workers."""
+def of_all_workers(tmp_path_factory) -> Path:
+    """One folder for all workers."""
     # A worker's folder lies in the run's.
     folder = tmp_path_factory.getbasetemp()
-    inside = "PYTEST_XDIST_WORKER" in os.environ
-    return str((folder.parent if inside else folder) / "decoded")
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def decoded(of_all_workers) -> str:
+    """One folder of decoded datasets for all workers."""
+    return str(of_all_workers / "decoded")
+
+
+@pytest.fixture
+def made_once(of_all_workers):
+    """Has the first worker that needs a folder make it: (name, make) -> folder."""
+
+    def made(name, make):
+        folder = of_all_workers / name
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                try:
+                    make(folder)
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+        return folder
+
+    return made
 
 
 @pytest.fixture

@@ -34,19 +34,16 @@ def run(script, tmp_path, trained):
     return call
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return tmp_path_factory.mktemp("trained") / "run"
-
-
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.fixture(autouse=True)
-def _trained(standard_promotion, trained, script):
-    if not trained.exists():
-        code, _, err = script(sweep, f"--workdir={trained}", *NETWORK)
+@pytest.fixture
+def trained(standard_promotion, made_once, script):
+    def make(workdir):
+        code, _, err = script(sweep, f"--workdir={workdir}", *NETWORK)
         assert code == 0, err
+
+    return made_once("swept", make)
 
 
 def written(workdir):

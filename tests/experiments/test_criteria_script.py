@@ -26,22 +26,18 @@ def loaded(criterion, run=RUN):
     return SweepResult.load(run / f"sweep-conv3-{criterion}-bias")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return tmp_path_factory.mktemp("made") / "run"
-
-
 @pytest.fixture
-def compared(standard_promotion, made, script):
+def compared(standard_promotion, made_once, script):
     """The run directory with all criteria compared; what the script said, at first."""
-    if made.exists():
-        shutil.copytree(made, RUN)
-        return (made.parent / "out").read_text()
-    code, out, err = script(sweep, *FEW, "--criterion=all", "--random_orders=3")
-    assert code == 0, err
-    shutil.copytree(RUN, made)
-    (made.parent / "out").write_text(out)
-    return out
+
+    def make(folder):
+        code, out, err = script(sweep, *FEW, "--criterion=all", "--random_orders=3")
+        assert code == 0, err
+        shutil.move(RUN, folder)
+        (folder / "out.txt").write_text(out)
+
+    shutil.copytree(made_once("compared", make), RUN)
+    return (RUN / "out.txt").read_text()
 
 
 @pytest.mark.slow

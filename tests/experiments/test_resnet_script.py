@@ -22,19 +22,16 @@ QUICK = ("--eval_split=test[:60]", "--rank_split=test[:60]", "--repeats=1",
          "--latency_batches=1")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return tmp_path_factory.mktemp("trained") / "run"
-
-
 @pytest.fixture
-def run(script, tmp_path, trained, standard_promotion):
+def run(script, tmp_path, made_once, standard_promotion):
     """Runs a script in a copy of the run directory of a trained network."""
-    if not trained.exists():
-        code, _, err = script(train, f"--workdir={trained}", *NETWORK)
+
+    def make(workdir):
+        code, _, err = script(train, f"--workdir={workdir}", *NETWORK)
         assert code == 0, err
+
     workdir = tmp_path / "run"
-    shutil.copytree(trained, workdir)
+    shutil.copytree(made_once("resnet", make), workdir)
 
     def call(module, *arguments):
         return script(module, f"--workdir={workdir}", *arguments), workdir
@@ -58,6 +55,7 @@ def test_sweep_and_compact_prune_the_last_inner_convolution(run):
     assert logits.shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_an_inner_layer_recalibrated_and_taught(run):
     (code, out, err), workdir = run(
         compact, "--layer=stage2_block0/conv1", "--k=2", *QUICK, "--recalibrate",

@@ -47,23 +47,16 @@ def fails(script, module, *arguments):
     return err
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    """A run directory with a checkpoint and, once it is made, a sweep."""
-    return tmp_path_factory.mktemp("planted") / "run"
-
-
 @pytest.fixture
-def swept(planted, script):
-    """A copy of it, with its sweep, as the default run directory."""
-    RUN.parent.mkdir()
-    if not planted.exists():
-        plant_run(RUN)
-        code, _, err = script(sweep, MODEL)
+def swept(made_once, script):
+    """The default run directory, with a checkpoint and a sweep."""
+
+    def make(workdir):
+        plant_run(workdir)
+        code, _, err = script(sweep, MODEL, f"--workdir={workdir}")
         assert code == 0, err
-        shutil.copytree(RUN, planted)
-    else:
-        shutil.copytree(planted, RUN)
+
+    shutil.copytree(made_once("planted", make), RUN)
     return RUN
 
 

@@ -23,22 +23,19 @@ QUICK = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return tmp_path_factory.mktemp("trained") / "run"
-
-
 @pytest.fixture
-def run(script, tmp_path, trained, standard_promotion, layers_untimed):
+def run(script, tmp_path, made_once, standard_promotion, layers_untimed):
     """Runs experiments.shrink in a run directory that holds an analysis."""
-    if not trained.exists():
-        assert script(train, f"--workdir={trained}", *NETWORK)[0] == 0
-        arguments = (f"--workdir={trained}", *QUICK, "--speedup=1.5", "--ladder=1.2")
+
+    def make(workdir):
+        assert script(train, f"--workdir={workdir}", *NETWORK)[0] == 0
+        arguments = (f"--workdir={workdir}", *QUICK, "--speedup=1.5", "--ladder=1.2")
         code, out, err = script(shrink, *arguments)
         assert code == 0, err
-        (trained / "out.txt").write_text(out)
+        (workdir / "out.txt").write_text(out)
+
     workdir = tmp_path / "run"
-    shutil.copytree(trained, workdir)
+    shutil.copytree(made_once("shrunk", make), workdir)
 
     def call(*arguments):
         return script(shrink, f"--workdir={workdir}", *QUICK, *arguments), workdir
@@ -106,6 +103,7 @@ def test_an_interruption_keeps_finished_budgets(run, monkeypatch):
     assert not (workdir / "shrink-speedup2").exists()
 
 
+@pytest.mark.slow
 def test_size_latency_and_fine_tuning(run):
     (code, out, err), workdir = run(
         "--size=0.6", "--ladder=", "--finetune_epochs=1", "--distill",
@@ -127,6 +125,7 @@ def test_size_latency_and_fine_tuning(run):
     assert rung["value"] == 1.2 and set(rung["latency"]) == {"1", "2"}
 
 
+@pytest.mark.slow
 def test_max_drop_takes_the_last_before_the_first_failure(run, monkeypatch):
     drops = {1.1: 0.0, 1.21: 0.01, 1.331: 0.3, 1.464: 0.0}
 

@@ -76,6 +76,7 @@ def test_a_sweep_goes_on(script, interrupt):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on(script, interrupt):
     flags = (*SMALL, "--criterion=abs_mean,l1", "--random_orders=1",
              "--maps=recompute")  # fmt: skip
