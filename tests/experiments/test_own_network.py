@@ -171,12 +171,13 @@ def test_a_sweep_is_that_of_really_zeroed_weights(script):
 
 @pytest.mark.slow
 def test_every_fill_and_every_criterion(script):
-    code, _, err = script(sweep, *SCALED, "--fill=all", "--ks=0,2,4")
+    flags = (*SCALED, "--ks=0,2,4")
+    code, _, err = script(sweep, *flags, "--fill=all")
     assert code == 0, err
     for fill in jaxprune.FILLS:
         result = jaxprune.SweepResult.load(RUN / f"sweep-second-abs_mean-{fill}")
         assert result.ks == (0, 2, 4)
-    code, out, err = script(sweep, *SCALED, "--criterion=all", "--random_orders=2")
+    code, out, err = script(sweep, *flags, "--criterion=all", "--random_orders=2")
     assert code == 0, err
     assert "left out: bn_scale" in out
     folder = RUN / "criteria-second-linear"
