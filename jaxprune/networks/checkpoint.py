@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 from jaxprune import schema, sealed
 from jaxprune.errors import InputError, first_line
 
+# Bytes that a checkpoint takes beside its arrays, with room to spare.
+_OVERHEAD = 2**20
 # A pytree of arrays: linen's collections.
 Variables = Any
 
@@ -75,6 +77,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.orbax-checkpoint-tmp*"):  # of a killed process
             shutil.rmtree(path, ignore_errors=True)
+        _check_room(folder, (variables, optimizer))
         with _manager(folder) as manager:
             manager.save(epoch, args=ocp.args.Composite(**items))
     except Exception as error:
@@ -84,6 +87,16 @@ def save(
             f"checkpoint {folder / str(epoch)} could not be written "
             f"({first_line(error)}); any before it is kept"
         ) from error
+
+
+def _check_room(folder: Path, arrays: Any) -> None:
+    """Looks first, since Orbax's threads answer a full disk with tracebacks."""
+    bytes_of = sum(getattr(leaf, "nbytes", 8) for leaf in jax.tree.leaves(arrays))
+    # Its parts are written, then merged; a file of a few bytes takes a block.
+    needed = 2 * bytes_of + _OVERHEAD
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it takes up to {needed:,} bytes and {free:,} are free")
 
 
 def facts(folder: Path, epoch: int) -> dict[str, Any] | None:
