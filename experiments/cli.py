@@ -32,6 +32,8 @@ def run(main: Callable[[], None]) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("jax").setLevel(logging.ERROR)
+    # Orbax's tasks that a full disk has ended: the error is one line already.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     app.run(lambda argv: _guard(main), flags_parser=_parse)
 
 
