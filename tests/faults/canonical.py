@@ -46,6 +46,8 @@ def _file(path: Path) -> Any:
         return [_facts(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".csv":
         return _rows(path)
+    if path.suffix == ".html":  # of all results, the times included
+        return path.read_text().rstrip().endswith("</html>")
     if path.suffix == ".png":
         return path.read_bytes()[:8]
     if path.parent.name == "about":  # of a checkpoint

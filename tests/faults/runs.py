@@ -28,8 +28,8 @@ class Job(NamedTuple):
     @property
     def command(self) -> tuple[str, ...]:
         """All its arguments."""
-        network = ("--workdir=run",) if self.script == "plot" else (*SMALL, *PLACE)
-        return (*network, *self.arguments)
+        network = () if self.script in ("plot", "report") else SMALL
+        return (*network, *PLACE, *self.arguments)
 
 
 PLACE = ("--workdir=run",)
@@ -53,6 +53,7 @@ JOBS = {
         (TRAIN,),
     ),
     "plot": Job("plot", before=(TRAIN, SWEEP)),
+    "report": Job("report", before=(TRAIN, SWEEP)),
 }
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "compact": ("--workdir=run", "--k=3", "--repeats=1"),
     "shrink": ("--workdir=run", "--speedup=1.5", "--ladder=", "--repeats=1"),
     "plot": ("--workdir=run",),
+    "report": ("--workdir=run",),
     "bench": ("--model=digits_pair", "--workdir=bench"),
 }
 # Of which other scripts know nothing, which is another reason to refuse them.

@@ -17,8 +17,8 @@ from tally import trials
 
 pytestmark = pytest.mark.slow
 KILLS = {
-    "train": 24, "sweep": 18, "train and sweep": 10, "compare": 10, "compact": 12,
-    "compact again": 8, "shrink": 12, "plot": 6,
+    "train": 24, "sweep": 14, "train and sweep": 10, "compare": 10, "compact": 12,
+    "compact again": 8, "shrink": 12, "plot": 6, "report": 4,
 }  # fmt: skip
 # Beside kills: what asks a script to end, or stops it for a while.
 ASKED = {signal.SIGTERM: 143, signal.SIGINT: 130}
