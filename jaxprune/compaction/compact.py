@@ -153,7 +153,10 @@ def _compact(
     arguments.check_pairs("layers", layers, "mask, fill")
     example = jnp.asarray(arguments.check_finite("example", example))
     if example.ndim < 2 or not len(example):
-        raise InputError(f"example must be inputs [N, ...], got {example.shape}")
+        raise InputError(
+            "example must be a batch of inputs [N, ...], one or more, got "
+            f"{example.shape}"
+        )
     arguments.check_variables(variables)
     variables = jax.tree.map(np.asarray, unfreeze(variables))
     if not layers:
