@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import random_split, random_variables
 from flax import linen as nn
 from flax.core import freeze
 
 import jaxprune as jp
+from conftest import random_split, random_variables
 
 
 class Tiny(nn.Module):

@@ -12,11 +12,10 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.scope import Scope
+
 import numpy_programs
 from conftest import random_split, random_variables
-from flax.core.scope import Scope
-from zoo import EXAMPLE_SHAPE
-
 from jaxprune.channels import masking, taps
 from jaxprune.channels.fills import Fill
 from jaxprune.channels.groups import find_groups
@@ -25,6 +24,7 @@ from jaxprune.compaction.compact import as_compact, other_way
 from jaxprune.compaction.cut import cut_variables
 from jaxprune.compaction.proof import compare, masked_and_bound, rounded_layers
 from jaxprune.errors import InputError
+from zoo import EXAMPLE_SHAPE
 
 
 def parameter(scope, name, *initialiser, **options):

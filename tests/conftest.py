@@ -28,11 +28,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tally
 from absl.testing import flagsaver
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+import tally
 from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
 from jaxprune.data.splits import Split
 from jaxprune.shrinking import latency

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
-import zoo
 from flax import linen as nn
+
+import zoo
 
 
 class Drawn(nn.Module):

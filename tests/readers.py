@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import random_split, random_variables
 from flax import linen as nn
 from jax import lax
+
+from conftest import random_split, random_variables
 
 P = 10
 READERS = {

@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from conftest import random_variables
 
+from conftest import random_variables
 from experiments import config
 from experiments.recipes import RECIPES
 from jaxprune import sealed

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split, random_variables
 from flax import linen as nn
 from jax import export, lax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 import jaxprune
+from conftest import random_split, random_variables
 from jaxprune.compaction import compact
 from jaxprune.mesh import Sharded, make_mesh, replicate, spread
 from jaxprune.networks import conv, models, training

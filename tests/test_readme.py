@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split
 from flax import linen as nn
+
+from conftest import random_split
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from conftest import random_split, random_variables
 from zoo import CLASSES, EXAMPLE_SHAPE, ZOO
 

@@ -6,9 +6,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import random_split, random_variables
 from flax import linen as nn
 
+from conftest import random_split, random_variables
 from jaxprune.channels import taps
 from jaxprune.ranking import criteria
 from jaxprune.sweep.layer import sweep_layer

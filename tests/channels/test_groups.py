@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_variables
 from flax import linen as nn
-from zoo import EXAMPLE_SHAPE, ZOO
 
+from conftest import random_variables
 from jaxprune.channels.groups import find_groups
 from jaxprune.errors import InputError
+from zoo import EXAMPLE_SHAPE, ZOO
 
 
 @functools.cache

@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+
 import reference
 from conftest import random_split
-from flax import linen as nn
-from toys import network, run_sweep
-
 from jaxprune.channels import taps
 from jaxprune.channels.head import make_head
 from jaxprune.mesh import make_mesh
 from jaxprune.ranking import criteria
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
+from toys import network, run_sweep
 
 # Shapes of what goes around the layer, for images of 8 x 8 x 3.
 AROUND = {

@@ -5,10 +5,10 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split, random_variables
 from flax import linen as nn
 
 import jaxprune
+from conftest import random_split, random_variables
 from jaxprune.channels import taps
 
 

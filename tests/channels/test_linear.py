@@ -5,11 +5,11 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import readers
-from conftest import random_variables
 from flax import linen as nn
 
 import jaxprune
+import readers
+from conftest import random_variables
 from jaxprune.channels.linear import Moments
 from jaxprune.channels.moments import press
 from jaxprune.errors import InputError

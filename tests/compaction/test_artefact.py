@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split, random_variables
 from flax import linen as nn
-from programs import run_program
-from run_directories import reseal
 
 import jaxprune
+from conftest import random_split, random_variables
 from jaxprune.compaction import artefact
 from jaxprune.errors import InputError
 from jaxprune.networks.models import PairCNN
+from programs import run_program
+from run_directories import reseal
 
 PAIR = PairCNN(widths=(3, 5, 7), dense=(10, 4))
 KEEP = np.array([False, True, True, False, True])

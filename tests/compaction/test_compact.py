@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from conftest import random_split, random_variables
 from flax import linen as nn
 
 import jaxprune
+import reference
+from conftest import random_split, random_variables
 from jaxprune.channels import masking
 from jaxprune.channels.flow import channel_flow
 from jaxprune.compaction import proof

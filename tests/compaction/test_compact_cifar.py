@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import run_program
 
 import jaxprune
 from experiments.recipes import RECIPES
@@ -17,6 +16,7 @@ from jaxprune.compaction import artefact
 from jaxprune.data import tfds
 from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.models import CifarVGG
+from programs import run_program
 
 RECIPE = RECIPES["cifar_vgg"].config
 

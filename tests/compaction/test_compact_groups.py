@@ -6,10 +6,9 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split, random_variables
 from flax import linen as nn
-from zoo import CLASSES, EXAMPLE_SHAPE, ZOO
 
+from conftest import random_split, random_variables
 from jaxprune.channels import taps
 from jaxprune.channels.calibration import linear_fills, mean_fills
 from jaxprune.channels.groups import find_groups
@@ -18,6 +17,7 @@ from jaxprune.compaction import compact
 from jaxprune.compaction.compact import OtherWayError
 from jaxprune.compaction.network import load_compact
 from jaxprune.errors import InputError
+from zoo import CLASSES, EXAMPLE_SHAPE, ZOO
 
 
 @functools.cache

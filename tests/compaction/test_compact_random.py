@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_variables
 from flax import linen as nn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxprune
+from conftest import random_variables
 from jaxprune.channels import masking
 from jaxprune.channels.flow import channel_flow
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import readers
-from conftest import random_variables
 from flax import linen as nn
 
 import jaxprune
+import readers
+from conftest import random_variables
 from jaxprune.channels.linear import Regression
 from jaxprune.errors import InputError
 

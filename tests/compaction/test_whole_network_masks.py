@@ -6,13 +6,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
 from campaigns import Campaign
 from drawn_networks import draw_network
-from flax.traverse_util import flatten_dict, unflatten_dict
-from zoo import ZOO
-
 from jaxprune.compaction.proof import compare
 from jaxprune.errors import InputError
+from zoo import ZOO
 
 MASKS = 25
 # Networks of the long campaign, in parts that workers share.

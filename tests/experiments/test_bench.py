@@ -7,10 +7,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import random_variables
-from keras_files import LAYERS, write_keras
-from run_directories import plant_cifar10
 
+from conftest import random_variables
 from experiments.bench import __main__ as bench
 from experiments.bench import ours
 from experiments.bench.plan import RACES, Measured, ratios
@@ -18,6 +16,8 @@ from experiments.bench.race import Child, race
 from jaxprune.errors import InputError
 from jaxprune.networks.models import CifarVGG
 from jaxprune.report.bench import Bar, bars
+from keras_files import LAYERS, write_keras
+from run_directories import plant_cifar10
 
 NETWORK = (
     "--cache_dir=planted", "--init_from=model.h5", "--dense=6,5,4",

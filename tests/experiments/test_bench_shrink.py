@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from conftest import random_split, random_variables
 
+from conftest import random_split, random_variables
 from experiments import cli, train
 from experiments.bench import __main__ as bench
 from jaxprune.networks.models import CifarResNet

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import random_variables
 
+from conftest import random_variables
 from experiments import cli, finetuning, job
 from experiments.bench import __main__ as bench
 from jaxprune.compaction import cost

@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from run_directories import FOLDER, SMALL
 
 from experiments import cli, cluster, sweep
 from jaxprune.sweep.result import SweepResult
+from run_directories import FOLDER, SMALL
 
 
 @pytest.fixture(autouse=True)

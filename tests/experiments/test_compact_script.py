@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from run_directories import reseal
 from safetensors.numpy import load_file
 
 import jaxprune
@@ -14,6 +13,7 @@ from experiments import sweep
 from experiments.compact import __main__ as compact
 from jaxprune.report import compact as plots_compact
 from jaxprune.sweep.result import SweepResult
+from run_directories import reseal
 
 NETWORK = (
     "--model=digits_pair", "--widths=4,5,8", "--dense=6", "--epochs=1",

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_directories import SMALL, plant_cifar10
 
 from experiments import plot, scoring, sweep
 from experiments.compact import __main__ as compact
 from jaxprune.ranking.criteria import CRITERIA
 from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
+from run_directories import SMALL, plant_cifar10
 
 RUN = Path("runs/digits_pair")
 FOLDER = RUN / "criteria-conv3-bias"

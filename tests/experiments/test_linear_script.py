@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_directories import SMALL
 
 import jaxprune
 from experiments import sweep
 from experiments.compact import __main__ as compact
+from run_directories import SMALL
 
 RUN = Path("runs/digits_pair")
 

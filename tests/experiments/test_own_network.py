@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split
 from jax import export
-from run_directories import opened
 from safetensors.numpy import load_file
 
 import jaxprune
+from conftest import random_split
 from experiments import plot, sweep, train
 from experiments.bench import __main__ as bench
 from experiments.compact import __main__ as compact
 from experiments.shrink import __main__ as shrink
+from run_directories import opened
 
 SOURCE = """
 import sys

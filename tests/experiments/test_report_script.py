@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from planted_sweeps import page_data
-from run_directories import opened, plant_run
 
 from experiments import report, sweep
 from jaxprune import processes
+from planted_sweeps import page_data
+from run_directories import opened, plant_run
 
 RUN = Path("runs/digits_pair")
 PAGE = RUN / "report.html"

@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
-from run_directories import FOLDER, SMALL, plant_run, reseal
 
 from experiments import cli, config, job, lock, plot, signals, sweep, train
 from experiments.compact import __main__ as compact
 from jaxprune.errors import InputError
 from jaxprune.networks import checkpoint
 from jaxprune.report import curves
+from run_directories import FOLDER, SMALL, plant_run, reseal
 
 RUN = Path("runs/digits_pair")
 MODEL = "--model=digits_pair"

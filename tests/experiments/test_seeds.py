@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_directories import SMALL
 
 from experiments import sweep
 from jaxprune.sweep.certainty import mean_interval
 from jaxprune.sweep.result import SweepResult
+from run_directories import SMALL
 
 BASE = Path("runs/digits_pair")
 SWEEP = "sweep-conv3-abs_mean-bias"

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_directories import FOLDER, SMALL
 
 from experiments import sweep
 from jaxprune.sweep import evaluation, unfinished
 from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
+from run_directories import FOLDER, SMALL
 
 RUN = FOLDER.parent
 pytestmark = pytest.mark.usefixtures("standard_promotion")

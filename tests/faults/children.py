@@ -16,7 +16,6 @@ os.environ["XLA_FLAGS"] = ""  # one device, as a user's CPU has
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
 
 from forked import Faults
-
 from jaxprune.sweep import evaluation, unfinished
 
 # What the scripts import, some of it only when they run.

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+
 from runs import JOBS, Runs
 from tally import trials
 

@@ -18,16 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from flax.traverse_util import flatten_dict
+
 from canonical import digest
 from conftest import random_variables
 from damage import damage, reseal
-from flax.traverse_util import flatten_dict
-from keras_files import write_keras
-from run_directories import plant_cifar10
-from runs import JOBS, Job, Runs
-from tally import trials
-from toys import planted
-
 from experiments import cli, config, job, lock, log, sweep  # noqa: F401 - flags
 from experiments.recipes import RECIPES
 from experiments.shrink import ladder
@@ -48,6 +43,11 @@ from jaxprune.sweep import evaluation, layer, unfinished
 from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.trunk import tap_layer
+from keras_files import write_keras
+from run_directories import plant_cifar10
+from runs import JOBS, Job, Runs
+from tally import trials
+from toys import planted
 
 pytestmark = pytest.mark.slow
 DAMAGES = {

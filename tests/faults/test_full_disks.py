@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+
 from canonical import content, difference, left_over
 from forked import Faults
 from runs import JOBS, Runs

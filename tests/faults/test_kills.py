@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+
 from canonical import content, difference, left_over
 from forked import Faults
 from runs import JOBS, Runs

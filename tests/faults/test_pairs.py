@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+
 from canonical import content, difference, left_over
 from runs import COMPACT, JOBS, Job, Runs
 from tally import trials

@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_variables
 from flax import linen as nn
 from jax import lax
 
+from conftest import random_variables
 from jaxprune import mesh as mesh_lib
 from jaxprune.mesh import make_mesh
 from jaxprune.networks import conv, winograd

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 import reference
 from conftest import random_variables
-
 from jaxprune.errors import InputError
 from jaxprune.networks.models import CifarResNet, CifarVGG, PairCNN
 

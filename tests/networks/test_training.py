@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split, random_variables
 from flax import linen as nn
 
+from conftest import random_split, random_variables
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
 from jaxprune.mesh import make_mesh

@@ -15,6 +15,12 @@ import numpy as np
 import pytest
 import vl_convert
 from PIL import Image
+
+import jaxprune
+from jaxprune.errors import InputError
+from jaxprune.report import page
+from jaxprune.report.page import charts, document, pixels, sweeps
+from jaxprune.sweep import metrics
 from planted_sweeps import (
     EVIL,
     page_data,
@@ -22,12 +28,6 @@ from planted_sweeps import (
     plant_network,
     planted_sweep,
 )
-
-import jaxprune
-from jaxprune.errors import InputError
-from jaxprune.report import page
-from jaxprune.report.page import charts, document, pixels, sweeps
-from jaxprune.sweep import metrics
 
 
 class Elements(HTMLParser):

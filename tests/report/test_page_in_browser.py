@@ -4,10 +4,10 @@ import csv
 
 import numpy as np
 import pytest
-from browser import chromium, complaints, frames, look, requests, wait
-from planted_sweeps import EVIL, plant_ladder, plant_network, planted_sweep
 
+from browser import chromium, complaints, frames, look, requests, wait
 from jaxprune.report import page
+from planted_sweeps import EVIL, plant_ladder, plant_network, planted_sweep
 
 pytestmark = pytest.mark.browser
 

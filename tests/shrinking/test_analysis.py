@@ -3,16 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split, random_variables
 from flax import linen as nn
-from zoo import EXAMPLE_SHAPE, ZOO
 
 import jaxprune
+from conftest import random_split, random_variables
 from jaxprune.compaction.cost import multiply_adds
 from jaxprune.errors import InputError
 from jaxprune.shrinking import analysis as module
 from jaxprune.shrinking.analysis import analyse
 from jaxprune.shrinking.budget import Budget
+from zoo import EXAMPLE_SHAPE, ZOO
 
 SOME = ("vgg_plain", "cifar_resnet")
 

@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_variables
 from flax.traverse_util import flatten_dict
-from zoo import EXAMPLE_SHAPE, ZOO
 
+from conftest import random_variables
 from jaxprune.channels.groups import find_groups
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.cost import multiply_adds
 from jaxprune.errors import InputError
 from jaxprune.shrinking.costs import model_costs
+from zoo import EXAMPLE_SHAPE, ZOO
 
 # Between them: grouped and depthwise convolutions, gates, sums, concatenations.
 SOME = ("resnext", "mobilenet_v3", "densenet", "cifar_resnet")

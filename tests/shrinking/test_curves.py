@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split
-from toys import network as toy
 
+from conftest import random_split
 from jaxprune.channels import taps
 from jaxprune.channels.calibration import linear_fills
 from jaxprune.channels.groups import find_groups
 from jaxprune.networks.models import PairCNN
 from jaxprune.shrinking.curves import Curve, divergence, loss_curves
+from toys import network as toy
 
 SHAPE = (16, 16, 2)
 MODEL = PairCNN(widths=(6, 8, 9), dense=(11, 3))

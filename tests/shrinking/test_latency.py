@@ -5,15 +5,15 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_variables
-from zoo import EXAMPLE_SHAPE, ZOO
 
+from conftest import random_variables
 from jaxprune import sealed
 from jaxprune.channels.groups import find_groups
 from jaxprune.compaction.compact import as_compact
 from jaxprune.shrinking import latency
 from jaxprune.shrinking.costs import Costs, Product, Side, model_costs
 from jaxprune.shrinking.latency import LatencyTable, Timed, measure_latency
+from zoo import EXAMPLE_SHAPE, ZOO
 
 
 def test_between_timed_widths_lies_a_straight_line():

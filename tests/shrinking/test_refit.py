@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split, random_variables
 from flax import linen as nn
 
+from conftest import random_split, random_variables
 from jaxprune.channels.groups import find_groups
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.errors import InputError

@@ -9,17 +9,17 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_programs
 import pytest
+
+import jaxprune
+import numpy_programs
 import reference
 from conftest import random_split, random_variables
 from drawn_networks import draw_network
-from tally import FULL, trials
-from zoo import EXAMPLE_SHAPE
-
-import jaxprune
 from jaxprune import mesh
 from jaxprune.channels import taps
+from tally import FULL, trials
+from zoo import EXAMPLE_SHAPE
 
 NETWORKS, PARTS = 1000, 4
 

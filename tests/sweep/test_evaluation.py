@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+
 import reference
 from conftest import random_split
-from flax import linen as nn
-from toys import network, planted, run_sweep
-
 from jaxprune.channels.fills import Fill
 from jaxprune.mesh import make_mesh
 from jaxprune.sweep.changed import carry_forward, changed_pairs
@@ -19,6 +18,7 @@ from jaxprune.sweep.choose import choose_evaluation
 from jaxprune.sweep.evaluation import Judged, Plan
 from jaxprune.sweep.running_sum import STEP, RunningSum
 from jaxprune.sweep.trunk import tap_layer
+from toys import network, planted, run_sweep
 
 # Which way each layer of Chain is evaluated.
 WAYS = {"last": "RunningSum", "inner": "ChangedPairs"}

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+
+import jaxprune
 import readers
 import reference
 import toys
 from conftest import random_split
-from flax import linen as nn
-
-import jaxprune
 from jaxprune.channels import left_out
 from jaxprune.channels.fills import Fill
 from jaxprune.mesh import make_mesh

@@ -2,11 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+
 import reference
 from conftest import random_split, random_variables
-from flax import linen as nn
-from toys import network, planted
-
 from jaxprune.channels.masking import fill_channels
 from jaxprune.data.splits import image_split
 from jaxprune.errors import InputError
@@ -17,6 +16,7 @@ from jaxprune.ranking.order import pruning_order
 from jaxprune.sweep.evaluation import evaluate_masks
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
+from toys import network, planted
 
 EXPERIMENTS = {
     "cifar_vgg": (

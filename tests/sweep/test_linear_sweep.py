@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import readers
-import reference
-from conftest import random_variables
 from flax import linen as nn
 
 import jaxprune
+import readers
+import reference
+from conftest import random_variables
 from jaxprune.mesh import make_mesh
 
 RIDGE = 0.03

@@ -3,14 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import random_split
-from toys import network
 
+from conftest import random_split
 from jaxprune.errors import InputError
 from jaxprune.networks.models import PairCNN
 from jaxprune.sweep import maps, score
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
+from toys import network
 
 SHAPE = (8, 8, 2)
 APPLY, VARIABLES = network(PairCNN(widths=(3, 5, 9), dense=(10, 4)), SHAPE)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import readers
 
 import jaxprune
+import readers
 from jaxprune.sweep import choose, layer
 
 KS = [0, 2, 3, 5]

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import toys
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+import toys
 from jaxprune.data.splits import Split, image_split
 from jaxprune.errors import InputError
 from jaxprune.ranking import criteria

@@ -3,9 +3,8 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from conftest import random_split
-from toys import network
 
+from conftest import random_split
 from jaxprune.channels.calibration import linear_fill
 from jaxprune.data.splits import image_split
 from jaxprune.mesh import make_mesh
@@ -14,6 +13,7 @@ from jaxprune.sweep import evaluation, unfinished
 from jaxprune.sweep.layer import sweep_layer, sweep_orders
 from jaxprune.sweep.trunk import tap_layer
 from jaxprune.sweep.unfinished import Unfinished, exactly
+from toys import network
 
 SHAPE = (8, 8, 2)
 APPLY, VARIABLES = network(PairCNN(widths=(3, 5, 9), dense=(10, 4)), SHAPE)
