@@ -363,6 +363,8 @@ CALLS |= {
     "labels of a result too few": lambda: replace(RESULT, labels=RESULT.labels[1:]),
     "losses of a result": lambda: replace(
         RESULT, cross_entropy=RESULT.cross_entropy * np.nan),
+    "spread of a result's losses": lambda: replace(
+        RESULT, cross_entropy_std=RESULT.cross_entropy[1:]),
     "losses of a result too few": lambda: replace(
         RESULT, cross_entropy=RESULT.cross_entropy[1:]),
     "chosen without labels": lambda: replace(

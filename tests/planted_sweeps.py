@@ -45,6 +45,7 @@ def planted_sweep(
             **about,
         },
         cross_entropy=np.linspace(0.1, 3, len(ks)),
+        cross_entropy_std=np.linspace(0.4, 2, len(ks)),
         thumbnail_images=shown,
         thumbnails=rng.integers(0, 256, (len(shown), side, side, 3), np.uint8),
     )  # fmt: skip

@@ -104,9 +104,14 @@ def prune(variables, layer, channels, fill, mean=None):
 
 def cross_entropy(logits, labels):
     """Mean over the images of -log softmax at the label; logits [..., N, C]."""
+    return losses(logits, labels).mean(-1)
+
+
+def losses(logits, labels):
+    """-log softmax at the label; logits [..., N, C]."""
     shifted = logits - logits.max(-1, keepdims=True)
     log_share = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return -log_share[..., np.arange(len(labels)), labels].mean(-1)
+    return -log_share[..., np.arange(len(labels)), labels]
 
 
 def check_predictions(predictions, logits):

@@ -43,9 +43,15 @@ def note(axes: Axes, result: SweepResult) -> None:
 
 
 def loss_curve(
-    axes: Axes, ks: Sequence[int], cross_entropy: Float[np.ndarray, " K"], color: str
+    axes: Axes,
+    ks: Sequence[int],
+    cross_entropy: Float[np.ndarray, " K"],
+    interval: Interval | None,
+    color: str,
 ) -> None:
     """Mean cross-entropy against K; logarithmic, as it may rise a hundredfold."""
     axes.plot(ks, cross_entropy, color=color, label="cross-entropy")
-    axes.set_yscale("log")
+    axes.set_yscale("log", nonpositive="clip")
+    if interval is not None:
+        band(axes, ks, interval, color)
     axes.set_ylabel("mean cross-entropy, nats")

@@ -152,6 +152,17 @@ def largest_safe_k(ks: Sequence[int], counts: Discordant, max_drop: float) -> in
     return ks[int(passed(drops, max_drop))]
 
 
+def loss_interval(
+    mean: Float[np.ndarray, " K"], std: Float[np.ndarray, " K"], images: int
+) -> Interval:
+    """Of a mean over images of a loss that is never negative.
+
+    Normal, by the central limit theorem; `std` is the images' standard deviation.
+    """
+    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * std / np.sqrt(images)
+    return Interval(np.maximum(mean - half, 0), mean + half)
+
+
 def mean_interval(
     values: Float[np.ndarray, "S K"],
 ) -> tuple[Float[np.ndarray, " K"], Interval]:

@@ -27,7 +27,7 @@ from jaxprune.sweep.evaluation import Plan
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.saved import check_about
 from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
-from jaxprune.sweep.unfinished import Keeper, Unfinished, exactly
+from jaxprune.sweep.unfinished import Keeper, Unfinished, exact_sums
 
 
 def sweep_layer(
@@ -147,7 +147,7 @@ def _sweep(
 ) -> Iterator[tuple[str, SweepResult]]:
     """The results, each mask evaluated when the first order comes to it."""
     awaited = Counter(key for plan in plans.values() for key in _keys(plan))
-    known: dict[bytes, tuple[np.ndarray, float]] = {}
+    known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
     evaluate: Evaluation | None = None
     for number, (name, plan) in enumerate(plans.items()):
         started = time.perf_counter()
@@ -165,10 +165,10 @@ def _sweep(
                 tapped, evaluate, batch_size, (ours.ks, keeper), on_pairs
             )
         on_pairs(len(tapped.own) * (len(keys) - len(new)))
-        for i, row, loss in zip(new, found, losses, strict=True):
-            known[keys[i]] = row.copy(), float(loss)
-        rows, every_loss = zip(*(known[key] for key in keys), strict=True)
-        predictions = np.stack(rows)
+        for i, row, moments in zip(new, found, losses.T, strict=True):
+            known[keys[i]] = row.copy(), moments
+        rows, moments = zip(*(known[key] for key in keys), strict=True)
+        predictions, (mean, mean_square) = np.stack(rows), np.transpose(moments)
         awaited.subtract(keys)
         known = {key: made for key, made in known.items() if awaited[key]}
         seconds = time.perf_counter() - started
@@ -188,7 +188,8 @@ def _sweep(
                 labels=tapped.split.labels,
                 mean_feature_map=_three_axes(tapped.mean_feature_map),
                 class_names=tapped.split.class_names,
-                cross_entropy=np.array(every_loss),
+                cross_entropy=mean,
+                cross_entropy_std=np.sqrt(np.maximum(mean_square - mean**2, 0)),
                 thumbnail_images=pictures.images,
                 thumbnails=pictures.pixels,
                 about={**_fill_facts(plan.fill), **facts, **about[name]},
@@ -212,14 +213,15 @@ def _predict(
     what: tuple[tuple[int, ...], Keeper | None],
     on_pairs: Progress,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Predictions [K, N] and mean losses [K] of all processes' images.
+    """Predictions [K, N] of all processes' images, and means [2, K].
 
-    And the number of pairs evaluated here.
+    The means are those of losses and of their squares. And the number of pairs
+    evaluated here.
     """
     ks, keeper = what
     dtype = np.uint8 if len(tapped.split.class_names) <= 256 else np.uint16
     predictions = np.empty((len(ks), len(tapped.own)), dtype)
-    losses = np.zeros(len(ks))
+    losses = np.zeros((2, len(ks)))
     evaluated = 0
     if not ks:
         return predictions, losses, 0
@@ -236,7 +238,7 @@ def _predict(
             predicted = evaluate(batch, feature_map)
             images = slice(batch.start, batch.start + batch.size)
             predictions[:, images] = predicted.classes
-            sums = exactly(predicted.losses)
+            sums = exact_sums(predicted.losses)
             losses += sums
             evaluated += predicted.evaluated
             if keeper:

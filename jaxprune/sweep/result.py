@@ -34,6 +34,8 @@ class SweepResult:
       about: JSON-able facts of how it was made.
       cross_entropy: mean over the images at each k, in nats; None in a sweep that was
         saved before it was kept.
+      cross_entropy_std: standard deviation over the images at each k, in nats; None as
+        above.
       select_predictions: for other images, that K is chosen on; None where it is
         chosen on the images above.
       select_labels: true class of each of them.
@@ -54,6 +56,7 @@ class SweepResult:
     class_names: tuple[str, ...]
     about: dict[str, Any]
     cross_entropy: Float[np.ndarray, " K"] | None = None
+    cross_entropy_std: Float[np.ndarray, " K"] | None = None
     select_predictions: Integer[np.ndarray, "K S"] | None = None
     select_labels: Int[np.ndarray, " S"] | None = None
     thumbnail_images: Int[np.ndarray, " T"] | None = None
@@ -67,9 +70,9 @@ class SweepResult:
         arguments.check_labels("labels", self.labels, classes)
         arguments.check_labels("predictions", self.predictions, classes)
         self._check_rows("predictions", self.predictions, self.labels)
-        if self.cross_entropy is not None:
-            shape = (len(self.ks),)
-            arguments.check_numbers("cross_entropy", self.cross_entropy, shape)
+        for name in ("cross_entropy", "cross_entropy_std"):
+            if (values := getattr(self, name)) is not None:
+                arguments.check_numbers(name, values, (len(self.ks),))
         if self.select_predictions is not None:
             labels, predictions = self.select_labels, self.select_predictions
             arguments.check_labels("select_labels", labels, classes)
@@ -134,6 +137,14 @@ class SweepResult:
     def figures(self) -> certainty.Figures:
         """Intervals of what is measured at each k, and of its change from the first."""
         return certainty.figures(self.right, self.labels, len(self.class_names))
+
+    @property
+    def cross_entropy_interval(self) -> certainty.Interval | None:
+        """Of the mean at each k; None where the standard deviation was not kept."""
+        mean, std = self.cross_entropy, self.cross_entropy_std
+        if mean is None or std is None:
+            return None
+        return certainty.loss_interval(mean, std, len(self.labels))
 
     def chosen_on(self, other: "SweepResult") -> "SweepResult":
         """This result, with K chosen on the images of another sweep.
@@ -202,6 +213,8 @@ class SweepResult:
         }
         if self.cross_entropy is not None:
             columns["cross_entropy"] = self.cross_entropy
+        if self.cross_entropy_interval is not None:
+            columns |= _ends("cross_entropy", self.cross_entropy_interval)
         columns |= _ends("accuracy", made.accuracy)
         columns["change"] = self.accuracy - self.accuracy[0]
         columns |= _ends("change", made.change)
@@ -217,8 +230,7 @@ class SweepResult:
 
     def summary(self) -> dict[str, Any]:
         """`about` and the figures that most readers look for."""
-        points = {"1_point": 0.01, "5_points": 0.05}
-        return {
+        summary = {
             **self.about,
             "class_names": list(self.class_names),
             "n_images": len(self.labels),
@@ -226,21 +238,17 @@ class SweepResult:
             "baseline_accuracy": float(self.accuracy[0]),
             "baseline_balanced_accuracy": float(self.balanced_accuracy[0]),
             "chosen": self.at(self.largest_safe_k(self.max_drop)),
-            **{
-                f"largest_safe_k_within_{name}": self.largest_safe_k(drop)
-                for name, drop in points.items()
-            },
-            **{
-                f"largest_k_within_{name}": self.largest_k_within(drop)
-                for name, drop in points.items()
-            },
-            **{
-                f"largest_k_within_{name}_balanced": metrics.largest_k_within(
-                    self.ks, self._chooser.balanced_accuracy, drop
-                )
-                for name, drop in points.items()
-            },
         }
+        balanced = self._chooser.balanced_accuracy
+        for points, drop in (("1_point", 0.01), ("5_points", 0.05)):
+            summary |= {
+                f"largest_safe_k_within_{points}": self.largest_safe_k(drop),
+                f"largest_k_within_{points}": self.largest_k_within(drop),
+                f"largest_k_within_{points}_balanced": metrics.largest_k_within(
+                    self.ks, balanced, drop
+                ),
+            }
+        return summary
 
     def save(self, folder: Path) -> None:
         """Writes sweep.npz, sweep.csv and summary.json, with the sums of the others.
@@ -291,6 +299,6 @@ def _ends(
 
 _ARRAYS = ("order", "scores", "predictions", "labels", "mean_feature_map")
 _MAYBE = (
-    "cross_entropy", "select_predictions", "select_labels", "thumbnail_images",
-    "thumbnails",
+    "cross_entropy", "cross_entropy_std", "select_predictions", "select_labels",
+    "thumbnail_images", "thumbnails",
 )  # fmt: skip

@@ -51,23 +51,29 @@ class Unfinished:
 class Finished(NamedTuple):
     """What is known of the images from `first` to `end`.
 
-    Losses are exact sums, see `exactly`.
+    Losses are sums, see `exact_sums`.
     """
 
     first: int
     end: int
     classes: Int[np.ndarray, "K n"]
-    losses: Float[np.ndarray, " K"]
+    losses: Float[np.ndarray, "2 K"]
     evaluated: int
 
 
-def exactly(losses: Float[np.ndarray, "K n"]) -> Float[np.ndarray, " K"]:
-    """Sums over images that are the same in any order and grouping.
+def exact_sums(losses: Float[np.ndarray, "K n"]) -> Float[np.ndarray, "2 K"]:
+    """Sums over images of losses and of their squares, the same in any grouping.
 
-    Every loss is rounded to a multiple of 2^-24, and sums below 2^29 of those are
-    exact in float64.
+    Each is rounded to a multiple of 2^-24, or of 2^-20 where it is a square, and sums
+    below 2^29 or 2^33 of those are exact in float64.
     """
-    return np.ldexp(np.rint(np.ldexp(losses.astype(np.float64), 24)), -24).sum(1)
+    wide = losses.astype(np.float64)
+    return np.stack([_rounded(wide, 24).sum(1), _rounded(wide * wide, 20).sum(1)])
+
+
+def _rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """To multiples of 2^-bits."""
+    return np.ldexp(np.rint(np.ldexp(values, bits)), -bits)
 
 
 class Keeper:
@@ -163,7 +169,7 @@ class Keeper:
                 found.pop("key") == self._key
                 and found.pop("images") == _sum_of(self._split, first, end)
                 and found["classes"].shape == (self._masks, end - first)
-                and found["losses"].shape == (self._masks,)
+                and found["losses"].shape == (2, self._masks)
                 and all(_close(found[n], now) for n, now in self._numbers.items())
             )
         except Exception:  # whatever a damaged archive raises

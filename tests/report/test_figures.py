@@ -35,6 +35,7 @@ def result(p=12, classes=3, unbalanced=False, signed=False, shape=(2, 2)):
         class_names=tuple("abcdefghij"[:classes]),
         about={"model": "m", "layer": "conv", "criterion": "mean", "fill": "zero"},
         cross_entropy=np.geomspace(0.01, 2, p),
+        cross_entropy_std=np.geomspace(0.1, 3, p),
     )
 
 
@@ -53,7 +54,8 @@ def test_save_and_load(tmp_path):
     assert back.ks == r.ks and back.about == r.about
     assert back.class_names == r.class_names
     names = {
-        "order", "scores", "predictions", "labels", "mean_feature_map", "cross_entropy"
+        "order", "scores", "predictions", "labels", "mean_feature_map", "cross_entropy",
+        "cross_entropy_std",
     }  # fmt: skip
     for name in names:
         np.testing.assert_array_equal(getattr(back, name), getattr(r, name))
@@ -97,6 +99,9 @@ def test_an_older_sweep_has_no_cross_entropy(tmp_path):
     back = SweepResult.load(tmp_path)
     assert back.cross_entropy is None
     assert len(plots.accuracy_vs_k(back).axes) == 1
+    no_interval = replace(result(), cross_entropy_std=None)
+    assert "cross_entropy_low" not in no_interval.columns()
+    assert not plots.accuracy_vs_k(no_interval).axes[1].collections
 
 
 def chosen_elsewhere():
@@ -123,7 +128,8 @@ def test_k_is_chosen_on_other_images(tmp_path):
     assert summary["largest_safe_k_within_1_point"] == 4
     assert summary["largest_k_within_1_point"] == 8
     assert summary["largest_k_within_1_point_balanced"] == 8
-    fewer = replace(r, ks=r.ks[:-1], predictions=r.predictions[:-1], cross_entropy=None)
+    without = {"cross_entropy": None, "cross_entropy_std": None}
+    fewer = replace(r, ks=r.ks[:-1], predictions=r.predictions[:-1], **without)
     for other in (fewer, replace(r, order=r.order[::-1])):
         with pytest.raises(InputError, match="same k in the same order"):
             r.chosen_on(other)
@@ -186,10 +192,13 @@ def test_the_curve_is_the_result_and_marks_the_chosen_k():
         assert lines[label].get_ydata() == [r.accuracy[k]]
     (loss,) = figure.axes[1].lines
     np.testing.assert_array_equal(loss.get_ydata(), r.cross_entropy)
-    (band,) = figure.axes[0].collections
-    low, high = r.figures.accuracy
-    ends = band.get_paths()[0].vertices
-    assert ends[:, 1].min() == low.min() and ends[:, 1].max() == high.max()
+    for axes, interval in zip(
+        figure.axes, (r.figures.accuracy, r.cross_entropy_interval), strict=True
+    ):
+        (band,) = axes.collections
+        ends = band.get_paths()[0].vertices
+        assert ends[:, 1].min() == interval.low.min()
+        assert ends[:, 1].max() == interval.high.max()
 
 
 @pytest.mark.parametrize("p", [1, 7, 60, 128, 512, 509])

@@ -1,6 +1,7 @@
 """The report in a real browser: the slider moves everything, nothing is sent."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -73,10 +74,25 @@ def test_the_numbers_at_k_are_those_of_sweep_csv(opened, workdir):
         slide(opened, row)
         assert now(opened) == int(rows[row]["k"])
         for name in ("accuracy", "accuracy_low", "balanced_accuracy_high", "change_low",
-                     "cross_entropy"):  # fmt: skip
+                     "cross_entropy", "cross_entropy_low"):  # fmt: skip
             for text in texts(opened, f"[data-column={name}]"):
                 assert abs(number(text) - float(rows[row][name])) <= 5.1e-5, name
     assert complaints(opened) == []
+
+
+@pytest.mark.parametrize("column", ["accuracy", "balanced_accuracy", "cross_entropy"])
+def test_the_band_is_that_of_the_sweep_that_is_looked_at(opened, column):
+    paths = opened.execute_script(
+        f"return [...document.querySelectorAll('#chart-{column} .mark-area path')]"
+        ".map(n => n.getAttribute('d'))"
+    )
+    high = []
+    for path in paths:  # along one edge and back along the other
+        points = re.findall(r"[ML]([\d.]+),([\d.]+)", path)
+        (x, y), (back_x, back_y) = points[0], points[-1]
+        assert x == back_x
+        high.append(abs(float(y) - float(back_y)) > 1)
+    assert sorted(high) == [False, True]
 
 
 def test_pruned_channels_are_grey(opened):

@@ -73,6 +73,11 @@ def test_predictions_equal_those_of_written_weights(
         reference.cross_entropy(logits, split.labels),
         rtol=1e-4,  # float32 logits against float64
     )
+    np.testing.assert_allclose(
+        result.cross_entropy_std,
+        reference.losses(logits, split.labels).std(-1),
+        rtol=1e-3,
+    )
     correct = (logits.argmax(-1) == split.labels).mean(1)
     np.testing.assert_allclose(result.accuracy, correct, atol=1.01 / len(split))
 

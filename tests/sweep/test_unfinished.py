@@ -12,7 +12,7 @@ from jaxprune.networks.models import PairCNN
 from jaxprune.sweep import evaluation, unfinished
 from jaxprune.sweep.layer import sweep_layer, sweep_orders
 from jaxprune.sweep.trunk import tap_layer
-from jaxprune.sweep.unfinished import Unfinished, exactly
+from jaxprune.sweep.unfinished import Unfinished, exact_sums
 from toys import network
 
 SHAPE = (8, 8, 2)
@@ -65,6 +65,7 @@ def interrupted(layer, kept, batches=3, **options):
 def assert_equal(one, other):
     np.testing.assert_array_equal(one.predictions, other.predictions)
     np.testing.assert_array_equal(one.cross_entropy, other.cross_entropy)
+    np.testing.assert_array_equal(one.cross_entropy_std, other.cross_entropy_std)
 
 
 @pytest.mark.parametrize("fills", ["zero", "linear"])
@@ -197,9 +198,10 @@ def test_a_short_sweep_writes_once(layer, tmp_path):
 
 def test_sums_do_not_depend_on_the_order():
     losses = np.random.default_rng(0).exponential(3, (2, 1000)).astype(np.float32)
-    whole = exactly(losses)
+    whole = exact_sums(losses)
     for end in (1, 17, 999):
         np.testing.assert_array_equal(
-            exactly(losses[:, end:]) + exactly(losses[:, :end]), whole
+            exact_sums(losses[:, end:]) + exact_sums(losses[:, :end]), whole
         )
-    np.testing.assert_allclose(whole, losses.sum(1, dtype=float), rtol=1e-7)
+    wide = losses.astype(float)
+    np.testing.assert_allclose(whole, [wide.sum(1), (wide**2).sum(1)], rtol=1e-7)

@@ -59,22 +59,31 @@ def curves(column: str, title: str, names: list[str], channels: int) -> dict[str
         "axis": {"tickCount": 5},
     }  # fmt: skip
     shown = "indexof(hidden, datum.name) < 0"
-    ends = [] if loss else [f"{column}_low", f"{column}_high"]
+    low, high = f"{column}_low", f"{column}_high"
     unfold = [
         {"filter": f"isValid(datum.columns.{column})"},
+        # Older sweeps have no interval of the loss.
+        *({"calculate": f"datum.columns.{x} || []", "as": x} for x in (low, high)),
         {
-            "flatten": ["ks", *(f"columns.{name}" for name in (column, *ends))],
-            "as": ["k", column, *ends],
+            "flatten": ["ks", f"columns.{column}", low, high],
+            "as": ["k", column, low, high],
         },
     ]
+    lowest = f"datum.{low}"
     if loss:  # of which a logarithm is drawn
         unfold.append({"filter": f"datum.{column} > 0"})
+        lowest = f"max(datum.{low}, datum.{column} / 10)"
+    has_band = f"datum.name == main && {shown} && isValid(datum.{low})"
+    # All others' have no height: a scale must have something to go by.
     band = {
-        "transform": [{"filter": f"datum.name == main && {shown}"}],
+        "transform": [
+            {"calculate": f"{has_band} ? {end} : datum.{column}", "as": name}
+            for name, end in (("low", lowest), ("high", f"datum.{high}"))
+        ],
         "mark": {"type": "area", "opacity": 0.25, "aria": False},
         "encoding": {
-            "y": {**y, "field": f"{column}_low"},
-            "y2": {"field": f"{column}_high"},
+            "y": {**y, "field": "low"},
+            "y2": {"field": "high"},
         },
     }  # fmt: skip
     lines = {
@@ -100,7 +109,7 @@ def curves(column: str, title: str, names: list[str], channels: int) -> dict[str
             "x": _k(channels),
             "color": {"field": "name", "scale": scale, "legend": None},
         },
-        "layer": [*([] if loss else [band]), lines, safe, _cursor()],
+        "layer": [band, lines, safe, _cursor()],
     }
 
 

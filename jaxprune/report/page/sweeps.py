@@ -23,6 +23,7 @@ COLUMNS = (
     "accuracy", "accuracy_low", "accuracy_high", "change", "change_low", "change_high",
     "mcnemar_p", "balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high",
     "balanced_change", "balanced_change_low", "balanced_change_high", "cross_entropy",
+    "cross_entropy_low", "cross_entropy_high",
 )  # fmt: skip
 
 # Decimals, as in sweep.csv.
