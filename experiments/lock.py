@@ -6,6 +6,7 @@ import shlex
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from jaxprune.errors import InputError
-from jaxprune.files import clean
+from jaxprune.files import clean, remove
 
 _HELD = ExitStack()
 # Seconds that a process that is just ending has to let go.
@@ -25,9 +26,11 @@ def hold(workdir: Path) -> None:
 
     The system lets go of the lock when the process dies, however it does. Hosts that
     share the folder see each other's locks as far as its file system passes them on.
+    Where it knows no locks, the file's being there is the lock: what a killed process
+    leaves is removed by the next one of its host.
 
     Raises:
-      InputError: another process holds it; it is named.
+      InputError: another process holds it; it is named. Or the path is no folder's.
     """
     _HELD.enter_context(_held(workdir))
 
@@ -40,21 +43,26 @@ def release() -> None:
 @contextmanager
 def _held(workdir: Path) -> Iterator[None]:
     made = [p for p in (workdir, *workdir.parents) if not p.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / ".lock"
+    _make(workdir)
+    # Apart from the lock, which is filelock's own where the system has none.
+    path, about = workdir / ".lock", workdir / ".holder"
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=_PATIENCE)
+        with warnings.catch_warnings(action="ignore"):  # of a system without locks
+            lock.acquire(timeout=_PATIENCE)
     except Timeout:
+        gone = f"; if it is gone, remove {path}" if hasattr(lock, "pid") else ""
         raise InputError(
-            f"{workdir} is in use by {_holder(path)}: wait until it ends, or give "
-            "another --workdir"
+            f"{workdir} is in use by {_holder(about)}: wait until it ends, or give "
+            f"another --workdir{gone}"
         ) from None
     try:
-        path.write_text(json.dumps(_this_process()))
+        remove(about)  # whatever it is
+        about.write_text(json.dumps(_this_process()))
         clean(workdir)
         yield
     finally:
+        remove(about)
         # Before it is let go: whoever has opened the file by now sees that it is gone.
         path.unlink(missing_ok=True)
         lock.release()
@@ -63,11 +71,19 @@ def _held(workdir: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def _make(workdir: Path) -> None:
+    """Makes the folder, where there is none."""
+    for path in (workdir, *workdir.parents):
+        if os.path.lexists(path) and not path.is_dir():
+            raise InputError(f"{path} is no folder: give another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+
+
 def _this_process() -> dict[str, str]:
     return {
         "process": f"{os.getpid()} on {socket.gethostname()}",
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": shlex.join(sys.orig_argv)[:200],
+        "command": " ".join(shlex.join(sys.orig_argv).split())[:200],
     }
 
 

@@ -88,10 +88,11 @@ def _exchange(one: Path, other: Path) -> bool:
 def clean(folder: Path) -> None:
     """Removes what killed processes were writing, and puts back what they had moved.
 
-    Of the folder and those in it. Whoever calls this holds the folder's lock: a process
-    of another host is not seen to live.
+    Of the folder and those in it, but not where a link leads. Whoever calls this holds
+    the folder's lock: a process of another host is not seen to live.
     """
-    for place in (folder, *(p for p in folder.iterdir() if p.is_dir())):
+    inner = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()]
+    for place in (folder, *inner):
         for path in place.iterdir() if place.is_dir() else ():
             found = _UNDER_WAY.fullmatch(path.name)
             if found is None or _lives(int(found["pid"])):

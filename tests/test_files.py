@@ -105,6 +105,19 @@ def test_clean_removes_what_is_left_of_others_alone(tmp_path):
     assert not (tmp_path / f".network.{gone.pid}.tmp").exists()
 
 
+def test_clean_follows_no_link(tmp_path):
+    """Who holds one folder does not hold another."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "other").mkdir()
+    theirs = tmp_path / "other" / f".sweep.{gone.pid}.tmp.npz"
+    theirs.touch()
+    (tmp_path / "run" / "link").symlink_to(theirs.parent)
+    files.clean(tmp_path / "run")
+    assert theirs.exists()
+
+
 def test_no_folder_is_made_for_a_file(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         files.write_text(tmp_path / "x" / "y", "text")

@@ -3,6 +3,8 @@
 The networks are drawn, not trained: nothing here looks at how good they are.
 """
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -15,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, config, job, lock, plot, signals, sweep, train
+from experiments import cli, config, job, lock, plot, report, signals, sweep, train
 from experiments.compact import __main__ as compact
+from experiments.shrink import __main__ as shrink
 from jaxprune.errors import InputError
 from jaxprune.networks import checkpoint
 from jaxprune.report import curves
@@ -230,10 +233,10 @@ def test_the_training_log_is_the_checkpoint_s(script, swept, module, found):
     assert ("written again" in out) == ((found or [])[:2] != LOG)
 
 
-def held_by_another(workdir):
+def held_by_another(workdir, before=""):
     """A process that holds the run directory until it is killed."""
     code = (
-        "import sys, pathlib, time; from experiments import lock;"
+        f"{before}import sys, pathlib, time; from experiments import lock;"
         "lock.hold(pathlib.Path(sys.argv[1]));"
         "print('held', flush=True); time.sleep(99)"
     )
@@ -244,13 +247,14 @@ def held_by_another(workdir):
     return process
 
 
-@pytest.mark.parametrize("module", [train, sweep, compact, plot])
+@pytest.mark.parametrize("module", [train, sweep, compact, shrink, plot, report])
 def test_a_second_process_says_who_is_there(script, swept, module):
     other = held_by_another(RUN)
     try:
-        more = ["--k=1"] if module is compact else []
-        flags = [] if module is plot else [MODEL]
-        line = fails(script, module, *flags, f"--workdir={RUN}", *more)
+        Path("link").symlink_to(RUN)  # one folder, whatever it is called
+        more = {compact: ["--k=1"], shrink: ["--speedup=2"]}.get(module, [])
+        flags = [] if module in (plot, report) else [MODEL]
+        line = fails(script, module, *flags, "--workdir=link", *more)
         assert re.search(rf"is in use by process {other.pid} on .* since 20", line)
     finally:
         other.kill()
@@ -259,7 +263,64 @@ def test_a_second_process_says_who_is_there(script, swept, module):
     lock.hold(RUN)  # the system let go of it
     assert not list(RUN.glob(".curve.*"))
     lock.release()
-    assert not (RUN / ".lock").exists()
+    assert not [*RUN.glob(".*")]
+
+
+def no_locks(*arguments):
+    """What some file systems of clusters answer."""
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+NO_LOCKS = """
+import errno, fcntl
+def no_locks(*arguments):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+fcntl.flock = no_locks
+"""
+
+
+def test_a_file_system_without_locks(monkeypatch):
+    """Whoever is killed there locks nobody out, and whoever lives does."""
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    other = held_by_another(RUN, NO_LOCKS)
+    try:
+        with pytest.raises(InputError, match=rf"in use by process {other.pid} on .*if"):
+            lock.hold(RUN)
+    finally:
+        other.kill()
+        other.communicate()
+    lock.hold(RUN)
+    lock.release()
+    assert not [*RUN.iterdir()]
+
+
+HOLDER = {"process": "7 on elsewhere", "since": "2020-01-01", "command": "train"}
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_what_another_host_left(monkeypatch, has_locks):
+    """Nobody here can tell whether it lives, but by a lock of the system's."""
+    RUN.mkdir(parents=True)
+    (RUN / ".lock").write_text("7\nelsewhere\n1\n")
+    (RUN / ".holder").write_text(json.dumps(HOLDER))
+    if has_locks:
+        lock.hold(RUN)
+        assert str(os.getpid()) in (RUN / ".holder").read_text()
+        lock.release()
+        assert not [*RUN.iterdir()]
+        return
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    line = rf"by process 7 on elsewhere since 2020.*if it is gone, remove {RUN}/\.lock"
+    with pytest.raises(InputError, match=line):
+        lock.hold(RUN)
+
+
+@pytest.mark.parametrize("place", ["file", "file/x", "dangling", "dangling/x"])
+def test_a_run_directory_that_is_none(script, place):
+    Path("file").touch()
+    Path("dangling").symlink_to("nowhere")
+    line = fails(script, train, MODEL, f"--workdir={place}")
+    assert f"{place[:-2] if '/' in place else place} is no folder" in line
 
 
 def test_two_trainings_in_one_new_folder():
@@ -362,4 +423,4 @@ def test_terminated_says_what_is_kept():
     assert process.returncode == 143, err
     assert re.search(r"epoch \d+ of 500 is kept in", err.splitlines()[-1])
     assert "Traceback" not in err
-    assert not (RUN / ".lock").exists()
+    assert not [*RUN.glob(".*")]

@@ -211,7 +211,7 @@ KERAS_SUM: list[str] = []
 
 def of_lock(folder: Path) -> Any:
     """Left by a killed process, and read by one that finds it held."""
-    assert "process" in lock._holder(folder / ".lock")
+    assert "process" in lock._holder(folder / ".holder")
     lock.hold(folder)
     lock.release()
     return sorted(path.name for path in folder.iterdir())
@@ -234,7 +234,8 @@ def kinds(made, tmp_path_factory):
     held = root / "held"
     held.mkdir()
     about = {"process": "1 on here", "since": "then", "command": "train"}
-    (held / ".lock").write_text(json.dumps(about))
+    (held / ".lock").touch()
+    (held / ".holder").write_text(json.dumps(about))
     times = root / "times"
     clock = latency._Clock(times)
     clock.known = {f"layer {i}": i / 7 for i in range(20)}
@@ -254,7 +255,7 @@ def kinds(made, tmp_path_factory):
         "unfinished": _unfinished(root / "unfinished"),
         "decoded": Kind(root / "planted", "cifar10/*/*", of_decoded),
         "keras": Kind(keras, "*", of_keras),
-        "lock": Kind(held, ".lock", of_lock),
+        "lock": Kind(held, ".[lh]o*", of_lock),
     }  # fmt: skip
 
 
