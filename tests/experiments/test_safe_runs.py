@@ -5,6 +5,7 @@ The networks are drawn, not trained: nothing here looks at how good they are.
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import re
@@ -17,9 +18,12 @@ from pathlib import Path
 
 import pytest
 
+import run_directories
+from conftest import random_variables
 from experiments import cli, config, job, lock, plot, report, signals, sweep, train
 from experiments.compact import __main__ as compact
 from experiments.shrink import __main__ as shrink
+from jaxprune.data import datasets
 from jaxprune.errors import InputError
 from jaxprune.networks import checkpoint
 from jaxprune.report import curves
@@ -171,6 +175,34 @@ def test_a_sweep_is_that_of_its_configuration(script, swept):
         line = fails(script, module, MODEL, *more)
         assert "pixel_std is [255.0], not [25.0]" in line
         assert "test_pairs is 30, not 40" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "before"),
+    [
+        ("--tap=relu", "tap is conv"),
+        ("--rank_split=train[:40]", "rank_split is test"),
+        ("--select_split=train[:40]", "select_split is test"),
+        ("--eval_split=test[:20]", "eval_split is test"),
+        ("--ks=0:3", "it has 4 values of K, not these 3"),
+    ],
+)
+def test_a_sweep_is_that_of_its_flags(script, swept, flag, before):
+    assert before in fails(script, sweep, MODEL, flag)
+
+
+@pytest.mark.parametrize("what", ["weights", "data"])
+def test_a_sweep_is_that_of_its_weights_and_images(script, swept, what, monkeypatch):
+    """Of one configuration, as another version may draw or read them."""
+    if what == "weights":
+        shutil.rmtree(RUN / "checkpoints")
+        draw = functools.partial(random_variables, seed=1)
+        monkeypatch.setattr(run_directories, "random_variables", draw)
+        plant_run(RUN)
+    else:
+        monkeypatch.setattr(datasets.Splits, "fingerprint", "0" * 64)
+    for module, more in ((sweep, []), (compact, ["--k=1"])):
+        assert f"{what} is " in fails(script, module, MODEL, *more)
 
 
 def test_a_changed_table_is_not_pruned_by(script, swept):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from experiments import sweep
-from jaxprune.sweep import evaluation, unfinished
+from jaxprune.sweep import evaluation, maps, unfinished
 from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
-from run_directories import FOLDER, SMALL
+from run_directories import FOLDER, SMALL, plant_run
 
 RUN = FOLDER.parent
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -96,6 +96,29 @@ def test_a_comparison_goes_on(script, interrupt):
     again = Comparison.load(folder)
     np.testing.assert_array_equal(found.accuracy, again.accuracy)
     np.testing.assert_array_equal(found.random_accuracy, again.random_accuracy)
+
+
+@pytest.mark.parametrize(
+    ("flag", "folders", "said"),
+    [
+        ("--maps_dir=big", [Path("big")], "feature maps, 23.0kiB"),
+        ("--maps=recompute", [], "feature maps:"),
+    ],
+)
+def test_where_feature_maps_are(script, monkeypatch, flag, folders, said):
+    """30 images, 7 x 7 x 4 float32; what is kept of them is said first."""
+    plant_run(RUN)
+    Path("big").mkdir()
+    places, opened = [], maps.tempfile.TemporaryFile
+
+    def spy(dir):
+        places.append(dir)
+        return opened(dir=dir)
+
+    monkeypatch.setattr(maps.tempfile, "TemporaryFile", spy)
+    code, _, err = script(sweep, "--model=digits_pair", "--ks=0,1", flag)
+    assert code == 0, err
+    assert places == folders and said in err
 
 
 @pytest.mark.parametrize(

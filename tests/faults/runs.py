@@ -53,7 +53,7 @@ JOBS = {
         (TRAIN,),
     ),
     "plot": Job("plot", before=(TRAIN, SWEEP)),
-    "report": Job("report", before=(TRAIN, SWEEP)),
+    "report": Job("report", before=(TRAIN, Job("sweep", ("--noreport",), (TRAIN,)))),
 }
 
 

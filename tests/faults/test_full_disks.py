@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 # Trials of each job, by place. Without a cache everything is compiled anew.
 TRIALS = {
     ("train", "workdir"): 10, ("sweep", "workdir"): 8, ("compact", "workdir"): 8,
-    ("shrink", "workdir"): 8, ("plot", "workdir"): 4, ("train", "cache"): 4,
-    ("shrink", "cache"): 1, ("sweep", "TMPDIR"): 5, ("compact", "TMPDIR"): 2,
+    ("shrink", "workdir"): 8, ("plot", "workdir"): 2, ("report", "workdir"): 2,
+    ("train", "cache"): 4, ("shrink", "cache"): 1, ("sweep", "TMPDIR"): 5,
+    ("compact", "TMPDIR"): 2,
 }  # fmt: skip
 # KiB of room beyond what is there: from none to enough for all.
 ROOM = 0, 4, 16, 64, 256, 1024

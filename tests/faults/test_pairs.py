@@ -18,8 +18,8 @@ from tally import trials
 pytestmark = pytest.mark.slow
 PAIRS = {
     "train, train": 8, "train, another seed": 6, "train, sweep": 6, "sweep, sweep": 6,
-    "sweep, compact": 6, "compact, compact": 6, "shrink, compact": 4, "plot, plot": 4,
-    "plot, sweep": 4,
+    "sweep, compact": 6, "compact, compact": 6, "shrink, compact": 4, "plot, plot": 2,
+    "plot, sweep": 4, "report, sweep": 2,
 }  # fmt: skip
 AFTER_TRAINING = JOBS["train"], JOBS["sweep"]
 OTHER_SEED = Job("train", ("--seed=1",))
@@ -34,6 +34,7 @@ WHAT = {
     "shrink, compact": (JOBS["shrink"], JOBS["compact"]),
     "plot, plot": (JOBS["plot"], JOBS["plot"]),
     "plot, sweep": (JOBS["plot"], JOBS["sweep"]._replace(before=AFTER_TRAINING)),
+    "report, sweep": (JOBS["report"], JOBS["sweep"]),
 }
 
 

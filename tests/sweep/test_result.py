@@ -50,6 +50,16 @@ def test_a_table_cut_within_its_last_row(saved):
         SweepResult.load(saved)
 
 
+def test_arrays_of_another_sweep(saved):
+    """They are whole, and fit one another."""
+    one = result()
+    other = replace(one, predictions=(one.predictions + 1) % 3)
+    other.save(saved.parent / "other")
+    (saved.parent / "other" / "sweep.npz").replace(saved / "sweep.npz")
+    with pytest.raises(InputError, match=r"sweep\.npz does not match its sha256"):
+        SweepResult.load(saved)
+
+
 def test_no_damage_of_the_summary_is_believed(saved):
     """A byte in each of 300 places becomes another."""
     whole, path = SweepResult.load(saved), saved / "summary.json"
@@ -96,10 +106,15 @@ def test_arrays_that_do_not_fit_one_another(saved, name, change, message):
     with pytest.raises(InputError, match=message):
         replace(one, **{name: change(getattr(one, name))})
     if name == "ks":
-        return
-    with np.load(saved / "sweep.npz") as arrays:
-        changed = dict(arrays) | {name: change(arrays[name])}
-    np.savez(saved / "sweep.npz", **changed)
+        header, *rows = (saved / "sweep.csv").read_text().splitlines()
+        others = [row[row.index(",") :] for row in rows]
+        ks = change(one.ks)
+        rows = [f"{k}{other}" for k, other in zip(ks, others, strict=True)]
+        (saved / "sweep.csv").write_text("\n".join([header, *rows]))
+    else:
+        with np.load(saved / "sweep.npz") as arrays:
+            changed = dict(arrays) | {name: change(arrays[name])}
+        np.savez(saved / "sweep.npz", **changed)
     facts = json.loads((saved / "summary.json").read_text())
     (saved / "summary.json").unlink()
     sealed.write(saved, "summary.json", facts)
