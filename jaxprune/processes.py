@@ -109,9 +109,9 @@ def _watch(client: Any) -> None:
             return  # nobody to ask
         if _is_telling.is_set():
             return  # they are its own
-        # A progress bar may be at work.
-        print(f"\nerror: {words}", file=sys.stderr, flush=True)
         _see_the_others_off()
+        # Last: a progress bar may be at work.
+        print(f"\nerror: {words}", file=sys.stderr, flush=True)
         os._exit(2)
 
 

@@ -42,14 +42,13 @@ def _apply(eqn: Any, inputs: list[np.ndarray]) -> Any:
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
         return _map(params, inputs)
-    inner = inner_jaxpr(eqn)
-    if inner is not None:
-        assert len(inner.invars) == len(inputs) and not inner.constvars, name
-        return _run(inner, [], inputs)
     if name in TABLE:
         found = TABLE[name](*inputs, **params)
         if found is not None:
             return found if eqn.primitive.multiple_results else [found]
+    elif (inner := inner_jaxpr(eqn)) is not None:
+        assert len(inner.invars) == len(inputs) and not inner.constvars, name
+        return _run(inner, [], inputs)
     found = eqn.primitive.bind(*map(jax.numpy.asarray, inputs), **params)
     return found if eqn.primitive.multiple_results else [found]
 
