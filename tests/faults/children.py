@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ["XLA_FLAGS"] = ""  # one device, as a user's CPU has
+# One device, as a user's CPU has.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
 
 from forked import Faults
