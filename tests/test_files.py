@@ -45,6 +45,16 @@ def test_two_names_are_exchanged_in_one_step(tmp_path):
     assert not files._exchange(tmp_path / "x", tmp_path / "nothing")
 
 
+def test_at_no_moment_is_there_none(old, monkeypatch):
+    """What takes two renames leaves a moment between them."""
+    (old.parent / "other").mkdir()
+    if not files._exchange(old.parent / "other", old):
+        pytest.skip("this system or file system cannot")
+    monkeypatch.setattr(type(old), "rename", lambda *paths: pytest.fail("renamed"))
+    replace_folder(old)
+    assert [path.name for path in old.iterdir()] == ["b"]
+
+
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_a_block_that_fails_changes_nothing(old, monkeypatch, can_exchange):
     if not can_exchange:

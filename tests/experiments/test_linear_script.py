@@ -31,9 +31,12 @@ def test_swept_and_compact(script):
     result = jaxprune.SweepResult.load(folder)
     assert (np.diff(result.scores[result.order]) >= 0).all()
 
-    # Another ridge is another sweep.
+    # Another ridge is another sweep, and so are other images.
     code, _, err = script(sweep, *SMALL, *flags, "--ridge=0.1")
     assert code == 2 and "ridge is 0.02, not 0.1" in err
+    others = [*flags[:2], "--calibration_split=train[:32]"]
+    code, _, err = script(sweep, *SMALL, *others, "--ridge=0.02")
+    assert code == 2 and "split is train[:64], not train[:32]" in err
 
     code, out, err = script(
         compact, *SMALL, *flags, "--ridge=0.02", "--k=5", "--latency_batches=1",

@@ -121,7 +121,8 @@ def other_weights():
 
 
 @pytest.mark.parametrize(
-    "change", ["images", "labels", "weights", "facts", "order", "ks", "values", "fill"]
+    "change",
+    ["images", "labels", "weights", "facts", "order", "ks", "values", "fill", "drop"],
 )
 def test_what_was_of_another_sweep_is_not_taken(layer, change, tmp_path, at_once, fill):
     kept = Unfinished(tmp_path)
@@ -146,8 +147,23 @@ def test_what_was_of_another_sweep_is_not_taken(layer, change, tmp_path, at_once
             options["fill"] = values * np.float32(1.1)
         case "fill":
             options["fill"] = fill
+        case "drop":  # which has no numbers
+            options["fill"] = "drop"
     found = sweep_layer(other, scores, unfinished=kept, **options)
     assert_equal(found, sweep_layer(other, scores, **options))
+
+
+def test_another_layer_of_as_many_channels(tmp_path, at_once):
+    apply, variables = network(PairCNN(widths=(3, 9, 9), dense=(10, 4)), SHAPE)
+    one, other = (
+        tap_layer(apply, variables, SPLIT, batch_size=8, layer=name)
+        for name in ("conv2", "conv3")
+    )
+    kept = Unfinished(tmp_path)
+    sweep_layer(one, SCORES, unfinished=kept)
+    poison(tmp_path)
+    found = sweep_layer(other, SCORES, unfinished=kept)
+    assert_equal(found, sweep_layer(other, SCORES))
 
 
 def test_a_fill_of_other_images_is_another(layer, fill, tmp_path, at_once):
@@ -194,6 +210,12 @@ def test_a_short_sweep_writes_once(layer, tmp_path):
     kept = Unfinished(tmp_path / "kept")
     sweep_layer(layer, SCORES, unfinished=kept)
     assert [path.name for path in kept.folder.iterdir()] == ["sweep-0-0-40.npz"]
+
+
+def test_an_interrupt_keeps_what_is_finished(layer, tmp_path):
+    """However short a time it was since the last file."""
+    interrupted(layer, Unfinished(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep-0-0-24.npz"]
 
 
 def test_sums_do_not_depend_on_the_order():
