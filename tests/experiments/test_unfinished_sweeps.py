@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import sweep
+from experiments import facts, sweep
 from jaxprune.sweep import evaluation, maps, unfinished
 from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
@@ -74,6 +74,21 @@ def test_a_sweep_goes_on(script, interrupt):
     # Nothing of it is taken where the fill is another.
     code, _, err = script(sweep, *SMALL, "--fill=zero")
     assert code == 0, err
+
+
+def test_nothing_of_another_version_is_taken(script, interrupt, monkeypatch):
+    plant_run(RUN)
+    resume = interrupt(2)
+    assert script(sweep, "--model=digits_pair")[0] == 130
+    for path in RUN.glob("unfinished-*/*"):
+        poison(path)
+    resume()
+    monkeypatch.setattr(facts, "_commit", lambda: "another")
+    found = []
+    for _ in range(2):
+        assert script(sweep, "--model=digits_pair")[0] == 0
+        found.append(SweepResult.load(FOLDER).predictions)
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.slow

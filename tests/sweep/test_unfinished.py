@@ -127,9 +127,10 @@ def other_weights():
 def test_what_was_of_another_sweep_is_not_taken(layer, change, tmp_path, at_once, fill):
     kept = Unfinished(tmp_path)
     values = np.ones(9, np.float32)
-    interrupted(layer, kept, fill=values)
+    options = {"fill": values, "ks": [*range(8)]}
+    interrupted(layer, kept, **options)
     poison(tmp_path)
-    other, scores, options = layer, SCORES, {"fill": values}
+    other, scores = layer, SCORES
     match change:
         case "images":
             other = tapped(other_images())
@@ -142,7 +143,7 @@ def test_what_was_of_another_sweep_is_not_taken(layer, change, tmp_path, at_once
         case "order":
             scores = SCORES[::-1].copy()
         case "ks":
-            options["ks"] = [*range(8)]
+            options["ks"] = [*range(7), 8]
         case "values":
             options["fill"] = values * np.float32(1.1)
         case "fill":
