@@ -203,8 +203,10 @@ def compare_fills(results: list[SweepResult]) -> Figure:
     about = results[0].about
     panels[0].set_title(
         f"{about.get('model', 'network')}, layer {about['layer']}: "
-        "what a pruned channel becomes"
+        "what a pruned channel becomes",
+        pad=16,
     )
+    note(panels[0], results[0])
     for axes, name in zip(panels, names, strict=False):
         axes.set_ylabel(name.replace("_", " "))
         axes.set_ylim(0, 1.02)
