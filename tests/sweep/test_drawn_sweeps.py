@@ -55,7 +55,7 @@ def with_both_classes(model, seed):
     last = taps.list_layers(apply, variables, images)[-1].name
     program = jax.make_jaxpr(apply)(variables, images)
     (logits,) = numpy_programs.run(program, variables, images)
-    # Of a network that returns one thing for all images nothing but rounding would stay.
+    # Of one that returns the same for all images nothing but rounding would stay.
     if np.ptp(logits, axis=0).max() > 1e-4 * np.abs(logits).max():
         variables["params"][last]["bias"] -= logits.mean(0)
     return apply, variables
