@@ -181,6 +181,7 @@ def test_a_calibration_split_has_no_images_that_k_is_chosen_on(run):
     assert code == 2 and "holds 4 images of --select_split=train[56:]" in err
 
 
+@pytest.mark.slow
 def test_table_with_training(run):
     (code, out, err), workdir = run(
         "--ks=1,4", "--layer=conv2", "--fill=mean", *QUICK, "--recalibrate",

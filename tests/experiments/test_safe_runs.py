@@ -357,6 +357,7 @@ def test_a_run_directory_that_is_none(script, place):
     assert f"{place[:-2] if '/' in place else place} is no folder" in line
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_new_folder():
     """One of them trains, whichever it is, and the folder is all of that one."""
     flags = [flag for flag in SMALL if "epochs" not in flag] + ["--epochs=1"]

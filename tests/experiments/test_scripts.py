@@ -265,6 +265,7 @@ def wait_for(path, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_ends_with_the_same_parameters(script, tmp_path):
     flags = [f for f in SMALL if "epochs" not in f] + ["--epochs=4"]
     assert script(train, *flags, "--workdir=whole")[0] == 0

@@ -20,6 +20,7 @@ FLAGS = (*SMALL, "--seeds=0,5", "--max_drop=0.3", "--ks=0,2,4,7")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+@pytest.mark.slow
 def test_two_seeds_interrupted_and_resumed(script, monkeypatch):
     measure = sweep.sweep_layer
 

@@ -51,6 +51,7 @@ def poison(path):
     return slice(first, end)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on(script, interrupt):
     assert script(sweep, *SMALL)[0] == 0
     whole = SweepResult.load(FOLDER)

@@ -14,7 +14,7 @@ from jaxprune.shrinking.analysis import analyse
 from jaxprune.shrinking.budget import Budget
 from zoo import EXAMPLE_SHAPE, ZOO
 
-SOME = ("vgg_plain", "cifar_resnet")
+SOME = ("vgg_plain",)
 
 
 def network(name="vgg_plain"):

@@ -168,6 +168,7 @@ for _ in range(15):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_save_at_once(tmp_path):
     """Whoever is last wins, with all files; and at no moment is there anything else."""
     folder = tmp_path / "sweep"
