@@ -77,7 +77,7 @@ def test_two_processes_train_and_sweep_together(script):
         alone = SweepResult.load(Path("again") / folder.name)
         assert alone.about["weights"] == both.about["weights"]
         # float32's sums over other batches; a loss's rise is a difference.
-        np.testing.assert_allclose(alone.scores, both.scores, rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(alone.scores, both.scores, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(alone.predictions, both.predictions)
         np.testing.assert_allclose(alone.cross_entropy, both.cross_entropy, rtol=1e-5)
 

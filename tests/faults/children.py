@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# One device, as a user's CPU has.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = ""  # one device, as a user's CPU has
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
 
 from forked import Faults
