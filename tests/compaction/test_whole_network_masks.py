@@ -12,11 +12,10 @@ from campaigns import Campaign
 from drawn_networks import draw_network
 from jaxprune.compaction.proof import compare
 from jaxprune.errors import InputError
-from tally import trials
 from zoo import ZOO
 
 MASKS = 25
-# Networks of the long campaign, in parts that workers share; by default a tenth.
+# Networks of the long campaign, in parts that workers share.
 DRAWN, PARTS = 1000, 20
 # Between them: a flatten, sums, GroupNorm, grouped and depthwise convolutions, gates.
 SOME = ("vgg_plain", "resnet_groupnorm", "resnext", "senet_1x1", "mobilenet_v2")
@@ -114,8 +113,7 @@ def test_an_error_in_any_groups_fold_is_found(name):
 def test_drawn_networks(part, record_property):
     """Each has a mask of its own, and fills; a refused one has another drawn."""
     kinds, refused, used = Counter(), 0, []
-    first = part * DRAWN // PARTS
-    for seed in range(first, first + trials(DRAWN // PARTS)):
+    for seed in range(part * DRAWN // PARTS, (part + 1) * DRAWN // PARTS):
         names, model = draw_network(np.random.default_rng(seed))
         kinds.update(names)
         network = Campaign(model, seed)
