@@ -34,11 +34,14 @@ def as_array(what: str, value: Any) -> np.ndarray:
         raise InputError(f"{what} must be an array: {first_line(error)}") from None
 
 
-def check_numbers(what: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+def check_numbers(
+    what: str, value: Any, shape: tuple[int, ...], *, lowest: float | None = None
+) -> np.ndarray:
     """`value` as an array, if it holds finite real numbers of this shape.
 
     Raises:
-      InputError: it does not; the first place that is not finite is named.
+      InputError: it does not, or holds one below `lowest`; the first place that is not
+        finite is named.
     """
     array = as_array(what, value)
     if not _is_real(array) or array.dtype == bool:
@@ -46,6 +49,8 @@ def check_numbers(what: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape != shape:
         raise InputError(f"{what} must be of shape {shape}, got {array.shape}")
     _check_finite(what, array)
+    if lowest is not None and (array < lowest).any():
+        raise InputError(f"{what} must be at least {lowest:g}, got {array.min():g}")
     return array
 
 

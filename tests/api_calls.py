@@ -365,6 +365,8 @@ CALLS |= {
         RESULT, cross_entropy=RESULT.cross_entropy * np.nan),
     "spread of a result's losses": lambda: replace(
         RESULT, cross_entropy_std=RESULT.cross_entropy[1:]),
+    "negative losses of a result": lambda: replace(
+        RESULT, cross_entropy=-RESULT.cross_entropy - 1),
     "losses of a result too few": lambda: replace(
         RESULT, cross_entropy=RESULT.cross_entropy[1:]),
     "chosen without labels": lambda: replace(

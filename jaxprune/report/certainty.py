@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from jaxprune.sweep.certainty import Interval, points
@@ -42,16 +41,11 @@ def note(axes: Axes, result: SweepResult) -> None:
     )  # fmt: skip
 
 
-def loss_curve(
-    axes: Axes,
-    ks: Sequence[int],
-    cross_entropy: Float[np.ndarray, " K"],
-    interval: Interval | None,
-    color: str,
-) -> None:
+def loss_curve(axes: Axes, result: SweepResult, color: str) -> None:
     """Mean cross-entropy against K; logarithmic, as it may rise a hundredfold."""
-    axes.plot(ks, cross_entropy, color=color, label="cross-entropy")
+    losses = np.asarray(result.cross_entropy)
+    axes.plot(result.ks, losses, color=color, label="cross-entropy")
     axes.set_yscale("log", nonpositive="clip")
-    if interval is not None:
-        band(axes, ks, interval, color)
+    if (interval := result.cross_entropy_interval) is not None:
+        band(axes, result.ks, interval, color)
     axes.set_ylabel("mean cross-entropy, nats")

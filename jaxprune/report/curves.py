@@ -156,10 +156,7 @@ def accuracy_vs_k(result: SweepResult) -> Figure:
     top.set_title(result.title, pad=16)
     top.legend(loc="lower left", framealpha=0.95)
     if result.cross_entropy is not None:
-        loss_curve(
-            panels[-1], result.ks, result.cross_entropy, result.cross_entropy_interval,
-            _ACCURACY,
-        )  # fmt: skip
+        loss_curve(panels[-1], result, _ACCURACY)
     for axes in panels:
         _axes_of_k(axes, result)
     return figure

@@ -165,10 +165,10 @@ def _sweep(
                 tapped, evaluate, batch_size, (ours.ks, keeper), on_pairs
             )
         on_pairs(len(tapped.own) * (len(keys) - len(new)))
-        for i, row, moments in zip(new, found, losses.T, strict=True):
-            known[keys[i]] = row.copy(), moments
-        rows, moments = zip(*(known[key] for key in keys), strict=True)
-        predictions, (mean, mean_square) = np.stack(rows), np.transpose(moments)
+        for i, row, means in zip(new, found, losses.T, strict=True):
+            known[keys[i]] = row.copy(), means
+        rows, every_means = zip(*(known[key] for key in keys), strict=True)
+        predictions, (mean, mean_square) = np.stack(rows), np.transpose(every_means)
         awaited.subtract(keys)
         known = {key: made for key, made in known.items() if awaited[key]}
         seconds = time.perf_counter() - started

@@ -4,7 +4,7 @@ Axes: K masks, N images, H x W positions, P channels, C classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ class SweepResult:
       about: JSON-able facts of how it was made.
       cross_entropy: mean over the images at each k, in nats; None in a sweep that was
         saved before it was kept.
-      cross_entropy_std: standard deviation over the images at each k, in nats; None as
-        above.
+      cross_entropy_std: their standard deviation at each k, in nats; None as above.
       select_predictions: for other images, that K is chosen on; None where it is
         chosen on the images above.
       select_labels: true class of each of them.
@@ -71,8 +70,9 @@ class SweepResult:
         arguments.check_labels("predictions", self.predictions, classes)
         self._check_rows("predictions", self.predictions, self.labels)
         for name in ("cross_entropy", "cross_entropy_std"):
-            if (values := getattr(self, name)) is not None:
-                arguments.check_numbers(name, values, (len(self.ks),))
+            values = getattr(self, name)
+            if values is not None:
+                arguments.check_numbers(name, values, (len(self.ks),), lowest=0.0)
         if self.select_predictions is not None:
             labels, predictions = self.select_labels, self.select_predictions
             arguments.check_labels("select_labels", labels, classes)
@@ -213,8 +213,8 @@ class SweepResult:
         }
         if self.cross_entropy is not None:
             columns["cross_entropy"] = self.cross_entropy
-        if self.cross_entropy_interval is not None:
-            columns |= _ends("cross_entropy", self.cross_entropy_interval)
+        if (interval := self.cross_entropy_interval) is not None:
+            columns |= _ends("cross_entropy", interval)
         columns |= _ends("accuracy", made.accuracy)
         columns["change"] = self.accuracy - self.accuracy[0]
         columns |= _ends("change", made.change)
@@ -239,13 +239,12 @@ class SweepResult:
             "baseline_balanced_accuracy": float(self.balanced_accuracy[0]),
             "chosen": self.at(self.largest_safe_k(self.max_drop)),
         }
-        balanced = self._chooser.balanced_accuracy
         for points, drop in (("1_point", 0.01), ("5_points", 0.05)):
             summary |= {
                 f"largest_safe_k_within_{points}": self.largest_safe_k(drop),
                 f"largest_k_within_{points}": self.largest_k_within(drop),
                 f"largest_k_within_{points}_balanced": metrics.largest_k_within(
-                    self.ks, balanced, drop
+                    self.ks, self._chooser.balanced_accuracy, drop
                 ),
             }
         return summary
@@ -298,7 +297,4 @@ def _ends(
 
 
 _ARRAYS = ("order", "scores", "predictions", "labels", "mean_feature_map")
-_MAYBE = (
-    "cross_entropy", "cross_entropy_std", "select_predictions", "select_labels",
-    "thumbnail_images", "thumbnails",
-)  # fmt: skip
+_MAYBE = tuple(field.name for field in fields(SweepResult) if field.default is None)

@@ -17,6 +17,11 @@ OPTIONS = {"ast": True, "actions": False, "renderer": "svg"}
 # Colours of the style sheet, --c0 .. --c7.
 _COLOURS = 8
 
+# Of which a logarithm is drawn.
+_LOSS = "cross_entropy"
+
+_SHOWN = "indexof(hidden, datum.name) < 0"
+
 
 @functools.cache
 def library() -> str:
@@ -52,42 +57,13 @@ def curves(column: str, title: str, names: list[str], channels: int) -> dict[str
     """
     dashes = [_dash(i) for i in range(len(names))]
     scale = {"domain": names, "range": [colour(i) for i in range(len(names))]}
-    loss = column == "cross_entropy"
     y = {
         "field": column, "type": "quantitative", "title": title,
-        "scale": {"type": "log"} if loss else {"domain": [0, 1]},
+        "scale": {"type": "log"} if column == _LOSS else {"domain": [0, 1]},
         "axis": {"tickCount": 5},
     }  # fmt: skip
-    shown = "indexof(hidden, datum.name) < 0"
-    low, high = f"{column}_low", f"{column}_high"
-    unfold = [
-        {"filter": f"isValid(datum.columns.{column})"},
-        # Older sweeps have no interval of the loss.
-        *({"calculate": f"datum.columns.{x} || []", "as": x} for x in (low, high)),
-        {
-            "flatten": ["ks", f"columns.{column}", low, high],
-            "as": ["k", column, low, high],
-        },
-    ]
-    lowest = f"datum.{low}"
-    if loss:  # of which a logarithm is drawn
-        unfold.append({"filter": f"datum.{column} > 0"})
-        lowest = f"max(datum.{low}, datum.{column} / 10)"
-    has_band = f"datum.name == main && {shown} && isValid(datum.{low})"
-    # All others' have no height: a scale must have something to go by.
-    band = {
-        "transform": [
-            {"calculate": f"{has_band} ? {end} : datum.{column}", "as": name}
-            for name, end in (("low", lowest), ("high", f"datum.{high}"))
-        ],
-        "mark": {"type": "area", "opacity": 0.25, "aria": False},
-        "encoding": {
-            "y": {**y, "field": "low"},
-            "y2": {"field": "high"},
-        },
-    }  # fmt: skip
     lines = {
-        "transform": [{"filter": shown}],
+        "transform": [{"filter": _SHOWN}],
         "mark": {"type": "line", "strokeWidth": 2, "clip": True},
         "encoding": {
             "y": y,
@@ -98,18 +74,48 @@ def curves(column: str, title: str, names: list[str], channels: int) -> dict[str
         },
     }  # fmt: skip
     safe = {
-        "transform": [{"filter": f"datum.k == datum.largest_safe_k && {shown}"}],
+        "transform": [{"filter": f"datum.k == datum.largest_safe_k && {_SHOWN}"}],
         "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
         "encoding": {"y": y},
     }
     return {
         **_chart(f"{title} against the number of pruned channels"),
-        "transform": unfold,
+        "transform": _rows(column),
         "encoding": {
             "x": _k(channels),
             "color": {"field": "name", "scale": scale, "legend": None},
         },
-        "layer": [band, lines, safe, _cursor()],
+        "layer": [_band(column, y), lines, safe, _cursor()],
+    }
+
+
+def _rows(column: str) -> list[dict[str, Any]]:
+    """A row for each K of every sweep that has the column."""
+    ends = [f"{column}_low", f"{column}_high"]
+    rows: list[dict[str, Any]] = [
+        {"filter": f"isValid(datum.columns.{column})"},
+        # Older sweeps have no interval of the loss.
+        *({"calculate": f"datum.columns.{end} || []", "as": end} for end in ends),
+        {"flatten": ["ks", f"columns.{column}", *ends], "as": ["k", column, *ends]},
+    ]
+    return [*rows, {"filter": f"datum.{column} > 0"}] if column == _LOSS else rows
+
+
+def _band(column: str, y: dict[str, Any]) -> dict[str, Any]:
+    """The interval of the sweep that is looked at.
+
+    All others' have no height: a scale must have something to go by.
+    """
+    low, high = f"datum.{column}_low", f"datum.{column}_high"
+    drawn = f"datum.name == main && {_SHOWN} && isValid({low})"
+    lowest = f"max({low}, datum.{column} / 10)" if column == _LOSS else low
+    return {
+        "transform": [
+            {"calculate": f"{drawn} ? {end} : datum.{column}", "as": name}
+            for name, end in (("low", lowest), ("high", high))
+        ],
+        "mark": {"type": "area", "opacity": 0.25, "aria": False},
+        "encoding": {"y": {**y, "field": "low"}, "y2": {"field": "high"}},
     }
 
 
