@@ -36,6 +36,7 @@ import tally
 from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
 from jaxprune.data.splits import Split
 from jaxprune.shrinking import latency
+from jaxprune.sweep import maps
 
 # What scripts draw random numbers with, here and in processes of their own. No test
 # looks at the numbers, and XLA compiles a small network's initialisation with Threefry
@@ -140,6 +141,19 @@ def made_once(of_all_workers):
         return folder
 
     return made
+
+
+@pytest.fixture
+def maps_places(monkeypatch) -> list[Path | None]:
+    """The folders that feature maps are kept in from now on."""
+    places, opened = [], maps.tempfile.TemporaryFile
+
+    def spy(dir):
+        places.append(dir)
+        return opened(dir=dir)
+
+    monkeypatch.setattr(maps.tempfile, "TemporaryFile", spy)
+    return places
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import facts, sweep
-from jaxprune.sweep import evaluation, maps, unfinished
+from jaxprune.sweep import evaluation, unfinished
 from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
 from run_directories import FOLDER, SMALL, plant_run
@@ -121,20 +121,13 @@ def test_a_comparison_goes_on(script, interrupt):
         ("--maps=recompute", [], "feature maps:"),
     ],
 )
-def test_where_feature_maps_are(script, monkeypatch, flag, folders, said):
+def test_where_feature_maps_are(script, maps_places, flag, folders, said):
     """30 images, 7 x 7 x 4 float32; what is kept of them is said first."""
     plant_run(RUN)
     Path("big").mkdir()
-    places, opened = [], maps.tempfile.TemporaryFile
-
-    def spy(dir):
-        places.append(dir)
-        return opened(dir=dir)
-
-    monkeypatch.setattr(maps.tempfile, "TemporaryFile", spy)
     code, _, err = script(sweep, "--model=digits_pair", "--ks=0,1", flag)
     assert code == 0, err
-    assert places == folders and said in err
+    assert maps_places == folders and said in err
 
 
 @pytest.mark.parametrize(

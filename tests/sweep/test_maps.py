@@ -64,19 +64,12 @@ def test_a_disk_that_is_too_small(monkeypatch, tmp_path):
     tapped(maps="recompute")
 
 
-def test_where_they_are(monkeypatch, tmp_path):
+def test_where_they_are(maps_places, tmp_path):
     """In the folder that is named, or nowhere."""
-    places, opened = [], maps.tempfile.TemporaryFile
-
-    def spy(dir):
-        places.append(dir)
-        return opened(dir=dir)
-
-    monkeypatch.setattr(maps.tempfile, "TemporaryFile", spy)
     tapped(maps_dir=tmp_path)
-    assert places == [tmp_path]
+    assert maps_places == [tmp_path]
     tapped(maps="recompute")
-    assert places == [tmp_path]
+    assert maps_places == [tmp_path]
 
 
 def test_bad_input():
