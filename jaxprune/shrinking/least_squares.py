@@ -20,16 +20,28 @@ def centred(rows: np.ndarray) -> Float[np.ndarray, "n F"]:
     return rows - rows.mean(0)
 
 
+class Ridge:
+    """Ridge regression on centred rows; the ridge in units of the mean eigenvalue."""
+
+    def __init__(self, z: Float[np.ndarray, "n k"], ridge: float):
+        self.z = z
+        gram = (z.T @ z).astype(np.float64)
+        penalty = ridge * np.trace(gram) / len(gram)
+        gram[np.diag_indices_from(gram)] += penalty or 1.0
+        self.factor = linalg.cho_factor(gram, overwrite_a=True, check_finite=False)
+
+    def solve(self, y: Float[np.ndarray, "n U"]) -> Float[np.ndarray, "k U"]:
+        """The coefficients for centred targets."""
+        product = (self.z.T @ y).astype(np.float64)
+        solved = linalg.cho_solve(self.factor, product, check_finite=False)
+        return solved.astype(np.float32)
+
+
 def least_squares(
     z: Float[np.ndarray, "n k"], y: Float[np.ndarray, "n U"], ridge: float
 ) -> Float[np.ndarray, "k U"]:
     """Ridge regression of centred rows; the ridge in units of the mean eigenvalue."""
-    gram = (z.T @ z).astype(np.float64)
-    penalty = ridge * np.trace(gram) / len(gram)
-    gram[np.diag_indices_from(gram)] += penalty or 1.0
-    factor = linalg.cho_factor(gram, overwrite_a=True, check_finite=False)
-    solved = linalg.cho_solve(factor, (z.T @ y).astype(np.float64), check_finite=False)
-    return solved.astype(np.float32)
+    return Ridge(z, ridge).solve(y)
 
 
 def patches(
