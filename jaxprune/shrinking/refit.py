@@ -45,8 +45,8 @@ from jaxprune.shrinking.destinations import find_destinations, follow
 from jaxprune.shrinking.goals import Fitted, Goal, fit
 from jaxprune.shrinking.least_squares import centred, least_squares, patches
 
-# Rows that channels are regressed on, and the fewest that patches are.
-_CHANNEL_ROWS, _PATCH_ROWS = 30_000, 16_000
+# Rows that channels are regressed on, and patches at the least.
+_ROWS = 30_000
 # Rows of patches for each unknown, where there are as many.
 _ROWS_PER_UNKNOWN = 4
 _CHANNEL_RIDGE = 1e-3
@@ -181,7 +181,7 @@ class _Pair:
     ) -> Fitted:
         """The kernel for kept inputs and the outputs that are used; and the bias."""
         x, k = _rows(whole), _rows(cut[..., keep])
-        pick = self._draw(len(x), _CHANNEL_ROWS)
+        pick = self._draw(len(x), _ROWS)
         if isinstance(call.module, nn.Dense):
             return fit(k[pick].astype(np.float32), goal.rows(pick), _CHANNEL_RIDGE)
         a = least_squares(centred(k[pick]), centred(x[pick]), _CHANNEL_RIDGE)
@@ -190,7 +190,7 @@ class _Pair:
         towards = np.einsum("kf,...fu->...ku", a, kernel, optimize=True)
         towards = towards.reshape(-1, towards.shape[-1])
         unknowns = len(towards)
-        count = max(_PATCH_ROWS, _ROWS_PER_UNKNOWN * unknowns)
+        count = max(_ROWS, _ROWS_PER_UNKNOWN * unknowns)
         pick = self._draw(len(goal.target), count)
         z = patches(call.module, cut[..., keep], pick, call.output.shape)
         ridge = _PATCH_RIDGE * unknowns / len(pick)

@@ -5,11 +5,10 @@ from collections import Counter
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_split, random_variables
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from zoo import EXAMPLE_SHAPE, ZOO
 
+from conftest import random_split, random_variables
 from jaxprune.channels.flow import READERS
 from jaxprune.channels.groups import find_groups
 from jaxprune.channels.program import Run, trace_program
@@ -18,6 +17,7 @@ from jaxprune.shrinking import refit as refitting
 from jaxprune.shrinking.destinations import Destination, find_destinations, follow
 from jaxprune.shrinking.goals import Goal, fit
 from jaxprune.shrinking.refit import refit
+from zoo import EXAMPLE_SHAPE, ZOO
 
 SHAPE = (6, 6, 2)
 WIDTH = 6
