@@ -39,8 +39,8 @@ def pareto(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.set_xlim(0, 1.05)
         add_grid(axes)
     panels[0].annotate(
-        f"whole network {whole:.4f}", (0.02, whole), xytext=(0, 4),
-        textcoords="offset points", color="0.35",
+        f"whole network {whole:.4f}", (0.02, whole), xytext=(0, -4),
+        textcoords="offset points", verticalalignment="top", color="0.35",
     )  # fmt: skip
     panels[0].set_ylabel("accuracy")
     figure.suptitle(title)
