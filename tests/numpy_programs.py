@@ -55,8 +55,12 @@ def _apply(eqn: Any, inputs: list[np.ndarray]) -> Any:
 
 def _map(params: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     """A loop that carries nothing, as of `lax.map`."""
-    assert params["num_carry"] == 0
-    fixed, rows = inputs[: params["num_consts"]], inputs[params["num_consts"] :]
+    if "ft_in" in params:  # since JAX 0.11
+        constants, carried = (len(part.vals) for part in params["ft_in"].unpack()[:2])
+    else:
+        constants, carried = params["num_consts"], params["num_carry"]
+    assert carried == 0
+    fixed, rows = inputs[:constants], inputs[constants:]
     closed = params["jaxpr"]
     results = [_run(closed.jaxpr, closed.consts, [*fixed, *r]) for r in zip(*rows)]  # noqa: B905
     return [np.stack(parts) for parts in zip(*results, strict=True)]
