@@ -42,7 +42,7 @@ _Model = TypedDict(
     "_Model",
     {
         "class": str,
-        "fields": NotRequired[dict[str, int | list[int]]],
+        "fields": NotRequired[dict[str, int | float | list[int | float]]],
         "dtype": NotRequired[str],
     },
 )

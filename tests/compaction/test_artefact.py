@@ -15,8 +15,10 @@ from flax import linen as nn
 import jaxprune
 from conftest import random_split, random_variables
 from jaxprune.compaction import artefact
+from jaxprune.compaction.compact import as_compact
+from jaxprune.compaction.network import OWN
 from jaxprune.errors import InputError
-from jaxprune.networks.models import PairCNN
+from jaxprune.networks.models import CifarResNet, CifarVGG, PairCNN
 from programs import run_program
 from run_directories import reseal
 
@@ -51,6 +53,22 @@ def test_loads_as_it_was(pair, saved):
     np.testing.assert_array_equal(loaded(x), small(x))
     assert sorted(p.name for p in saved.iterdir()) == [artefact.SPEC, artefact.WEIGHTS]
     assert list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_each_of_its_own_networks_is_read_again(name, tmp_path):
+    """With all that an artefact says of it, rates of dropout too."""
+    model = {
+        "CifarVGG": CifarVGG(widths=(3,) * 13, dense=(4, 4, 3, 5)),
+        "CifarResNet": CifarResNet(8, (3, 4, 5), 4),
+        "PairCNN": PAIR,
+    }[name]
+    x = jnp.ones((1, *((14, 14, 2) if model is PAIR else (32, 32, 3))))
+    whole = as_compact(model, random_variables(model, x), x, {"train": False})
+    whole.save(tmp_path / "whole")
+    loaded = jaxprune.load_compact(tmp_path / "whole")
+    assert loaded.model == model
+    np.testing.assert_array_equal(loaded(x), whole(x))
 
 
 def test_program_runs_with_jax_alone(pair, tmp_path):
