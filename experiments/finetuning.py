@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,14 +180,29 @@ def recalibrated(
     return recalibrate(in_training, variables, inputs), count * size
 
 
+class Way(NamedTuple):
+    """How a network is fine-tuned.
+
+    Attributes:
+      learning_rate: the highest.
+      gentle: whether the network is trained as it predicts: BatchNorm keeps its
+        statistics, nothing is dropped or penalised. With a teacher there is nothing to
+        regularise, and whatever moves a network that has lost little costs more than
+        some thousand images bring. Otherwise as in training.
+    """
+
+    learning_rate: float
+    gentle: bool
+
+
 def finetune(
     run: Job,
     apply: taps.Apply,
     variables: Any,
     whole: Any,
-    rate: float | None = None,
+    way: Way | None = None,
 ) -> Iterator[EpochResult]:
-    """Epochs of the same loop as training's, at a lower rate, as the flags say.
+    """Epochs of the same loop as training's, as the flags say.
 
     Args:
       run: the run directory's job.
@@ -195,7 +210,7 @@ def finetune(
         `rngs` and `mutable`.
       variables: its variables.
       whole: variables of the whole network, which --distill learns from.
-      rate: the highest learning rate; by default the flag's.
+      way: how; by default the flags'.
 
     Raises:
       InputError: see `images`.
@@ -204,13 +219,14 @@ def finetune(
     steps = FLAGS.finetune_epochs * training.steps_per_epoch(
         split, conf.train_batch_size
     )
-    optimizer = training.adam(rate or learning_rate(run), steps, 0)
+    way = way or Way(learning_rate(run), gentle=FLAGS.distill)
+    optimizer = training.adam(way.learning_rate, steps, 0)
     step = training.make_train_step(
-        apply,
+        _as_it_predicts(apply) if way.gentle else apply,
         optimizer,
         run.scale,
         seed=seed(run),
-        l2=run.l2,
+        l2={} if way.gentle else run.l2,
         augment=training.crop_and_flip if run.recipe.crop_and_flip else None,
         teacher=_teacher(run, whole) if FLAGS.distill else None,
         temperature=FLAGS.distill_temperature,
@@ -229,6 +245,33 @@ def finetune(
     return epochs()
 
 
+def loss(run: Job, apply: taps.Apply, variables: Any, whole: Any) -> float:
+    """Mean loss on the images that are fine-tuned on, as the flags have it.
+
+    Without penalties, shifts and dropout, over whole batches; arguments as `finetune`.
+    """
+    split, size = images(run), run.training.train_batch_size
+    teacher = _teacher(run, whole) if FLAGS.distill else None
+
+    @jax.jit
+    def of_batch(variables: Any, teacher: Any, batch: Array, labels: Array) -> Array:
+        x = run.scale(batch)
+        return losses.mean_loss(
+            apply(variables, x), labels, teacher(x) if teacher else None,
+            FLAGS.distill_temperature, FLAGS.distill_weight,
+        )  # fmt: skip
+
+    indices = np.split(np.arange(len(split) // size * size), len(split) // size)
+    return float(
+        np.mean(
+            [
+                of_batch(variables, teacher, split.read(i), split.labels[i])
+                for i in indices
+            ]
+        )
+    )
+
+
 def learning_rate(run: Job) -> float:
     """The highest of fine-tuning."""
     return FLAGS.finetune_learning_rate or run.training.learning_rate / 10
@@ -237,6 +280,18 @@ def learning_rate(run: Job) -> float:
 def seed(run: Job) -> int:
     """Of fine-tuning's order, augmentation and dropout: another than training's."""
     return run.config.seed + 1
+
+
+def _as_it_predicts(apply: taps.Apply) -> taps.Apply:
+    """A network as in evaluation, called as in training."""
+
+    def student(
+        variables: Any, x: Array, *, train: bool, rngs: Any, mutable: list[str]
+    ) -> tuple[Any, Any]:
+        del train, rngs
+        return apply(variables, x), {name: variables[name] for name in mutable}
+
+    return student
 
 
 def _teacher(run: Job, variables: Any) -> Partial:

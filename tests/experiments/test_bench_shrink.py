@@ -130,32 +130,29 @@ def test_gradients_are_those_of_the_summed_cross_entropy(small_run):
         np.testing.assert_allclose(found, kernel, atol=1e-4 * np.abs(kernel).max())
 
 
-def test_stages_and_the_better_of_two_rates(small_run):
+def test_stages_and_the_better_of_two_ways(small_run):
     """A network is a list of what was done to it; its accuracy is known for each."""
     accuracies = {(): 0.1, ("r",): 0.4, ("r", 0.02, 0.02): 0.8}
-    losses = {0.002: [1.0, 0.5], 0.02: [0.9, 0.3], 0.3: [0.8, 0.4]}
-
-    def epochs(state, rate):
-        for loss in losses[rate]:
-            state = (*state, rate)
-            yield state, loss
-
+    losses = {0.002: 0.5, 0.02: 0.3, 0.3: 0.4}
     competitor = stages.Competitor(
         by="b", method="m", labels=True, facts={"multiply_adds": 7}, state=(),
         accuracy=lambda state: accuracies[state],
-        recalibrated=lambda state: (*state, "r"), epochs=epochs, save=None,
+        recalibrated=lambda state: (*state, "r"),
+        finetuned=lambda state, way: (*state, way.learning_rate, way.learning_rate),
+        loss=lambda state: losses[state[-1]], save=None,
     )  # fmt: skip
-    run = SimpleNamespace(config=SimpleNamespace(learning_rate=0.02))
+    run = SimpleNamespace(training=SimpleNamespace(learning_rate=0.02))
     row = {"by": "b", "method": "m", "labels": True, "multiply_adds": 7,
            "accuracy": 0.1, "accuracy_recalibrated": 0.4}  # fmt: skip
     assert stages.figures(run, competitor) == row
     flags.FLAGS.finetune_epochs = 2
-    tuned = {"accuracy_finetuned": 0.8, "learning_rate": 0.02, "training_loss": 0.3}
-    assert stages.learning_rates(run) == [0.002, 0.02]
+    tuned = {"accuracy_finetuned": 0.8, "learning_rate": 0.02, "gentle": False}
+    tuned["finetuning_loss"] = 0.3
+    assert stages.ways(run) == [(0.002, False), (0.02, False)]
     assert stages.figures(run, competitor) == row | tuned
     flags.FLAGS.finetune_learning_rate = 0.3
     accuracies["r", 0.3, 0.3] = 0.7
-    assert stages.learning_rates(run) == [0.3]
+    assert stages.ways(run) == [(0.3, False)]
     assert stages.figures(run, competitor)["accuracy_finetuned"] == 0.7
 
 
@@ -222,7 +219,7 @@ def test_the_table(run, monkeypatch):
         assert after["accuracy_finetuned"] == row["accuracy_finetuned"]
     assert about["largest_logit_difference_of_the_twin"] < 1e-4
     assert about["versions"]["torch_pruning"] and about["speedup"] == 1.5
-    assert about["learning_rates"] == [0.001]
+    assert about["ways"] == [{"learning_rate": 0.001, "gentle": True}]
     for row in rows:
         latency = row["latency"]
         assert set(latency) == {"1", "3"}

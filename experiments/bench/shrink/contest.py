@@ -17,7 +17,7 @@ from experiments import cli, cluster, finetuning, job
 from experiments.bench.plan import OURS, PYTORCH
 from experiments.bench.pytorch import ready, scaled
 from experiments.bench.shrink import latency, ours, peer, report, theirs
-from experiments.bench.shrink.stages import Competitor, figures, learning_rates
+from experiments.bench.shrink.stages import Competitor, figures, ways
 from experiments.bench.twins import TWINS, Twin
 from experiments.facts import differing
 from experiments.flags import check_timing
@@ -47,7 +47,7 @@ def main() -> None:
     variables = train_or_restore(run)
     images = calibration.read(np.arange(len(calibration)))
     ladder = Ladder(run, variables, split, images, batches)
-    ladder.widths(budget)  # raises now where it is out of reach
+    ladder.candidates(budget)  # raises now where it is out of reach
     twin = ready(Twin(run.model, jax.device_get(variables), run.scale(run.image)))
     target = run.workdir / f"bench-speedup{FLAGS.speedup:g}"
     contest = Contest(target, ladder, twin, budget, calibration)
@@ -219,7 +219,7 @@ def _about(ladder: Ladder) -> dict[str, Any]:
         "keep_whole": list(FLAGS.keep_whole),
         **finetuning.describe_epochs(ladder.run),
         **(
-            {"learning_rates": learning_rates(ladder.run)}
+            {"ways": [way._asdict() for way in ways(ladder.run)]}
             if FLAGS.finetune_epochs
             else {}
         ),

@@ -1,6 +1,5 @@
 """This project's network for a budget of multiply-adds."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,11 +31,11 @@ def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
     def recalibrated(variables: Any) -> Any:
         return finetuning.recalibrated(run, small.apply, variables, calibration)[0]
 
-    def epochs(variables: Any, rate: float) -> Iterator[tuple[Any, float]]:
-        for epoch in finetuning.finetune(
-            run, small.apply, variables, whole.variables, rate
-        ):
-            yield jax.tree.map(np.asarray, epoch.state.variables), epoch.loss
+    def finetuned(variables: Any, way: finetuning.Way) -> Any:
+        *_, last = finetuning.finetune(
+            run, small.apply, variables, whole.variables, way
+        )
+        return jax.tree.map(np.asarray, last.state.variables)
 
     return Competitor(
         by=OURS,
@@ -50,6 +49,7 @@ def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
         state=small.variables,
         accuracy=accuracy,
         recalibrated=recalibrated,
-        epochs=epochs,
+        finetuned=finetuned,
+        loss=lambda v: finetuning.loss(run, small.apply, v, whole.variables),
         save=lambda path: small.save(path),
     )

@@ -75,16 +75,14 @@ def recalibrated(run: Job, network: Twin, split: Split) -> Twin:
     return network.eval()
 
 
-def finetuned(
-    run: Job, network: Twin, whole: Twin, rate: float
-) -> Iterator[tuple[Twin, float]]:
-    """The network, which stays as it is, and the mean loss, after each epoch.
+def finetuned(run: Job, network: Twin, whole: Twin, way: finetuning.Way) -> Twin:
+    """A copy of the network after the epochs of fine-tuning.
 
     Args:
       run: the run directory's job.
-      network: to be trained; a copy is.
+      network: stays as it is.
       whole: that --distill learns from.
-      rate: the highest learning rate.
+      way: how.
 
     Raises:
       InputError: a loss is not finite.
@@ -92,15 +90,14 @@ def finetuned(
     network = copy.deepcopy(network)
     split, size = finetuning.images(run), run.training.train_batch_size
     per_epoch = training.steps_per_epoch(split, size)
-    optimizer = torch.optim.Adam(network.parameters(), rate)
+    optimizer = torch.optim.Adam(network.parameters(), way.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, FLAGS.finetune_epochs * per_epoch
     )
     torch.manual_seed(finetuning.seed(run))
     augment = jax.jit(training.crop_and_flip)
     for epoch in range(FLAGS.finetune_epochs):
-        network.train()
-        losses = []
+        network.train(not way.gentle)
         order = training.epoch_order(finetuning.seed(run), epoch, len(split), size)
         for i, index in enumerate(order):
             images = split.read(index)
@@ -109,25 +106,38 @@ def finetuned(
                 key = training.step_keys(finetuning.seed(run), jnp.int32(step))[0]
                 images = np.asarray(augment(key, jnp.asarray(images)))
             optimizer.zero_grad()
-            loss = _loss(
-                run, network, whole, scaled(run.config, images), split.labels[index]
-            )
+            x, labels = scaled(run.config, images), _tensor(split.labels[index])
+            loss = _loss(network, whole, x, labels)
+            if not way.gentle:
+                loss = loss + _penalty(run, network)
             loss.backward()
             optimizer.step()
             schedule.step()
-            losses.append(loss.item())
-            if not np.isfinite(losses[-1]):
+            if not np.isfinite(loss.item()):
                 raise InputError(
-                    f"the loss of a network of Torch-Pruning is {losses[-1]} in epoch "
+                    f"the loss of a network of Torch-Pruning is {loss.item()} in epoch "
                     f"{epoch + 1}: lower --finetune_learning_rate"
                 )
-        yield network, float(np.mean(losses))
+    return network.eval()
+
+
+def finetuning_loss(run: Job, network: Twin, whole: Twin) -> float:
+    """As `experiments.finetuning.loss` has it."""
+    split, size = finetuning.images(run), run.training.train_batch_size
+    count = training.steps_per_epoch(split, size) * size
+    network.eval()
+    with torch.no_grad():
+        losses = [
+            _loss(network, whole, x, labels).item()
+            for x, labels in labelled(run, split.select(np.arange(count)), size)
+        ]
+    return float(np.mean(losses))
 
 
 def _loss(
-    run: Job, network: Twin, whole: Twin, x: torch.Tensor, labels: np.ndarray
+    network: Twin, whole: Twin, x: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Of a batch, as `jaxprune.networks.training` has it."""
+    """Of a batch, as `jaxprune.networks.losses` has it."""
     logits, weight = network(x), FLAGS.distill_weight if FLAGS.distill else 0.0
     loss = torch.zeros((), device=DEVICE)
     if FLAGS.distill:
@@ -142,11 +152,17 @@ def _loss(
         )
         loss = loss + weight * FLAGS.distill_temperature**2 * divergence
     if weight < 1:
-        loss = loss + (1 - weight) * functional.cross_entropy(logits, _tensor(labels))
+        loss = loss + (1 - weight) * functional.cross_entropy(logits, labels)
+    return loss
+
+
+def _penalty(run: Job, network: Twin) -> torch.Tensor:
+    """Each named layer's coefficient times its squared kernel."""
+    total = torch.zeros((), device=DEVICE)
     for name, coefficient in run.l2.items():
         kernel: Any = network.layers[name].weight
-        loss = loss + coefficient * (kernel**2).sum()
-    return loss
+        total = total + coefficient * (kernel**2).sum()
+    return total
 
 
 def _tensor(labels: np.ndarray) -> torch.Tensor:

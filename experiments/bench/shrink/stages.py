@@ -1,13 +1,14 @@
 """What every network goes through once it is cut, whoever cut it.
 
 BatchNorm's statistics are estimated again on the calibration images, and it is
-fine-tuned from there. A network that has lost much wants a higher learning rate than
-one that has lost little: unless --finetune_learning_rate says which, each is fine-tuned
-at two, that of `experiments.finetuning` and training's, and the one whose last epoch
-has the lower training loss counts.
+fine-tuned from there. A network that has lost much wants to be trained otherwise than
+one that has lost little: unless --finetune_learning_rate says how, each is fine-tuned
+in two ways, that of `experiments.finetuning` and as it was trained, at training's rate;
+the one with the lower loss on the images that it was fine-tuned on counts, penalties
+aside.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from experiments import finetuning
+from experiments.finetuning import Way
 from experiments.job import Job
 
 FLAGS = flags.FLAGS
@@ -32,8 +34,8 @@ class Competitor:
       state: as it was cut.
       accuracy: of a state on the evaluation split, in [0, 1].
       recalibrated: a state -> one with other BatchNorm statistics.
-      epochs: a state and the highest learning rate -> the state and the mean training
-        loss after each epoch of fine-tuning.
+      finetuned: a state and how -> the state after the epochs.
+      loss: of a state on the images that it is fine-tuned on, without penalties.
       save: writes the network as it was cut.
     """
 
@@ -44,7 +46,8 @@ class Competitor:
     state: Any
     accuracy: Callable[[Any], float]
     recalibrated: Callable[[Any], Any]
-    epochs: Callable[[Any, float], Iterator[tuple[Any, float]]]
+    finetuned: Callable[[Any, Way], Any]
+    loss: Callable[[Any], float]
     save: Callable[[Path], None]
 
     @property
@@ -53,12 +56,12 @@ class Competitor:
         return f"{self.by}, {self.method}"
 
 
-def learning_rates(run: Job) -> list[float]:
-    """The highest of fine-tuning, each to be tried."""
-    rates = [finetuning.learning_rate(run)]
+def ways(run: Job) -> list[Way]:
+    """How a network is fine-tuned, each to be tried."""
+    found = [Way(finetuning.learning_rate(run), gentle=FLAGS.distill)]
     if FLAGS.finetune_learning_rate is None:
-        rates.append(run.training.learning_rate)
-    return rates
+        found.append(Way(run.training.learning_rate, gentle=False))
+    return found
 
 
 def figures(run: Job, competitor: Competitor) -> dict[str, Any]:
@@ -78,14 +81,19 @@ def figures(run: Job, competitor: Competitor) -> dict[str, Any]:
     print(f"  recalibrated {row['accuracy_recalibrated']:.4f}", flush=True)
     if not FLAGS.finetune_epochs:
         return row
-    best: tuple[float, float, Any] | None = None
-    for rate in learning_rates(run):
-        *_, (trained, loss) = competitor.epochs(state, rate)
-        print(f"  fine-tuned at {rate:g}: loss {loss:.4f}", flush=True)
+    best: tuple[float, Way, Any] | None = None
+    for way in ways(run):
+        trained = competitor.finetuned(state, way)
+        loss = competitor.loss(trained)
+        how = "gently" if way.gentle else "as in training"
+        print(
+            f"  fine-tuned {how} at {way.learning_rate:g}: loss {loss:.4f}", flush=True
+        )
         if best is None or loss < best[0]:
-            best = loss, rate, trained
+            best = loss, way, trained
     assert best is not None
-    row["training_loss"], row["learning_rate"], state = best
+    row["finetuning_loss"], way, state = best
+    row |= way._asdict()
     row["accuracy_finetuned"] = competitor.accuracy(state)
     print(f"  fine-tuned   {row['accuracy_finetuned']:.4f}", flush=True)
     return row

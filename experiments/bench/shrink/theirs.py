@@ -97,7 +97,8 @@ def competitor(
         state=network,
         accuracy=lambda network: peer.accuracy(run, network, split),
         recalibrated=lambda network: peer.recalibrated(run, network, calibration),
-        epochs=lambda network, rate: peer.finetuned(run, network, whole, rate),
+        finetuned=lambda network, way: peer.finetuned(run, network, whole, way),
+        loss=lambda network: peer.finetuning_loss(run, network, whole),
         save=lambda path: save(network, path),
     )
 
