@@ -21,8 +21,9 @@ from jaxprune.networks.recalibrate import recalibrate
 from jaxprune.ranking import criteria
 from jaxprune.ranking.criteria import Criterion
 from jaxprune.ranking.order import prefix_masks, pruning_order
-from jaxprune.shrinking.analysis import Analysis, analyse, shrink
+from jaxprune.shrinking.analysis import Analysis
 from jaxprune.shrinking.budget import Budget
+from jaxprune.shrinking.shrink import analyse, shrink
 from jaxprune.sweep.evaluation import evaluate_masks
 from jaxprune.sweep.layer import sweep_layer, sweep_orders
 from jaxprune.sweep.result import SweepResult

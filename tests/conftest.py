@@ -35,7 +35,7 @@ from hypothesis import HealthCheck, settings
 import tally
 from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
 from jaxprune.data.splits import Split
-from jaxprune.shrinking import latency
+from jaxprune.shrinking import analysis, clock
 from jaxprune.sweep import maps
 
 # What scripts draw random numbers with, here and in processes of their own. No test
@@ -98,8 +98,9 @@ def layers_untimed(monkeypatch):
     def seconds(clock, module, shape, dtype):
         return 1e-9 * float(np.prod(shape) * module.features)
 
-    monkeypatch.setattr(latency._Clock, "time", seconds)
-    monkeypatch.setattr(latency._Clock, "measure", lambda clock, run: 1.0)
+    monkeypatch.setattr(analysis, "_SHARES", ())
+    monkeypatch.setattr(clock.Clock, "time", seconds)
+    monkeypatch.setattr(clock.Clock, "measure_in_turns", lambda *_: np.ones(1))
 
 
 @pytest.fixture(scope="session")

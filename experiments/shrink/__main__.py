@@ -76,7 +76,7 @@ def main() -> None:
         budget,
     )
     if budget is not None:
-        ladder.widths(budget)  # raises now where it is out of reach
+        ladder.candidates(budget)  # raises now where it is out of reach
     budgets = [Budget(speedup=step) for step in steps]
     budgets += [] if budget is None else [budget]
     chosen: Rung | None = None

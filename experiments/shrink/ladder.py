@@ -1,7 +1,7 @@
 """One analysis, and a network for each budget: cut, proved, measured, remembered."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired
 
@@ -18,11 +18,12 @@ from jaxprune.compaction.network import Compact
 from jaxprune.data.splits import Split
 from jaxprune.data.tfds import cache_folder
 from jaxprune.errors import InputError
-from jaxprune.shrinking.analysis import Analysis, Cut, analyse
+from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve
-from jaxprune.shrinking.latency import LatencyTable, measure_latency
+from jaxprune.shrinking.latency import LatencyTable
 from jaxprune.shrinking.machine import machine
+from jaxprune.shrinking.shrink import analyse
 from jaxprune.sweep.certainty import discordant, largest_drop
 
 FLAGS = flags.FLAGS
@@ -51,8 +52,7 @@ class Ladder:
       facts: network, images, device and versions, for the files.
       whole: the whole network over the evaluation split.
       baseline: its accuracy, in [0, 1].
-      analysis: of the network.
-      latency: its layers' times.
+      analysis: of the network, timed.
       rungs: what is finished, by budget.
     """
 
@@ -76,23 +76,22 @@ class Ladder:
         self._state = _read(self.folder / "state.json", self.facts)
         self.whole = Whole(run, variables, split, run.batch_size(split))
         analysis = self._analyse(variables, run.scale(jnp.asarray(images)))
-        self.latency = self._measure(analysis)
-        self.analysis: Analysis = replace(analysis, latency=self.latency)
+        self.analysis = self._timed(analysis)
         program = self.whole.program(self.whole.apply)
         self._whole_logits = self.whole.evaluate(program, variables, "whole network")
         self.baseline = self.whole.accuracy(self._whole_logits)
         self.rungs: dict[str, Rung] = {}
         self._last: tuple[dict[str, int], Cut] | None = None
 
-    def widths(self, budget: Budget) -> dict[str, int]:
-        """Units that each group keeps."""
+    def candidates(self, budget: Budget) -> list[dict[str, int]]:
+        """Units that each group keeps, one way or a few: see `Analysis.candidates`."""
         multiple = FLAGS.multiple_of or self.latency.multiple
-        return self.analysis.widths(budget, multiple_of=multiple)
+        return self.analysis.candidates(budget, multiple_of=multiple)
 
     def reaches(self, budget: Budget) -> bool:
         """Whether the network can be cut to the budget."""
         try:
-            self.widths(budget)
+            self.candidates(budget)
         except InputError:
             return False
         return True
@@ -100,23 +99,29 @@ class Ladder:
     def cut(self, rung: Rung) -> Cut:
         """The rung's network, made again where it is not the last that was made."""
         if self._last is None or self._last[0] != rung.widths:
-            total = len(self.analysis.costs.layers)
-            with cluster.progress(total=total, unit="layer", desc="fitting") as bar:
-                cut = self.analysis.cut(rung.widths, on_layer=lambda n: bar.update())
-            self._last = rung.widths, cut
+            self._best([rung.widths])
+        assert self._last is not None
         return self._last[1]
+
+    def _best(self, candidates: Sequence[dict[str, int]]) -> dict[str, int]:
+        """The best of several widths; its network is the last that was made."""
+        total = len(self.analysis.costs.layers) * len(candidates)
+        with cluster.progress(total=total, unit="layer", desc="fitting") as bar:
+            self._last = self.analysis.best(candidates, on_layer=lambda n: bar.update())
+        return self._last[0]
 
     def rung(self, budget: Budget) -> Rung:
         """A budget's network, cut, proved and measured; or as it was remembered."""
-        widths = self.widths(budget)
+        candidates = self.candidates(budget)
         key = f"{budget.kind}={budget.value:g}"
         saved = self._state["rungs"].get(key)
         same = (
             saved is not None
-            and saved["widths"] == widths
+            and saved["widths"] in candidates
             and set(saved["row"]["latency"]) == {str(b) for b in self.batches}
             and saved.get("machine") == machine()
         )
+        widths = saved["widths"] if same else self._best(candidates)
         rung = Rung(budget, widths, saved["row"] if same else {})
         if not same:
             rung.row.update(self._measured(rung))
@@ -166,14 +171,20 @@ class Ladder:
                 on_start=bar.reset, on_curve=keep,
             )  # fmt: skip
 
-    def _measure(self, analysis: Analysis) -> LatencyTable:
-        shape = (FLAGS.batch, *analysis.images.shape[1:])
+    def _timed(self, analysis: Analysis) -> Analysis:
         total = len(analysis.costs.layers)
         with cluster.progress(total=total, desc="layers' times", unit="layer") as bar:
-            return measure_latency(
-                analysis.whole, analysis.costs, jnp.resize(analysis.images, shape),
-                cache=cache_folder(FLAGS.cache_dir), on_layer=lambda name: bar.update(),
-            )  # fmt: skip
+            return analysis.timed(
+                FLAGS.batch,
+                cache=cache_folder(FLAGS.cache_dir),
+                on_layer=lambda name: bar.update(),
+            )
+
+    @property
+    def latency(self) -> LatencyTable:
+        """Its layers' times."""
+        assert self.analysis.latency is not None
+        return self.analysis.latency
 
     def _save(self) -> None:
         self.folder.mkdir(exist_ok=True)

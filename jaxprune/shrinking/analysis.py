@@ -1,41 +1,38 @@
-"""From a network and a few hundred images to a smaller network for any budget.
+"""What is known of a network before it is cut, and the cut to a budget.
 
-    analysis = analyse(model, variables, images, call={"train": False})
-    small = analysis.shrink(speedup=2)
-
-The analysis is made once: which channels go together, in which order they go, what
-each width costs. A budget then takes a greedy descent and a pass of least squares;
-nothing is trained, and no label is used.
+A budget takes a greedy descent and a pass of least squares; nothing is trained, and no
+label is used.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jaxtyping import Array, Num
+from jaxtyping import Array
 
-from jaxprune import arguments
-from jaxprune.channels.calibration import linear_fills
-from jaxprune.channels.groups import Groups, find_groups
-from jaxprune.compaction.compact import OtherWayError, as_compact, compact_groups
+from jaxprune.channels.groups import Groups
+from jaxprune.compaction.compact import OtherWayError, compact_groups
 from jaxprune.compaction.network import Compact
 from jaxprune.errors import InputError
 from jaxprune.shrinking.allocation import allocate
 from jaxprune.shrinking.budget import Budget
-from jaxprune.shrinking.costs import Costs, Number, Widths, model_costs
-from jaxprune.shrinking.curves import Curve, loss_curves
+from jaxprune.shrinking.costs import Costs, Number, Widths
+from jaxprune.shrinking.curves import Curve, divergence
 from jaxprune.shrinking.latency import LatencyTable, measure_latency
 from jaxprune.shrinking.refit import refit
 
-# Of the linear fill in the loss curves, in units of the mean variance.
-_RIDGE = 1e-2
-# Images that widths can be told apart on, at the least.
-_FEWEST = 16
+# Of every group, in the narrower networks that are timed beside the whole one.
+_SHARES = (0.5, 0.25)
+# Of the losses of groups with several producers, when widths are found.
+_WEIGHTS = (1, 2, 4)
+# Images that networks' predictions are compared on, at once.
+_AT_ONCE = 64
 # Images that the compact network is compared with the masked one on, at once.
 _EXAMPLES = 4
 
@@ -72,8 +69,14 @@ class Analysis:
     costs: Costs
     latency: LatencyTable | None = None
 
-    def widths(self, budget: Budget, *, multiple_of: int = 1) -> dict[str, int]:
-        """Units that each group keeps.
+    def candidates(
+        self, budget: Budget, *, multiple_of: int = 1
+    ) -> list[dict[str, int]]:
+        """Units that each group keeps: one way to meet a budget, or a few.
+
+        They differ in the weight that is given to the losses of groups with several
+        producers. What meets in a sum is cut in many places, and how these errors add
+        up is not in the curve of a single group: `best` measures it.
 
         Args:
           budget: how far to go.
@@ -82,17 +85,101 @@ class Analysis:
         Raises:
           InputError: a budget that cannot be reached; the least possible is named.
         """
-        cost, share = _cost(self.costs, self.latency, budget)
+        cost, share = cost_of(self.costs, self.latency, budget)
 
         def of_network(widths: Widths) -> Number:
             return cost({**self.costs.whole, **widths})
 
         limit = share * of_network({})
-        return allocate(self.curves, of_network, limit, multiple_of=multiple_of)
+        several = {
+            name for name in self.curves if len(self.groups.groups[name].producers) > 1
+        }
+        found: list[dict[str, int]] = []
+        for weight in _WEIGHTS if several else (1,):
+            curves = {
+                name: curve.times(weight) if name in several else curve
+                for name, curve in self.curves.items()
+            }
+            widths = allocate(curves, of_network, limit, multiple_of=multiple_of)
+            if widths not in found:
+                found.append(widths)
+        return found
+
+    def timed(
+        self,
+        batch: int,
+        *,
+        cache: Path | None = None,
+        on_layer: Callable[[str], Any] = lambda name: None,
+    ) -> "Analysis":
+        """With a table of times that are measured here, see `measure_latency`.
+
+        Args:
+          batch: images in a call.
+          cache: folder in which times are kept, by device and version.
+          on_layer: called with each layer's name once it is timed.
+        """
+        table = measure_latency(
+            self.whole, self.costs,
+            jnp.resize(self.images, (batch, *self.images.shape[1:])),
+            narrower=list(self._narrower()), cache=cache, on_layer=on_layer,
+        )  # fmt: skip
+        return replace(self, latency=table)
+
+    def _narrower(self) -> Iterator[tuple[Compact, Widths]]:
+        """Networks with a share of every group, where they can be cut so."""
+        for share in _SHARES:
+            keeps = {
+                name: curve.keep(max(1, round(curve.widths[0] * share)))
+                for name, curve in self.curves.items()
+            }
+            drops = {name: (keep, "drop") for name, keep in keeps.items()}
+            example = self.images[:_EXAMPLES]
+            with suppress(InputError):
+                small = compact_groups(
+                    self.whole, self.whole.variables, drops, example=example
+                )
+                kept = {name: int(keep.sum()) for name, keep in keeps.items()}
+                yield small, {**self.costs.whole, **kept}
 
     def shrink(self, budget: Budget, *, multiple_of: int = 1) -> Compact:
         """The network cut to a budget, its layers fitted to the whole network's."""
-        return self.cut(self.widths(budget, multiple_of=multiple_of)).small
+        return self.best(self.candidates(budget, multiple_of=multiple_of))[1].small
+
+    def best(
+        self,
+        candidates: Sequence[dict[str, int]],
+        *,
+        on_layer: Callable[[str], Any] = lambda name: None,
+    ) -> tuple[dict[str, int], "Cut"]:
+        """The widths, and the network, that diverge least from the whole network.
+
+        Measured on the calibration images, where there are several.
+
+        Args:
+          candidates: units that each group keeps.
+          on_layer: called with each layer's name once it is fitted, or left as it is.
+
+        Raises:
+          OtherWayError: none of them can be cut, see `cut`.
+        """
+        cuts: list[tuple[dict[str, int], Cut]] = []
+        for i, widths in enumerate(candidates):
+            try:
+                cuts.append((widths, self.cut(widths, on_layer=on_layer)))
+            except OtherWayError:
+                if i == len(candidates) - 1 and not cuts:
+                    raise
+        if len(cuts) == 1:
+            return cuts[0]
+        program = jax.jit(self.whole.apply)
+        lost = np.zeros(len(cuts))
+        for start in range(0, len(self.images), _AT_ONCE):
+            x = self.images[start : start + _AT_ONCE]
+            whole = program(self.whole.variables, x)
+            for i, (_, cut) in enumerate(cuts):
+                lost[i] += float(divergence(program(cut.variables, x), whole).sum())
+        return cuts[int(np.argmin(lost))]
 
     def cut(
         self, widths: Widths, *, on_layer: Callable[[str], Any] = lambda name: None
@@ -139,7 +226,7 @@ class Analysis:
         return Cut(compact_groups(whole, fitted, drops, example=example), fitted)
 
 
-def _cost(
+def cost_of(
     costs: Costs, latency: LatencyTable | None, budget: Budget
 ) -> tuple[Callable[[Widths], Number], Number]:
     """What a budget is of, by widths, and the share of the whole network's."""
@@ -150,123 +237,3 @@ def _cost(
     if latency is None:
         raise InputError("a budget of latency needs a table: measure_latency")
     return latency.seconds, 1 / budget.value
-
-
-def _check_reach(costs: Costs, groups: Collection[str], budget: Budget) -> None:
-    """Raises InputError if a unit of each group is more than the budget allows."""
-    cost, share = _cost(costs, None, budget)
-    least = cost({**costs.whole, **dict.fromkeys(groups, 1)}) / cost(costs.whole)
-    if least > share:
-        raise InputError(
-            f"{budget.kind} {budget.value:g} is {share:.3g} of the whole network; the "
-            f"least possible is {least:.3g}"
-        )
-
-
-def analyse(
-    model: nn.Module | Compact,
-    variables: Any,
-    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
-    *,
-    call: Mapping[str, Any] | None = None,
-    keep_whole: Collection[str] = (),
-    budget: Budget | None = None,
-    known: Mapping[str, Curve] | None = None,
-    on_start: Callable[[int], Any] = lambda count: None,
-    on_curve: Callable[[str, Curve], Any] = lambda name, curve: None,
-) -> Analysis:
-    """Finds what each group's widths cost.
-
-    Args:
-      model: any linen model, or a network that has been compacted before.
-      variables: its variables.
-      images: a few hundred that it was made for, as the model takes them; no labels.
-      call: keyword arguments of the model's call.
-      keep_whole: groups, or layers of groups, of which nothing is pruned.
-      budget: that is to be met; no latency is known yet.
-      known: curves that have been measured before.
-      on_start: called with the number of groups to measure.
-      on_curve: called with each group's name and curve once it is measured.
-
-    Raises:
-      InputError: too few images, a group that there is not, a budget beyond the
-        narrowest network, or a model that does not run or returns no logits.
-    """
-    if np.ndim(images) < 2 or len(images) < _FEWEST:
-        raise InputError(
-            f"widths are found on at least {_FEWEST} images [N, ...], got an array of "
-            f"shape {list(np.shape(images))}; a few hundred are better"
-        )
-    arguments.check_variables(variables)
-    images = jnp.asarray(arguments.check_finite("images", images))
-    whole = as_compact(model, jax.tree.map(np.asarray, variables), images, call)
-    groups = find_groups(whole.apply, variables, images)
-    logits = jax.eval_shape(whole.apply, variables, images[:1])
-    if getattr(logits, "ndim", 0) != 2:
-        shapes = jax.tree.map(jnp.shape, logits)
-        raise InputError(f"the network must return logits [N, C], got {shapes}")
-    for name in keep_whole:
-        if name not in groups.whole:
-            groups.find(name)
-    kept = set(keep_whole)
-    flows = [f for f in groups.groups.values() if not set(f.producers) & kept]
-    if not flows:
-        raise InputError("the network has no channels that can be removed")
-    costs = model_costs(whole.apply, variables, images[:1], groups)
-    if budget is not None and budget.latency is None:
-        _check_reach(costs, [flow.layer for flow in flows], budget)
-    curves = dict(known or {})
-    missing = [flow for flow in flows if flow.layer not in curves]
-    on_start(len(missing))
-    fills = linear_fills(whole.apply, variables, images, missing, ridge=_RIDGE)
-    for name, curve in loss_curves(whole.apply, variables, images, missing, fills):
-        curves[name] = curve
-        on_curve(name, curve)
-    ordered = {flow.layer: curves[flow.layer] for flow in flows}
-    return Analysis(whole, images, groups, ordered, costs)
-
-
-def shrink(
-    model: nn.Module | Compact,
-    variables: Any,
-    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
-    *,
-    speedup: Number | None = None,
-    size: Number | None = None,
-    latency: Number | None = None,
-    batch: int = 1,
-    call: Mapping[str, Any] | None = None,
-    keep_whole: Collection[str] = (),
-    multiple_of: int = 1,
-) -> Compact:
-    """A smaller network for a budget, without training and without labels.
-
-    Args:
-      model: any linen model, or a network that has been compacted before.
-      variables: its variables.
-      images: a few hundred that it was made for, as the model takes them.
-      speedup: how many times fewer multiply-adds.
-      size: share of the parameters that may be left.
-      latency: how many times less time, as predicted from layers measured here.
-      batch: images in a batch that the latency is for.
-      call: keyword arguments of the model's call.
-      keep_whole: groups of which nothing is pruned, see `find_groups`.
-      multiple_of: widths are multiples of this, or the group's own.
-
-    Returns:
-      The smaller network, proved equal to the whole one with refitted layers and the
-      pruned channels masked.
-
-    Raises:
-      InputError: see `analyse` and `Analysis.widths`; none or several budgets.
-    """
-    budget = Budget(speedup, size, latency)
-    arguments.check_count("batch", batch)
-    analysis = analyse(
-        model, variables, images, call=call, keep_whole=keep_whole, budget=budget
-    )
-    if latency is not None:
-        x = jnp.resize(analysis.images, (batch, *analysis.images.shape[1:]))
-        table = measure_latency(analysis.whole, analysis.costs, x)
-        analysis = replace(analysis, latency=table)
-    return analysis.shrink(budget, multiple_of=multiple_of)

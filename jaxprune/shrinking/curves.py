@@ -8,7 +8,7 @@ Axes: N images, C classes, P units, L widths.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -47,6 +47,10 @@ class Curve:
     def keep(self, width: int) -> np.ndarray:
         """The mask [P] that keeps so many units."""
         return prefix_masks(np.array(self.order), [len(self.order) - width])[0]
+
+    def times(self, weight: Number) -> "Curve":
+        """The curve with its losses times a number."""
+        return replace(self, losses=tuple(weight * loss for loss in self.losses))
 
     def loss(self, width: Number) -> float:
         """Between the widths that were measured, a straight line."""

@@ -1,43 +1,34 @@
 """How long a network takes at other widths: from layers that are timed here.
 
 Each convolution and dense layer is timed by itself at a few numbers of input and output
-features; in between, a straight line along either. What the whole network takes beyond
-its layers, pools and norms, goes with the number of elements that layers return.
+features; in between, a straight line along either. What a network takes beyond its
+layers is found from the whole one and a few narrower ones: some of it is there at any
+width, some goes with the elements that layers return (pools, norms), some with the
+parameters, which are read from memory in every call where they do not fit in a cache.
 
-Axes: I, O numbers of features given and returned that a layer is timed at.
+Axes: I, O numbers of features given and returned that a layer is timed at; M networks.
 """
 
-import dataclasses
 import itertools
-import re
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from pydantic import Field
-from typing_extensions import TypedDict
+from scipy.optimize import nnls
 
-from jaxprune import sealed
 from jaxprune.channels import taps
 from jaxprune.compaction.network import Compact
-from jaxprune.errors import InputError
+from jaxprune.shrinking.clock import Clock
 from jaxprune.shrinking.costs import Costs, Number, Widths
-from jaxprune.shrinking.machine import machine
 
 # Shares of the features that a layer is timed at, on either side.
 _SHARES = (0.06, 0.25, 0.5, 0.75, 1.0)
 # Multiples that widths may be rounded to, in a window of widths; what is as fast.
 _MULTIPLES, _WINDOW, _AS_FAST = (1, 2, 4, 8, 16, 32), 32, 1.03
-# Seconds that a program is timed for, the fewest calls, and runs of a layer in a call.
-_SECONDS, _CALLS, _TIMES = 0.03, 3, 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +53,20 @@ class Timed:
         return float(np.interp(given, self.given, column))
 
 
+class Rest(NamedTuple):
+    """Seconds of a network's call that are not its layers'.
+
+    Attributes:
+      fixed: at any width.
+      per_element: for each that layers return for one input.
+      per_parameter: for each of the network.
+    """
+
+    fixed: float = 0.0
+    per_element: float = 0.0
+    per_parameter: float = 0.0
+
+
 @dataclass(frozen=True)
 class LatencyTable:
     """Predicted seconds of a call, by widths.
@@ -70,23 +75,45 @@ class LatencyTable:
       batch: inputs of a call.
       costs: how many features each layer has.
       layers: what was timed.
-      rest: seconds of the whole network that are not its layers'.
+      rest: what a network takes beyond them.
       multiple: numbers of features that are multiples of this are faster here.
     """
 
     batch: int
     costs: Costs
     layers: Mapping[str, Timed]
-    rest: float
+    rest: Rest
     multiple: int = 1
 
     def seconds(self, widths: Widths) -> float:
         """Of a call; `widths` of all groups."""
-        elements = self._elements(widths) / self._elements(self.costs.whole)
-        return self._of_layers(widths) + self.rest * elements
+        beyond = np.dot(self.rest, self._causes(widths))
+        return self.of_layers(widths) + float(beyond)
 
-    def _of_layers(self, widths: Widths) -> float:
+    def of_layers(self, widths: Widths) -> float:
+        """Seconds of all layers, each by itself."""
         return sum(self.layer(name, widths) for name in self.layers)
+
+    def with_rest(
+        self, widths: Sequence[Widths], seconds: Float[np.ndarray, " M"]
+    ) -> "LatencyTable":
+        """The table with the rest of a few networks, the first of them the whole one.
+
+        Found by least squares of the networks' relative errors, nothing negative.
+        """
+        causes = np.array([self._causes(each) for each in widths], float)
+        layers = np.array([self.of_layers(each) for each in widths])
+        weights = 1 / np.maximum(seconds, np.finfo(float).tiny)
+        # Of one network alone, all is ascribed to elements: the first of equal columns.
+        columns = causes[:, [1, 2, 0]] / causes[0, [1, 2, 0]]
+        left = np.maximum(seconds - layers, 0)
+        found, _ = nnls(columns * weights[:, None], left * weights)
+        elements, parameters, fixed = found / causes[0, [1, 2, 0]]
+        return replace(self, rest=Rest(fixed, elements, parameters))
+
+    def _causes(self, widths: Widths) -> tuple[Number, Number, Number]:
+        """What the rest goes with, in its order."""
+        return 1, self._elements(widths), self.costs.parameters(widths)
 
     def layer(self, name: str, widths: Widths) -> float:
         """Seconds of one layer."""
@@ -106,6 +133,7 @@ def measure_latency(
     costs: Costs,
     x: Array,
     *,
+    narrower: Sequence[tuple[Compact, Widths]] = (),
     cache: Path | None = None,
     on_layer: Callable[[str], Any] = lambda name: None,
 ) -> LatencyTable:
@@ -115,10 +143,11 @@ def measure_latency(
       whole: the network.
       costs: see `jaxprune.shrinking.costs.model_costs`.
       x: one batch of inputs.
+      narrower: cut from it, with the widths of all groups.
       cache: folder in which times are kept, by device and version.
       on_layer: called with each layer's name once it is timed.
     """
-    clock = _Clock(cache)
+    clock = Clock(cache)
     layers = {}
     shapes = _shapes(whole, x)
     for name, (module, given, returned) in shapes.items():
@@ -128,11 +157,9 @@ def measure_latency(
     largest = max(layers, key=lambda name: costs.layers[name].count(costs.whole))
     multiple = _fastest_multiple(clock, *shapes[largest])
     clock.save()
-    program = jax.jit(lambda v, x: whole.apply(v, x))
-    variables = jax.device_put(whole.variables)
-    seconds = clock.measure(lambda: program(variables, x))
-    table = LatencyTable(len(x), costs, layers, 0.0, multiple)
-    return replace(table, rest=seconds - table.seconds(costs.whole))
+    seconds = clock.measure_in_turns([whole, *(small for small, _ in narrower)], x)
+    table = LatencyTable(len(x), costs, layers, Rest(), multiple)
+    return table.with_rest([costs.whole, *(widths for _, widths in narrower)], seconds)
 
 
 def _shapes(whole: Compact, x: Array) -> dict[str, tuple[Any, Any, Any]]:
@@ -150,7 +177,7 @@ def _shapes(whole: Compact, x: Array) -> dict[str, tuple[Any, Any, Any]]:
     return found
 
 
-def _time_layer(clock: "_Clock", module: Any, given: Any, returned: Any) -> Timed:
+def _time_layer(clock: Clock, module: Any, given: Any, returned: Any) -> Timed:
     groups = getattr(module, "feature_group_count", 1)
     each = given.shape[-1] // groups, returned.shape[-1] // groups
     if groups == 1:
@@ -172,7 +199,7 @@ def _time_layer(clock: "_Clock", module: Any, given: Any, returned: Any) -> Time
     return Timed(widths[0], widths[1], grid, positions)
 
 
-def _fastest_multiple(clock: "_Clock", module: Any, given: Any, returned: Any) -> int:
+def _fastest_multiple(clock: Clock, module: Any, given: Any, returned: Any) -> int:
     """What widths should be rounded up to: the least that is as fast as any.
 
     Any width in a window is as likely as another, given and returned alike.
@@ -192,95 +219,3 @@ def _fastest_multiple(clock: "_Clock", module: Any, given: Any, returned: Any) -
 
 def _grid(features: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(features * share)) for share in _SHARES}))
-
-
-class _Times(TypedDict):
-    machine: dict[str, str]
-    seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
-
-
-class _Clock:
-    """Times layers, and keeps what it has timed in a file.
-
-    Attributes:
-      overhead: seconds of a call that does nothing.
-    """
-
-    def __init__(self, folder: Path | None):
-        self.machine = machine()
-        name = re.sub(r"[^\w.]+", "_", "-".join(self.machine.values()))
-        self.path = folder / f"latency-{name}.json" if folder else None
-        self.known: dict[str, float] = {}
-        if self.path and self.path.exists():
-            try:
-                found = sealed.read_file(self.path, _Times)
-            except (InputError, OSError):
-                found = None  # damaged: timed again
-            if found and found["machine"] == self.machine:
-                self.known = found["seconds"]
-        one = jnp.zeros(1)
-        nothing = jax.jit(lambda x: x + 1)
-        self.overhead = _median(lambda: nothing(one))
-
-    def time(self, module: Any, shape: tuple[int, ...], dtype: Any) -> float:
-        """Of a layer whose weights are ones, on zeros of this shape."""
-        key = f"{_describe(module)} {np.dtype(dtype)} {list(shape)}"
-        if key not in self.known:
-            x = jnp.zeros(shape, dtype)
-            # Initialisers would be compiled for every width.
-            shapes = jax.eval_shape(module.init, jax.random.key(0), x)
-            variables = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)
-            program = jax.jit(partial(_repeatedly, module.apply))
-            self.known[key] = self.measure(lambda: program(variables, x)) / _TIMES
-        return self.known[key]
-
-    def measure(self, run: Callable[[], Any]) -> float:
-        """Seconds of a call, its overhead taken off."""
-        return max(_median(run) - self.overhead, 0.0)
-
-    def save(self) -> None:
-        """Keeps the times; where that cannot be, they are measured again next time."""
-        if self.path:
-            facts = {"machine": self.machine, "seconds": self.known}
-            with suppress(OSError):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                sealed.write_file(self.path, facts)
-
-
-def _describe(module: Any) -> str:
-    """A layer's class and settings, without its name; functions by theirs."""
-    names = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
-    values = {name: getattr(module, name) for name in sorted(names)}
-    settings = (f"{k}={_name(v) if callable(v) else v}" for k, v in values.items())
-    return f"{type(module).__name__}({', '.join(settings)})"
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", type(function).__qualname__)
-
-
-def _repeatedly(apply: taps.Apply, variables: Any, x: Array) -> Array:
-    """A layer several times over, in memory that is there already, as in a network.
-
-    By itself a call spends up to half its time on getting memory from the system.
-    """
-    output = jax.eval_shape(apply, variables, x)
-
-    def once(_: Any, carry: Any) -> Any:
-        variables, x, _ = carry
-        # Nothing may be moved out of the loop: not what is done to the kernel either.
-        return jax.lax.optimization_barrier((variables, x, apply(variables, x)))
-
-    start = variables, x, jnp.zeros(output.shape, output.dtype)
-    return jax.lax.fori_loop(0, _TIMES, once, start)[-1]
-
-
-def _median(run: Callable[[], Any]) -> float:
-    """Median seconds of a call, once it is compiled."""
-    jax.block_until_ready(run())
-    seconds: list[float] = []
-    while len(seconds) < _CALLS or sum(seconds) < _SECONDS:
-        started = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds))

@@ -38,7 +38,7 @@ from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.models import PairCNN
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import pruning_order
-from jaxprune.shrinking import latency
+from jaxprune.shrinking.clock import Clock
 from jaxprune.sweep import evaluation, layer, unfinished
 from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
@@ -175,7 +175,7 @@ SHRUNK: dict[str, Any] = {}  # facts of the network that was shrunk
 
 
 def of_times(folder: Path) -> Any:
-    known = latency._Clock(folder).known
+    known = Clock(folder).known
     if not known:
         raise Rebuilt
     return known
@@ -237,7 +237,7 @@ def kinds(made, tmp_path_factory):
     (held / ".lock").touch()
     (held / ".holder").write_text(json.dumps(about))
     times = root / "times"
-    clock = latency._Clock(times)
+    clock = Clock(times)
     clock.known = {f"layer {i}": i / 7 for i in range(20)}
     clock.save()
     return {

@@ -1,5 +1,6 @@
 """From images to the smaller network: any linen model, and bad input."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,11 +8,13 @@ from flax import linen as nn
 
 import jaxprune
 from conftest import random_split, random_variables
+from jaxprune.compaction.compact import OtherWayError
 from jaxprune.compaction.cost import multiply_adds
 from jaxprune.errors import InputError
-from jaxprune.shrinking import analysis as module
-from jaxprune.shrinking.analysis import analyse
+from jaxprune.shrinking import shrink as module
+from jaxprune.shrinking.analysis import Cut
 from jaxprune.shrinking.budget import Budget
+from jaxprune.shrinking.shrink import analyse
 from zoo import EXAMPLE_SHAPE, ZOO
 
 SOME = ("vgg_plain",)
@@ -38,7 +41,7 @@ def test_the_budget_is_kept_and_the_network_proved(name):
             after = multiply_adds(small.apply, small.variables, images[:1])
             assert before / after >= 1.4
         else:
-            widths = analysis.widths(budget)
+            (widths,) = analysis.candidates(budget)
             parameters = analysis.costs.parameters
             whole = parameters(analysis.costs.whole)
             assert parameters({**analysis.costs.whole, **widths}) <= 0.6 * whole
@@ -60,17 +63,67 @@ def test_known_curves_are_not_measured_again_and_groups_can_stay_whole():
     )  # fmt: skip
     assert measured == [first, *rest] and list(again.curves) == rest
     assert first not in again.shrink(Budget(speedup=1.3)).layers
+    timed_beside = dict(zip((0.5, 0.25), again._narrower(), strict=True))
+    for share, (small, widths) in timed_beside.items():
+        assert widths[first] == again.costs.whole[first] and first not in small.layers
+        for name in rest:
+            assert widths[name] == round(again.costs.whole[name] * share)
+            assert len(small.layers[name].kept) == widths[name]
 
 
-def test_widths_that_change_the_models_way_are_moved():
-    """The identity shortcut would come back where both widths are equal."""
+@pytest.fixture(scope="module")
+def residual():
     model, variables, images = network("resnet_v1")
-    analysis = analyse(model, variables, images)
-    equal = min(analysis.costs.whole.values()) // 2
-    widths = dict.fromkeys(analysis.curves, equal)
-    small = analysis.cut(widths).small
+    return analyse(model, variables, images)
+
+
+def test_widths_that_change_the_models_way_are_moved(residual):
+    """The identity shortcut would come back where both widths are equal."""
+    equal = min(residual.costs.whole.values()) // 2
+    widths = dict.fromkeys(residual.curves, equal)
+    small = residual.cut(widths).small
     kept = [len(layer.kept) for layer in small.layers.values()]
     assert sum(kept) in (equal * len(kept), equal * len(kept) - 1)
+
+
+def test_what_meets_in_sums_is_weighed_and_the_best_is_measured(residual):
+    costs, groups = residual.costs, residual.groups.groups
+    found = residual.candidates(Budget(speedup=1.6))
+    in_sums = [n for n in residual.curves if len(groups[n].producers) > 1]
+    kept = [sum(widths[name] for name in in_sums) for widths in found]
+    assert 1 < len(found) <= 3 and kept == sorted(kept) and kept[0] < kept[-1]
+    for widths in found:
+        left = costs.multiply_adds({**costs.whole, **widths})
+        assert costs.multiply_adds(costs.whole) >= 1.6 * left
+    least = dict.fromkeys(residual.curves, 1)
+    two = [least, found[-1]]
+    losses = []
+    apply, images = residual.whole.apply, residual.images
+    p = jax.nn.log_softmax(apply(residual.whole.variables, images))
+    for widths in two:
+        q = jax.nn.log_softmax(apply(residual.cut(widths).variables, images))
+        losses.append(float((jnp.exp(p) * (p - q)).sum()))
+    assert losses[1] < losses[0]
+    layers = []
+    widths, cut = residual.best(two, on_layer=layers.append)
+    assert widths == found[-1] and len(layers) == 2 * len(costs.layers)
+    assert all(len(cut.small.layers[n].kept) <= widths[n] for n in cut.small.layers)
+    assert residual.best(two[:1])[0] == least
+
+
+def test_one_that_cannot_be_cut_leaves_the_others(monkeypatch, residual):
+    whole = Cut(residual.whole, {})
+
+    def cut(self, widths, *, on_layer):
+        if widths != {"c": 3}:
+            raise OtherWayError("another way")
+        return whole
+
+    monkeypatch.setattr(type(residual), "cut", cut)
+    assert residual.best([{"a": 1}, {"c": 3}]) == ({"c": 3}, whole)
+    assert residual.best([{"c": 3}, {"a": 1}]) == ({"c": 3}, whole)
+    with pytest.raises(OtherWayError):
+        residual.best([{"a": 1}, {"b": 2}])
 
 
 def test_shrink_is_all_of_it():

@@ -10,9 +10,9 @@ from conftest import random_variables
 from jaxprune import sealed
 from jaxprune.channels.groups import find_groups
 from jaxprune.compaction.compact import as_compact
-from jaxprune.shrinking import latency
+from jaxprune.shrinking import clock
 from jaxprune.shrinking.costs import Costs, Product, Side, model_costs
-from jaxprune.shrinking.latency import LatencyTable, Timed, measure_latency
+from jaxprune.shrinking.latency import LatencyTable, Rest, Timed, measure_latency
 from zoo import EXAMPLE_SHAPE, ZOO
 
 
@@ -23,13 +23,39 @@ def test_between_timed_widths_lies_a_straight_line():
     assert timed.at(1, 10) == 1  # below what was timed
 
 
-def test_what_is_not_the_layers_goes_with_their_outputs():
+def planted(**rest):
+    """A table of one layer that takes a second: 80 elements, 18 x 10 parameters."""
     sides = Side(3, {}), Side(0, {"a": 2.0})
-    costs = Costs({"a": 10}, {"layer": Product(9, *sides)}, {})
+    kernel = Product(3, *sides)
+    costs = Costs({"a": 10}, {"layer": Product(9, *sides)}, {"kernel": kernel})
     flat = Timed((3,), (20,), np.array([[1.0]]), 4)
-    table = LatencyTable(1, costs, {"layer": flat}, rest=0.5)
-    assert table.seconds({"a": 10}) == pytest.approx(1.5)
-    assert table.seconds({"a": 5}) == pytest.approx(1.25)
+    return LatencyTable(1, costs, {"layer": flat}, Rest(**rest))
+
+
+def test_what_is_not_the_layers_goes_with_elements_and_parameters():
+    table = planted(fixed=0.5, per_element=0.01, per_parameter=0.001)
+    assert table.seconds({"a": 10}) == pytest.approx(1.5 + 0.8 + 0.18)
+    assert table.seconds({"a": 5}) == pytest.approx(1.5 + 0.4 + 0.09)
+
+
+def test_the_rest_of_one_network_goes_with_its_elements():
+    table = planted().with_rest([{"a": 10}], np.array([1.8]))
+    assert table.rest == pytest.approx((0, 0.01, 0))
+
+
+def test_the_rest_is_found_from_networks_of_several_widths():
+    truth = planted(fixed=0.5, per_element=0.01, per_parameter=0)
+    widths = [{"a": w} for w in (10, 5, 2)]
+    seconds = np.array([truth.seconds(w) for w in widths])
+    found = planted().with_rest(widths, seconds)
+    for width in (10, 7, 1):
+        assert found.seconds({"a": width}) == pytest.approx(truth.seconds({"a": width}))
+
+
+def test_no_rest_is_less_than_nothing():
+    """As where layers are slower by themselves than in their network."""
+    table = planted().with_rest([{"a": 10}, {"a": 5}], np.array([0.4, 0.3]))
+    assert table.rest == (0, 0, 0)
 
 
 def network(name):
@@ -43,7 +69,8 @@ def network(name):
 def instant(monkeypatch):
     """A clock by which every program takes a second, and the calls it was asked for."""
     asked = []
-    monkeypatch.setattr(latency, "_median", lambda run: asked.append(run) or 1.0)
+    monkeypatch.setattr(clock, "_median", lambda run: asked.append(run) or 1.0)
+    monkeypatch.setattr(clock, "_seconds", lambda run: 1.0)
     return asked
 
 
@@ -61,14 +88,12 @@ def test_every_layer_is_timed_once_at_widths_that_run(name, instant, tmp_path):
         run()
     asked = len(instant)
     (path,) = tmp_path.iterdir()
-    assert (
-        len(json.loads(path.read_text())["seconds"]) == asked - 2
-    )  # overhead, whole network
+    assert len(json.loads(path.read_text())["seconds"]) == asked - 1  # the overhead
     measure_latency(whole, costs, x, cache=tmp_path)
-    assert len(instant) == asked + 2
+    assert len(instant) == asked + 1
     path.write_text("{")
     measure_latency(whole, costs, x, cache=tmp_path)
-    assert len(instant) == asked + 2 + asked
+    assert len(instant) == asked + 1 + asked
 
 
 def test_times_of_another_machine_are_not_taken(instant, tmp_path, monkeypatch):

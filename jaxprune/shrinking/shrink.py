@@ -1,0 +1,152 @@
+"""From a network and a few hundred images to a smaller network for any budget.
+
+    analysis = analyse(model, variables, images, call={"train": False})
+    small = analysis.shrink(Budget(speedup=2))
+
+The analysis is made once: which channels go together, in which order they go, what
+each width costs. A budget then takes a greedy descent and a pass of least squares;
+nothing is trained, and no label is used.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Num
+
+from jaxprune import arguments
+from jaxprune.channels.calibration import linear_fills
+from jaxprune.channels.groups import find_groups
+from jaxprune.compaction.compact import as_compact
+from jaxprune.compaction.network import Compact
+from jaxprune.errors import InputError
+from jaxprune.shrinking.analysis import Analysis, cost_of
+from jaxprune.shrinking.budget import Budget
+from jaxprune.shrinking.costs import Costs, Number, model_costs
+from jaxprune.shrinking.curves import Curve, loss_curves
+
+# Of the linear fill in the loss curves, in units of the mean variance.
+_RIDGE = 1e-2
+# Images that widths can be told apart on, at the least.
+_FEWEST = 16
+
+
+def analyse(
+    model: nn.Module | Compact,
+    variables: Any,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    *,
+    call: Mapping[str, Any] | None = None,
+    keep_whole: Collection[str] = (),
+    budget: Budget | None = None,
+    known: Mapping[str, Curve] | None = None,
+    on_start: Callable[[int], Any] = lambda count: None,
+    on_curve: Callable[[str, Curve], Any] = lambda name, curve: None,
+) -> Analysis:
+    """Finds what each group's widths cost.
+
+    Args:
+      model: any linen model, or a network that has been compacted before.
+      variables: its variables.
+      images: a few hundred that it was made for, as the model takes them; no labels.
+      call: keyword arguments of the model's call.
+      keep_whole: groups, or layers of groups, of which nothing is pruned.
+      budget: that is to be met; no latency is known yet.
+      known: curves that have been measured before.
+      on_start: called with the number of groups to measure.
+      on_curve: called with each group's name and curve once it is measured.
+
+    Raises:
+      InputError: too few images, a group that there is not, a budget beyond the
+        narrowest network, or a model that does not run or returns no logits.
+    """
+    if np.ndim(images) < 2 or len(images) < _FEWEST:
+        raise InputError(
+            f"widths are found on at least {_FEWEST} images [N, ...], got an array of "
+            f"shape {list(np.shape(images))}; a few hundred are better"
+        )
+    arguments.check_variables(variables)
+    images = jnp.asarray(arguments.check_finite("images", images))
+    whole = as_compact(model, jax.tree.map(np.asarray, variables), images, call)
+    groups = find_groups(whole.apply, variables, images)
+    logits = jax.eval_shape(whole.apply, variables, images[:1])
+    if getattr(logits, "ndim", 0) != 2:
+        shapes = jax.tree.map(jnp.shape, logits)
+        raise InputError(f"the network must return logits [N, C], got {shapes}")
+    for name in keep_whole:
+        if name not in groups.whole:
+            groups.find(name)
+    kept = set(keep_whole)
+    flows = [f for f in groups.groups.values() if not set(f.producers) & kept]
+    if not flows:
+        raise InputError("the network has no channels that can be removed")
+    costs = model_costs(whole.apply, variables, images[:1], groups)
+    if budget is not None and budget.latency is None:
+        _check_reach(costs, [flow.layer for flow in flows], budget)
+    curves = dict(known or {})
+    missing = [flow for flow in flows if flow.layer not in curves]
+    on_start(len(missing))
+    fills = linear_fills(whole.apply, variables, images, missing, ridge=_RIDGE)
+    for name, curve in loss_curves(whole.apply, variables, images, missing, fills):
+        curves[name] = curve
+        on_curve(name, curve)
+    ordered = {flow.layer: curves[flow.layer] for flow in flows}
+    return Analysis(whole, images, groups, ordered, costs)
+
+
+def shrink(
+    model: nn.Module | Compact,
+    variables: Any,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    *,
+    speedup: Number | None = None,
+    size: Number | None = None,
+    latency: Number | None = None,
+    batch: int = 1,
+    call: Mapping[str, Any] | None = None,
+    keep_whole: Collection[str] = (),
+    multiple_of: int = 1,
+) -> Compact:
+    """A smaller network for a budget, without training and without labels.
+
+    Args:
+      model: any linen model, or a network that has been compacted before.
+      variables: its variables.
+      images: a few hundred that it was made for, as the model takes them.
+      speedup: how many times fewer multiply-adds.
+      size: share of the parameters that may be left.
+      latency: how many times less time, as predicted from layers measured here.
+      batch: images in a batch that the latency is for.
+      call: keyword arguments of the model's call.
+      keep_whole: groups of which nothing is pruned, see `find_groups`.
+      multiple_of: widths are multiples of this, or the group's own.
+
+    Returns:
+      The smaller network, proved equal to the whole one with refitted layers and the
+      pruned channels masked.
+
+    Raises:
+      InputError: see `analyse` and `Analysis.candidates`; none or several budgets.
+    """
+    budget = Budget(speedup, size, latency)
+    arguments.check_count("batch", batch)
+    analysis = analyse(
+        model, variables, images, call=call, keep_whole=keep_whole, budget=budget
+    )
+    if latency is not None:
+        analysis = analysis.timed(batch)
+    return analysis.shrink(budget, multiple_of=multiple_of)
+
+
+def _check_reach(costs: Costs, groups: Collection[str], budget: Budget) -> None:
+    """Raises InputError if a unit of each group is more than the budget allows."""
+    cost, share = cost_of(costs, None, budget)
+    least = cost({**costs.whole, **dict.fromkeys(groups, 1)}) / cost(costs.whole)
+    if least > share:
+        raise InputError(
+            f"{budget.kind} {budget.value:g} is {share:.3g} of the whole network; the "
+            f"least possible is {least:.3g}"
+        )
