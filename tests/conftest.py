@@ -98,7 +98,7 @@ def layers_untimed(monkeypatch):
     def seconds(clock, module, shape, dtype):
         return 1e-9 * float(np.prod(shape) * module.features)
 
-    monkeypatch.setattr(analysis, "_SHARES", ())
+    monkeypatch.setattr(analysis, "_SPEEDUPS", ())
     monkeypatch.setattr(clock.Clock, "time", seconds)
     monkeypatch.setattr(clock.Clock, "measure_in_turns", lambda *_: np.ones(1))
 

@@ -27,8 +27,8 @@ from jaxprune.shrinking.curves import Curve, divergence
 from jaxprune.shrinking.latency import LatencyTable, measure_latency
 from jaxprune.shrinking.refit import refit
 
-# Of every group, in the narrower networks that are timed beside the whole one.
-_SHARES = (0.5, 0.25)
+# Of the narrower networks that are timed beside the whole one.
+_SPEEDUPS = (2, 4)
 # Of the losses of groups with several producers, when widths are found.
 _WEIGHTS = (1, 2, 4)
 # Images that networks' predictions are compared on, at once.
@@ -127,20 +127,19 @@ class Analysis:
         return replace(self, latency=table)
 
     def _narrower(self) -> Iterator[tuple[Compact, Widths]]:
-        """Networks with a share of every group, where they can be cut so."""
-        for share in _SHARES:
-            keeps = {
-                name: curve.keep(max(1, round(curve.widths[0] * share)))
-                for name, curve in self.curves.items()
-            }
-            drops = {name: (keep, "drop") for name, keep in keeps.items()}
-            example = self.images[:_EXAMPLES]
+        """Networks as budgets make them, but for the fit, where they can be cut so."""
+        for speedup in _SPEEDUPS:
             with suppress(InputError):
+                widths = self.candidates(Budget(speedup=speedup))[0]
+                drops = {
+                    name: (self.curves[name].keep(width), "drop")
+                    for name, width in widths.items()
+                }
                 small = compact_groups(
-                    self.whole, self.whole.variables, drops, example=example
-                )
-                kept = {name: int(keep.sum()) for name, keep in keeps.items()}
-                yield small, {**self.costs.whole, **kept}
+                    self.whole, self.whole.variables, drops,
+                    example=self.images[:_EXAMPLES],
+                )  # fmt: skip
+                yield small, {**self.costs.whole, **widths}
 
     def shrink(self, budget: Budget, *, multiple_of: int = 1) -> Compact:
         """The network cut to a budget, its layers fitted to the whole network's."""

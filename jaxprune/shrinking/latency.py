@@ -106,8 +106,7 @@ class LatencyTable:
         weights = 1 / np.maximum(seconds, np.finfo(float).tiny)
         # Of one network alone, all is ascribed to elements: the first of equal columns.
         columns = causes[:, [1, 2, 0]] / causes[0, [1, 2, 0]]
-        left = np.maximum(seconds - layers, 0)
-        found, _ = nnls(columns * weights[:, None], left * weights)
+        found, _ = nnls(columns * weights[:, None], (seconds - layers) * weights)
         elements, parameters, fixed = found / causes[0, [1, 2, 0]]
         return replace(self, rest=Rest(fixed, elements, parameters))
 

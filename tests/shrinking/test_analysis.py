@@ -41,12 +41,13 @@ def test_the_budget_is_kept_and_the_network_proved(name):
             after = multiply_adds(small.apply, small.variables, images[:1])
             assert before / after >= 1.4
         else:
-            (widths,) = analysis.candidates(budget)
+            candidates = analysis.candidates(budget)
             parameters = analysis.costs.parameters
             whole = parameters(analysis.costs.whole)
-            assert parameters({**analysis.costs.whole, **widths}) <= 0.6 * whole
+            for widths in candidates:
+                assert parameters({**analysis.costs.whole, **widths}) <= 0.6 * whole
             kept = {name: len(layer.kept) for name, layer in small.layers.items()}
-            assert {**widths, **kept} == widths
+            assert any({**widths, **kept} == widths for widths in candidates)
 
 
 def test_known_curves_are_not_measured_again_and_groups_can_stay_whole():
@@ -63,12 +64,12 @@ def test_known_curves_are_not_measured_again_and_groups_can_stay_whole():
     )  # fmt: skip
     assert measured == [first, *rest] and list(again.curves) == rest
     assert first not in again.shrink(Budget(speedup=1.3)).layers
-    timed_beside = dict(zip((0.5, 0.25), again._narrower(), strict=True))
-    for share, (small, widths) in timed_beside.items():
-        assert widths[first] == again.costs.whole[first] and first not in small.layers
-        for name in rest:
-            assert widths[name] == round(again.costs.whole[name] * share)
-            assert len(small.layers[name].kept) == widths[name]
+    # What is timed beside the whole network; four times is out of reach with it whole.
+    ((small, widths),) = again._narrower()
+    assert widths[first] == again.costs.whole[first] and first not in small.layers
+    assert all(len(small.layers[name].kept) == widths[name] for name in rest)
+    multiply_adds = again.costs.multiply_adds
+    assert multiply_adds(again.costs.whole) >= 2 * multiply_adds(widths)
 
 
 @pytest.fixture(scope="module")
