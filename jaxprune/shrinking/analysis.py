@@ -163,12 +163,14 @@ class Analysis:
           OtherWayError: none of them can be cut, see `cut`.
         """
         cuts: list[tuple[dict[str, int], Cut]] = []
-        for i, widths in enumerate(candidates):
+        refused: list[OtherWayError] = []
+        for widths in candidates:
             try:
                 cuts.append((widths, self.cut(widths, on_layer=on_layer)))
-            except OtherWayError:
-                if i == len(candidates) - 1 and not cuts:
-                    raise
+            except OtherWayError as error:
+                refused.append(error)
+        if not cuts:
+            raise refused[0]
         if len(cuts) == 1:
             return cuts[0]
         program = jax.jit(self.whole.apply)

@@ -57,14 +57,14 @@ class Rest(NamedTuple):
     """Seconds of a network's call that are not its layers'.
 
     Attributes:
-      fixed: at any width.
       per_element: for each that layers return for one input.
       per_parameter: for each of the network.
+      fixed: at any width.
     """
 
-    fixed: float = 0.0
     per_element: float = 0.0
     per_parameter: float = 0.0
+    fixed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,13 @@ class LatencyTable:
         layers = np.array([self.of_layers(each) for each in widths])
         weights = 1 / np.maximum(seconds, np.finfo(float).tiny)
         # Of one network alone, all is ascribed to elements: the first of equal columns.
-        columns = causes[:, [1, 2, 0]] / causes[0, [1, 2, 0]]
-        found, _ = nnls(columns * weights[:, None], (seconds - layers) * weights)
-        elements, parameters, fixed = found / causes[0, [1, 2, 0]]
-        return replace(self, rest=Rest(fixed, elements, parameters))
+        shares = causes / causes[0]
+        found, _ = nnls(shares * weights[:, None], (seconds - layers) * weights)
+        return replace(self, rest=Rest(*(found / causes[0])))
 
     def _causes(self, widths: Widths) -> tuple[Number, Number, Number]:
         """What the rest goes with, in its order."""
-        return 1, self._elements(widths), self.costs.parameters(widths)
+        return self._elements(widths), self.costs.parameters(widths), 1
 
     def layer(self, name: str, widths: Widths) -> float:
         """Seconds of one layer."""

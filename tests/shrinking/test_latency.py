@@ -40,7 +40,7 @@ def test_what_is_not_the_layers_goes_with_elements_and_parameters():
 
 def test_the_rest_of_one_network_goes_with_its_elements():
     table = planted().with_rest([{"a": 10}], np.array([1.8]))
-    assert table.rest == pytest.approx((0, 0.01, 0))
+    assert table.rest == pytest.approx((0.01, 0, 0))
 
 
 def test_the_rest_is_found_from_networks_of_several_widths():
