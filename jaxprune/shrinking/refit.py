@@ -45,9 +45,10 @@ from jaxprune.shrinking.destinations import find_destinations, follow
 from jaxprune.shrinking.goals import Fitted, Goal, fit
 from jaxprune.shrinking.least_squares import centred, least_squares, patches
 
-# Rows that channels are regressed on, and patches at the least.
-_ROWS = 30_000
-# Rows of patches for each unknown, where there are as many.
+# Rows of a regression at most. Of patches, which have an element for each unknown, as
+# many as hold so many elements, or so many rows for each unknown.
+_ROWS = 130_000
+_ELEMENTS = 2**27
 _ROWS_PER_UNKNOWN = 4
 _CHANNEL_RIDGE = 1e-3
 # Of patches, times the unknowns for each row: the more rows, the less to be guessed.
@@ -190,8 +191,8 @@ class _Pair:
         towards = np.einsum("kf,...fu->...ku", a, kernel, optimize=True)
         towards = towards.reshape(-1, towards.shape[-1])
         unknowns = len(towards)
-        count = max(_ROWS, _ROWS_PER_UNKNOWN * unknowns)
-        pick = self._draw(len(goal.target), count)
+        count = max(_ELEMENTS // unknowns, _ROWS_PER_UNKNOWN * unknowns)
+        pick = self._draw(len(goal.target), min(count, _ROWS))
         z = patches(call.module, cut[..., keep], pick, call.output.shape)
         ridge = _PATCH_RIDGE * unknowns / len(pick)
         return fit(z.astype(np.float32), goal.rows(pick), ridge, towards)
