@@ -6,6 +6,7 @@ Compiled programs are kept for as long as the tests run, for all their processes
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -24,6 +25,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{_run}/hypothesis"
 
 from pathlib import Path
+
+# Where `forked` is: in a folder of its own that children of tests may have on their
+# path. Beside tests/experiments it would hide the scripts from them.
+sys.path.append(str(Path(__file__).parent / "faults"))
 
 import jax
 import numpy as np
@@ -70,7 +75,7 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def starter(tmp_path_factory):
     """Starts scripts in forked processes; compiled programs are shared by all."""
-    from forked import Starter  # of tests/faults
+    from forked import Starter
 
     return Starter(tmp_path_factory.mktemp("logs"), Path(os.environ["XDG_CACHE_HOME"]))
 

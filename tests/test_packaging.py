@@ -61,6 +61,7 @@ def installed(tmp_path_factory):
     return target
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_from_the_wheel(installed, tmp_path):
     """In a fresh process that knows nothing of the checkout."""
     code = f"import sys; sys.path.insert(0, {str(installed)!r})\n{IMPORT}"

@@ -22,7 +22,9 @@ class Somebodys(nn.Module):
 
 
 @jax.numpy_dtype_promotion("standard")  # the model divides integers by 255.0
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(
+    "dtype", [np.uint8, pytest.param(np.float32, marks=pytest.mark.slow)]
+)
 def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweep, compact, shrink, groups = (

@@ -98,6 +98,7 @@ def build(folder):
     small.save(folder, stablehlo=True)
 
 
+@pytest.mark.slow
 def test_two_builds_are_equal_and_say_nothing_of_where(tmp_path):
     """By processes that read this package from two places."""
     tests = Path(__file__).parents[1]

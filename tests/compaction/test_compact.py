@@ -59,8 +59,9 @@ def cut_pair(variables, i, keep):
 
 @pytest.mark.parametrize(
     "fills",
-    [("zero", "bias", "mean"), ("bias", "mean", "zero"), ("mean", "zero", "bias"),
-     ("drop",) * 3],
+    [("zero", "bias", "mean"), ("drop",) * 3,
+     *(pytest.param(fills, marks=pytest.mark.slow)
+       for fills in (("bias", "mean", "zero"), ("mean", "zero", "bias")))],
     ids=" ".join,
 )  # fmt: skip
 def test_pair_with_all_layers_cut_equals_written_weights(fills):
@@ -184,6 +185,7 @@ def test_full_mask_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, small.variables, variables)
 
 
+@pytest.mark.slow
 def test_twice_equals_once():
     variables, _, x = network(PAIR, (14, 14, 2))
     once = jaxprune.compact(PAIR, variables, "conv2", mask(5, 0, 2, 3), example=x)

@@ -49,7 +49,11 @@ def cut(name, masks, fill):
 # outside of layers, a flatten. Random masks are in test_whole_network_masks.py.
 @pytest.mark.parametrize(
     ("name", "fill"),
-    [("regnet", "mean"), ("convnext", "linear"), ("vgg_plain", "mean")],
+    [
+        pytest.param("regnet", "mean", marks=pytest.mark.slow),
+        ("convnext", "linear"),
+        ("vgg_plain", "mean"),
+    ],
 )
 def test_compact_equals_masked(name, fill):
     rng = np.random.default_rng(0)

@@ -88,6 +88,7 @@ def test_channels_of_a_residual_sum_cannot_leave_alone(drawn, layer):
         jaxprune.compact(MODEL, variables, layer, keep, example=x)
 
 
+@pytest.mark.slow
 def test_what_is_left_can_be_trained(drawn, small):
     """Its layers resized in training too; the whole network teaches it."""
     split, _, variables = drawn

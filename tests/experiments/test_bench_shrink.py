@@ -178,6 +178,7 @@ def run(script, tmp_path, trained, monkeypatch, standard_promotion, layers_untim
     return call
 
 
+@pytest.mark.slow
 def test_the_table(run, monkeypatch):
     """And an interruption before, which keeps what is finished."""
     two = ("group L2, global", "group Taylor, isomorphic")

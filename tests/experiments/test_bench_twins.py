@@ -135,7 +135,7 @@ def test_dropout_is_off_when_recalibrated(images):
         assert torch.equal(value, third.state_dict()[key])
 
 
-@pytest.mark.parametrize("gentle", [False, True])
+@pytest.mark.parametrize("gentle", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_same_fine_tuning(digits, gentle):
     """Without dropout, both go the same way: images, flips, losses, rates, penalty."""
     run, variables, twin = digits

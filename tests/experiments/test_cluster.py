@@ -95,7 +95,8 @@ cli.run(train.main)
 """
 
 
-@pytest.mark.parametrize("who", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
 def test_one_process_that_fails_ends_all_with_its_error(who):
     flags = (*SMALL, "--coordinator=" + free_address(), "--num_processes=2")
     code = FAILING.replace("WHO", str(who))

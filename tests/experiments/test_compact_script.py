@@ -146,6 +146,7 @@ SPLITS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ranked_chosen_and_reported_on_different_images(run):
     (code, out, err), workdir = run(*SPLITS, module=sweep)
     assert code == 0, err
@@ -241,6 +242,7 @@ def test_sweep_of_other_weights(run):
         assert written(workdir) == []
 
 
+@pytest.mark.slow
 def test_sweep_has_the_fill_drop(run):
     (code, _, err), workdir = run("--fill=drop", "--ks=0,3,7", module=sweep)
     assert code == 0, err

@@ -45,6 +45,11 @@ FLAGS = {
         *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "naive",
         "export", "repeats", "latency_batches",
     },
+    "shrink": {
+        *NETWORK, *FINETUNING, "batch_size", "eval_split", "calibration_split",
+        "allow_overlap", "speedup", "size", "latency", "batch", "max_drop", "ladder",
+        "keep_whole", "multiple_of", "export", "repeats", "latency_batches",
+    },
     "plot": {"workdir", "order", "normalize", "confusion_k"},
     "report": {"workdir"},
     "bench": {
@@ -57,20 +62,18 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("script", FLAGS)
-def test_help_lists_every_flag_of_the_script(script):
-    command = [sys.executable, "-m", f"experiments.{script}", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("  --")]
+def test_help_lists_every_flag_of_the_script(script, starter, tmp_path):
+    ended = starter.run(script, "--help", folder=tmp_path)
+    assert ended.code == 0, ended.text
+    lines = [line for line in ended.text.splitlines() if line.startswith("  --")]
     names = {line.split(":")[0].removeprefix("  --") for line in lines}
     assert {name.removeprefix("[no]") for name in names} == FLAGS[script]
 
 
-def test_a_flag_of_another_script_is_refused():
-    command = [sys.executable, "-m", "experiments.compact", "--k=1", "--mask_chunk=2"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "mask_chunk" in done.stderr and "Traceback" not in done.stderr
+def test_a_flag_of_another_script_is_refused(starter, tmp_path):
+    ended = starter.run("compact", "--k=1", "--mask_chunk=2", folder=tmp_path)
+    assert ended.code == 2
+    assert "mask_chunk" in ended.text and "Traceback" not in ended.text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ RUN = Path("runs/digits_pair")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+@pytest.mark.slow
 def test_swept_and_compact(script):
     flags = ["--fill=linear", "--criterion=linear", "--calibration_split=train[:64]"]
     code, out, err = script(sweep, *SMALL, *flags, "--ridge=0.02")

@@ -39,6 +39,7 @@ def run(script, tmp_path, made_once, standard_promotion):
     return call
 
 
+@pytest.mark.slow
 def test_sweep_and_compact_prune_the_last_inner_convolution(run):
     (code, out, err), workdir = run(sweep, *QUICK[:2], "--ks=0,2,4")
     assert code == 0, err

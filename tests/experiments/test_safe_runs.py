@@ -279,18 +279,19 @@ def held_by_another(workdir, before=""):
     return process
 
 
-@pytest.mark.parametrize("module", [train, sweep, compact, shrink, plot, report])
-def test_a_second_process_says_who_is_there(script, swept, module):
+def test_a_second_process_says_who_is_there(script, swept):
     gone = subprocess.Popen(["true"])
     gone.wait()
     other = held_by_another(RUN)
     (RUN / f".curve.{gone.pid}.tmp.png").touch()  # left to whoever holds the folder
     try:
         Path("link").symlink_to(RUN)  # one folder, whatever it is called
-        more = {compact: ["--k=1"], shrink: ["--speedup=2"]}.get(module, [])
-        flags = [] if module in (plot, report) else [MODEL]
-        line = fails(script, module, *flags, "--workdir=link", *more)
-        assert re.search(rf"is in use by process {other.pid} on .* since 20", line)
+        for module, *flags in (
+            (train, MODEL), (sweep, MODEL), (compact, MODEL, "--k=1"),
+            (shrink, MODEL, "--speedup=2"), (plot,), (report,),
+        ):  # fmt: skip
+            line = fails(script, module, *flags, "--workdir=link")
+            assert re.search(rf"is in use by process {other.pid} on .* since 20", line)
     finally:
         other.kill()
         other.communicate()
@@ -444,6 +445,7 @@ def test_an_interrupt_is_not_lost(number, where, capsys):
     assert "interrupted; nothing was written" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_terminated_says_what_is_kept():
     flags = [flag for flag in SMALL if "epochs" not in flag] + ["--epochs=500"]
     process = subprocess.Popen(

@@ -198,6 +198,7 @@ def test_a_loss_that_is_not_finite(script):
     assert checkpoint.latest(Path("runs/digits_pair/checkpoints")) is None
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_the_sweep(script, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "sweep.npz")
@@ -291,6 +292,7 @@ def test_killed_and_started_again_ends_with_the_same_parameters(script, tmp_path
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_interrupted_says_what_is_kept(tmp_path):
     flags = [f for f in SMALL if "epochs" not in f] + ["--epochs=500"]
     process = start(tmp_path, "train", *flags)

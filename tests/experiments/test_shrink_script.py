@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_it_writes_the_network_the_ladder_and_the_layers(run):
     out = (run.workdir / "out.txt").read_text()
     assert out.count("60 images: 0 predictions differ") == 2
@@ -77,6 +79,7 @@ def test_it_writes_the_network_the_ladder_and_the_layers(run):
     assert small(image).shape == (1, 10)
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again(run, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("measured again")
@@ -88,6 +91,7 @@ def test_what_is_measured_is_not_measured_again(run, monkeypatch):
     assert out.count("speedup 1.2:") == 1
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_finished_budgets(run, monkeypatch):
     cut = ladder.Ladder.cut
 
@@ -154,12 +158,24 @@ def test_max_drop_takes_the_last_before_the_first_failure(run, monkeypatch):
         (("--size=2",), "share of the parameters"),
         (("--speedup=2", "--ladder=2,x"), "--ladder takes numbers"),
         (("--speedup=2", "--ladder=0.5"), "--ladder takes numbers"),
-        (("--speedup=2", "--keep_whole=conv9"), "unknown group 'conv9'"),
-        (("--speedup=1000",), "least possible"),
         (("--speedup=2", "--latency_batches=0"), "positive numbers"),
         (("--speedup=2", "--export=onnx"), "unknown export"),
         (("--speedup=2", "--distill"), "--distill does nothing without"),
         (("--speedup=2", "--calibration_split=test[:64]"), "holds 60 images"),
+    ],
+)
+def test_bad_input_is_one_line_before_there_is_a_network(script, arguments, message):
+    code, _, err = script(shrink, "--workdir=run", *NETWORK, *QUICK, *arguments)
+    assert code == 2 and message in err and err.count("\n") == 1, err
+    assert not Path("run/checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--speedup=2", "--keep_whole=conv9"), "unknown group 'conv9'"),
+        (("--speedup=1000",), "least possible"),
         (("--speedup=2", "--calibration_split=train[8:72]"), "other images"),
     ],
 )
@@ -169,12 +185,14 @@ def test_bad_input_is_one_line(run, arguments, message):
     assert not (workdir / "shrink-speedup2").exists()
 
 
+@pytest.mark.slow
 def test_too_few_images(run):
     shutil.rmtree(run.workdir / "shrink")
     (code, _, err), _ = run("--speedup=2", "--calibration_split=train[:8]")
     assert code == 2 and "at least 16 images" in err
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_named(run):
     (run.workdir / "shrink" / "state.json").write_text("{")
     (code, _, err), _ = run("--speedup=1.5")

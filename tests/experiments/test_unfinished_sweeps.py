@@ -77,6 +77,7 @@ def test_a_sweep_goes_on(script, interrupt):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_nothing_of_another_version_is_taken(script, interrupt, monkeypatch):
     plant_run(RUN)
     resume = interrupt(2)

@@ -74,9 +74,8 @@ def instant(monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize(
-    "name", ["resnext", pytest.param("mobilenet_v3", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnext", "mobilenet_v3"])
 def test_every_layer_is_timed_once_at_widths_that_run(name, instant, tmp_path):
     whole, costs, x = network(name)
     seen = []
