@@ -32,6 +32,9 @@ from jaxprune.shrinking.curves import Curve, loss_curves
 _RIDGE = 1e-2
 # Images that widths can be told apart on, at the least.
 _FEWEST = 16
+# Images that curves are measured on, at the most. More of them are worth their time in
+# the fit, which has thousands of unknowns, not in the choice of widths.
+_MOST = 512
 
 
 def analyse(
@@ -52,6 +55,7 @@ def analyse(
       model: any linen model, or a network that has been compacted before.
       variables: its variables.
       images: a few hundred that it was made for, as the model takes them; no labels.
+        Widths are found on the first 512, layers fitted on all.
       call: keyword arguments of the model's call.
       keep_whole: groups, or layers of groups, of which nothing is pruned.
       budget: that is to be met; no latency is known yet.
@@ -89,8 +93,9 @@ def analyse(
     curves = dict(known or {})
     missing = [flow for flow in flows if flow.layer not in curves]
     on_start(len(missing))
-    fills = linear_fills(whole.apply, variables, images, missing, ridge=_RIDGE)
-    for name, curve in loss_curves(whole.apply, variables, images, missing, fills):
+    few = images[:_MOST]
+    fills = linear_fills(whole.apply, variables, few, missing, ridge=_RIDGE)
+    for name, curve in loss_curves(whole.apply, variables, few, missing, fills):
         curves[name] = curve
         on_curve(name, curve)
     ordered = {flow.layer: curves[flow.layer] for flow in flows}

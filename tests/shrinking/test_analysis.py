@@ -72,12 +72,24 @@ def test_known_curves_are_not_measured_again_and_groups_can_stay_whole():
     assert multiply_adds(again.costs.whole) >= 2 * multiply_adds(widths)
 
 
+def test_widths_are_found_on_some_of_many_images_and_layers_fitted_on_all(monkeypatch):
+    model, variables, images = network()
+    monkeypatch.setattr(module, "_MOST", 20)
+    few, many = (analyse(model, variables, images[:n]) for n in (20, 48))
+    assert few.curves == many.curves
+    (widths,) = few.candidates(Budget(speedup=1.3))
+    cut, other = (analysis.cut(widths).variables for analysis in (few, many))
+    pairs = zip(jax.tree.leaves(cut), jax.tree.leaves(other), strict=True)
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in pairs)
+
+
 @pytest.fixture(scope="module")
 def residual():
     model, variables, images = network("resnet_v1")
     return analyse(model, variables, images)
 
 
+@pytest.mark.slow
 def test_widths_that_change_the_models_way_are_moved(residual):
     """The identity shortcut would come back where both widths are equal."""
     equal = min(residual.costs.whole.values()) // 2
@@ -87,6 +99,7 @@ def test_widths_that_change_the_models_way_are_moved(residual):
     assert sum(kept) in (equal * len(kept), equal * len(kept) - 1)
 
 
+@pytest.mark.slow
 def test_what_meets_in_sums_is_weighed_and_the_best_is_measured(residual):
     costs, groups = residual.costs, residual.groups.groups
     found = residual.candidates(Budget(speedup=1.6))
