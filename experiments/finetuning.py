@@ -1,6 +1,6 @@
 """What can be won back without going back: BatchNorm statistics, and fine-tuning."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -227,7 +227,7 @@ def finetune(
         run.scale,
         seed=seed(run),
         l2={} if way.gentle else run.l2,
-        augment=training.crop_and_flip if run.recipe.crop_and_flip else None,
+        augment=augmentation(run),
         teacher=_teacher(run, whole) if FLAGS.distill else None,
         temperature=FLAGS.distill_temperature,
         weight=FLAGS.distill_weight,
@@ -275,6 +275,19 @@ def loss(run: Job, apply: taps.Apply, variables: Any, whole: Any) -> float:
 def learning_rate(run: Job) -> float:
     """The highest of fine-tuning."""
     return FLAGS.finetune_learning_rate or run.training.learning_rate / 10
+
+
+def augmentation(run: Job) -> Callable[[Array, Array], Array]:
+    """(key, images) -> images, as training has it; blended where no label is used."""
+
+    def augment(key: Array, images: Array) -> Array:
+        if run.recipe.crop_and_flip:
+            images = training.crop_and_flip(key, images)
+        if FLAGS.distill and FLAGS.distill_weight == 1:
+            images = training.blend(jax.random.fold_in(key, 1), images)
+        return images
+
+    return augment
 
 
 def seed(run: Job) -> int:

@@ -12,7 +12,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 from jaxprune.channels import taps
 from jaxprune.data.splits import Split
@@ -87,6 +87,17 @@ def crop_and_flip(
         return jnp.where(flip, crop[:, ::-1], crop)
 
     return jax.vmap(augment)(padded, shifts, flips)
+
+
+def blend(key: Array, images: Num[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+    """Each image with a share of another of the batch, at most half.
+
+    For a teacher to label, as Beyer et al. 2022 do with mixup (Zhang et al. 2018): on
+    images that it was trained on, it has little to tell.
+    """
+    own = jax.random.uniform(key, (len(images), 1, 1, 1), minval=0.5)
+    images = images.astype(jnp.float32)
+    return own * images + (1 - own) * jnp.roll(images, 1, axis=0)
 
 
 def make_train_step(

@@ -95,16 +95,15 @@ def finetuned(run: Job, network: Twin, whole: Twin, way: finetuning.Way) -> Twin
         optimizer, FLAGS.finetune_epochs * per_epoch
     )
     torch.manual_seed(finetuning.seed(run))
-    augment = jax.jit(training.crop_and_flip)
+    augment = jax.jit(finetuning.augmentation(run))
     for epoch in range(FLAGS.finetune_epochs):
         network.train(not way.gentle)
         order = training.epoch_order(finetuning.seed(run), epoch, len(split), size)
         for i, index in enumerate(order):
-            images = split.read(index)
-            if run.recipe.crop_and_flip:
-                step = epoch * per_epoch + i
-                key = training.step_keys(finetuning.seed(run), jnp.int32(step))[0]
-                images = np.asarray(augment(key, jnp.asarray(images)))
+            key = training.step_keys(
+                finetuning.seed(run), jnp.int32(epoch * per_epoch + i)
+            )[0]
+            images = np.asarray(augment(key, jnp.asarray(split.read(index))))
             optimizer.zero_grad()
             x, labels = scaled(run.config, images), _tensor(split.labels[index])
             loss = _loss(network, whole, x, labels)
