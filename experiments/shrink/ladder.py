@@ -111,23 +111,25 @@ class Ladder:
         return self._last[0]
 
     def rung(self, budget: Budget) -> Rung:
-        """A budget's network, cut, proved and measured; or as it was remembered."""
+        """A budget's network, cut, proved and measured; or as this code found it."""
         candidates = self.candidates(budget)
         key = f"{budget.kind}={budget.value:g}"
+        made = {
+            "machine": machine(),
+            **{name: self.facts[name] for name in ("versions", "commit")},
+        }
         saved = self._state["rungs"].get(key)
         same = (
             saved is not None
             and saved["widths"] in candidates
             and set(saved["row"]["latency"]) == {str(b) for b in self.batches}
-            and saved.get("machine") == machine()
+            and all(saved.get(key) == value for key, value in made.items())
         )
         widths = saved["widths"] if same else self._best(candidates)
         rung = Rung(budget, widths, saved["row"] if same else {})
         if not same:
             rung.row.update(self._measured(rung))
-            self._state["rungs"][key] = {
-                "widths": widths, "row": rung.row, "machine": machine()
-            }  # fmt: skip
+            self._state["rungs"][key] = {"widths": widths, "row": rung.row, **made}
             self._save()
         self.rungs[key] = rung
         return rung
@@ -202,6 +204,8 @@ class _Rung(TypedDict):
     widths: dict[str, int]
     row: dict[str, Any]
     machine: NotRequired[dict[str, str]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
 
 
 class _State(TypedDict):

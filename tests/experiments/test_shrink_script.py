@@ -92,6 +92,29 @@ def test_what_is_measured_is_not_measured_again(run, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["versions", "commit"])
+def test_figures_of_another_version_are_measured_again(run, monkeypatch, name):
+    """It may fit otherwise, and the network would not have them."""
+    measured, network = [], ladder.facts.network
+
+    def other(*args):
+        found = network(*args)
+        return {**found, name: {"jax": "0.0"} if name == "versions" else "f00"}
+
+    def row(self, rung):
+        measured.append(rung.budget.value)
+        return original(self, rung)
+
+    original = ladder.Ladder._measured
+    monkeypatch.setattr(ladder.Ladder, "_measured", row)
+    assert run("--speedup=1.2", "--ladder=")[0][0] == 0 and measured == []
+    monkeypatch.setattr(ladder.facts, "network", other)
+    for _ in range(2):
+        assert run("--speedup=1.2", "--ladder=")[0][0] == 0
+    assert measured == [1.2]
+
+
+@pytest.mark.slow
 def test_an_interruption_keeps_finished_budgets(run, monkeypatch):
     cut = ladder.Ladder.cut
 
