@@ -39,6 +39,7 @@ from hypothesis import HealthCheck, settings
 
 import tally
 from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
+from forked import Starter
 from jaxprune.data.splits import Split
 from jaxprune.shrinking import analysis, clock
 from jaxprune.sweep import maps
@@ -75,8 +76,6 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def starter(tmp_path_factory):
     """Starts scripts in forked processes; compiled programs are shared by all."""
-    from forked import Starter
-
     return Starter(tmp_path_factory.mktemp("logs"), Path(os.environ["XDG_CACHE_HOME"]))
 
 
