@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax.core import freeze
 
 import jaxprune as jp
-from conftest import random_split, random_variables
+from random_data import random_split, random_variables
 
 
 class Tiny(nn.Module):

@@ -7,15 +7,12 @@ masks as data. Fills are drawn too, since equality is to hold whatever they pred
 
 from dataclasses import replace
 from functools import partial
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core.scope import Scope
 
 import numpy_programs
-from conftest import random_split, random_variables
 from jaxprune.channels import masking, taps
 from jaxprune.channels.fills import Fill
 from jaxprune.channels.groups import find_groups
@@ -24,16 +21,8 @@ from jaxprune.compaction.compact import as_compact, other_way
 from jaxprune.compaction.cut import cut_variables
 from jaxprune.compaction.proof import compare, masked_and_bound, rounded_layers
 from jaxprune.errors import InputError
+from random_data import random_split, random_variables
 from zoo import EXAMPLE_SHAPE
-
-
-def parameter(scope, name, *initialiser, **options):
-    """Without Flax's comparison with what the initialiser would return.
-
-    It traces the initialiser, which for a new shape takes two thirds of the time of a
-    network's trace. A shape that does not fit cannot be run.
-    """
-    return scope.get_variable("params", name)
 
 
 class Campaign:
@@ -112,8 +101,7 @@ class Campaign:
         """The smaller variables, and the network of them as a function of such."""
         variables = cut_variables(self.layers, self.whole.variables, prunings, {})
         apply = replace(self.whole, variables=variables).apply
-        with mock.patch.object(Scope, "param", parameter):
-            program = jax.make_jaxpr(lambda v, x: apply(v, x))(variables, self.x)
+        program = jax.make_jaxpr(lambda v, x: apply(v, x))(variables, self.x)
 
         def logits(variables):
             return numpy_programs.run(program, variables, self.x)[0]

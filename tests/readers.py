@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from conftest import random_split, random_variables
+from random_data import random_split, random_variables
 
 P = 10
 READERS = {

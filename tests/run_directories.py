@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from conftest import random_variables
 from experiments import config
 from experiments.recipes import RECIPES
 from jaxprune import sealed
 from jaxprune.files import sha256
 from jaxprune.networks import checkpoint
+from random_data import random_variables
 
 SMALL = (
     "--model=digits_pair", "--widths=4,6,8", "--dense=10", "--train_pairs=300",

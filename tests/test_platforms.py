@@ -20,13 +20,13 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 import jaxprune
-from conftest import random_split, random_variables
 from jaxprune.compaction import compact
 from jaxprune.mesh import Sharded, make_mesh, replicate, spread
 from jaxprune.networks import conv, models, training
 from jaxprune.networks.predict import compiled
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
+from random_data import random_split, random_variables
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # bfloat16 in BatchNorm
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conftest import random_split
+from random_data import random_split
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import random_split, random_variables
+from random_data import random_split, random_variables
 from zoo import CLASSES, EXAMPLE_SHAPE, ZOO
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from conftest import random_split, random_variables
 from jaxprune.channels import taps
 from jaxprune.ranking import criteria
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
+from random_data import random_split, random_variables
 
 
 def network(model, shape):

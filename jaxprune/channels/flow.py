@@ -133,7 +133,6 @@ def channel_flow(
     arguments.check_kind("x", x, Array | np.ndarray, "an array of inputs")
     x = x[:1]
     layers = taps.list_layers(apply, variables, x)
-    taps.find_conv(apply, variables, x, layer)
     return _Follower(layers, layer).follow(apply, variables, x)
 
 
@@ -142,7 +141,7 @@ class _Follower:
 
     def __init__(self, calls: tuple[Layer, ...], layer: str):
         self.calls, self.layer = calls, layer
-        conv = next(call for call in calls if call.name == layer)
+        conv = taps.choose_conv(calls, layer)
         if type(conv.module) not in READERS or conv.module.feature_group_count != 1:
             raise self._refusal(f"{_describe(conv)} ties its outputs to its inputs")
         self.channels = int(conv.output.shape[-1])

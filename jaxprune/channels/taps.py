@@ -182,7 +182,15 @@ def find_conv(apply: Apply, variables: Any, x: Array | np.ndarray, name: str) ->
       InputError: there is none (the convolutions are listed), `name` is another
         kind of layer, or it is called more than once.
     """
-    layers = list_layers(apply, variables, x)
+    return choose_conv(list_layers(apply, variables, x), name)
+
+
+def choose_conv(layers: tuple[Layer, ...], name: str) -> Layer:
+    """The convolution called `name` of those that `list_layers` returns.
+
+    Raises:
+      InputError: see `find_conv`.
+    """
     found = [layer for layer in layers if layer.name == name]
     if not found:
         check_choice("layer", name, dict.fromkeys(_convs(layers)))

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 from scipy.optimize.elementwise import find_root
 
 from jaxprune.arguments import check_number
@@ -61,7 +61,7 @@ def discordant(right: Bool[np.ndarray, "K N"]) -> Discordant:
 def share_interval(count: Int[np.ndarray, " K"], images: int) -> Interval:
     """Wilson's score interval of the share `count` / `images` (Wilson 1927)."""
     ends = [
-        stats.binomtest(int(c), images).proportion_ci(CONFIDENCE, method="wilson")
+        scipy.stats.binomtest(int(c), images).proportion_ci(CONFIDENCE, method="wilson")
         for c in count
     ]
     return Interval(*np.array(ends).T)
@@ -82,7 +82,7 @@ def largest_drop(
       confidence: of the limit, in (0.5, 1).
     """
     lost, won, images = np.asarray(counts.lost), np.asarray(counts.won), counts.images
-    z = stats.norm.ppf(confidence)
+    z = scipy.stats.norm.ppf(confidence)
 
     def score(drop: np.ndarray, lost: np.ndarray, won: np.ndarray) -> np.ndarray:
         b = (2 * images - lost + won) * drop - lost - won
@@ -112,7 +112,7 @@ def mcnemar(counts: Discordant) -> Float[np.ndarray, "*K"]:
     That of lost and won images if each were as likely as the other.
     """
     fewer = np.minimum(counts.lost, counts.won)
-    p = 2 * stats.binom.cdf(fewer, counts.lost + counts.won, 0.5)
+    p = 2 * scipy.stats.binom.cdf(fewer, counts.lost + counts.won, 0.5)
     return np.minimum(p, 1.0)
 
 
@@ -159,7 +159,7 @@ def loss_interval(
 
     Normal, by the central limit theorem; `std` is the images' standard deviation.
     """
-    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * std / np.sqrt(images)
+    half = scipy.stats.norm.ppf((1 + CONFIDENCE) / 2) * std / np.sqrt(images)
     return Interval(np.maximum(mean - half, 0), mean + half)
 
 
@@ -170,7 +170,7 @@ def mean_interval(
     repetitions = len(values)
     mean = values.mean(0)
     error = values.std(0, ddof=1) / np.sqrt(repetitions)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, repetitions - 1) * error
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, repetitions - 1) * error
     return mean, Interval(mean - half, mean + half)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 from typing_extensions import TypedDict
 
 from jaxprune import schema, sealed
@@ -95,7 +95,11 @@ class Comparison:
         varies = [bool(np.ptp(row)) for row in self.scores]
         for i, j in combinations(range(len(self.names)), 2):
             both = varies[i] and varies[j]
-            rho = stats.spearmanr(self.scores[i], self.scores[j])[0] if both else np.nan
+            rho = (
+                scipy.stats.spearmanr(self.scores[i], self.scores[j])[0]
+                if both
+                else np.nan
+            )
             matrix[i, j] = matrix[j, i] = rho
         return matrix
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
-from sklearn.metrics import confusion_matrix
 
 from jaxprune.arguments import check_number
 from jaxprune.errors import InputError
@@ -17,6 +16,8 @@ def confusion(
     predictions: Integer[np.ndarray, "K N"], labels: Int[np.ndarray, " N"], classes: int
 ) -> Int[np.ndarray, "K C C"]:
     """Counts of images by [mask, true class, predicted class]."""
+    from sklearn.metrics import confusion_matrix  # takes as long as JAX to import
+
     names = np.arange(classes)
     return np.stack([confusion_matrix(labels, p, labels=names) for p in predictions])
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conftest import random_variables
 from jaxprune.channels.groups import find_groups
 from jaxprune.errors import InputError
+from random_data import random_variables
 from zoo import EXAMPLE_SHAPE, ZOO
 
 

@@ -7,13 +7,13 @@ import pytest
 from flax import linen as nn
 
 import reference
-from conftest import random_split
 from jaxprune.channels import taps
 from jaxprune.channels.head import make_head
 from jaxprune.mesh import make_mesh
 from jaxprune.ranking import criteria
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
+from random_data import random_split
 from toys import network, run_sweep
 
 # Shapes of what goes around the layer, for images of 8 x 8 x 3.

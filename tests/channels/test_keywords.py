@@ -8,8 +8,8 @@ import pytest
 from flax import linen as nn
 
 import jaxprune
-from conftest import random_split, random_variables
 from jaxprune.channels import taps
+from random_data import random_split, random_variables
 
 
 class Keywords(nn.Module):

@@ -9,10 +9,10 @@ from flax import linen as nn
 
 import jaxprune
 import readers
-from conftest import random_variables
 from jaxprune.channels.linear import Moments
 from jaxprune.channels.moments import press
 from jaxprune.errors import InputError
+from random_data import random_variables
 
 
 def moments(rows, ridge=1e-2, kernel=None):

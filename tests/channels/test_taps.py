@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conftest import random_variables
 from jaxprune.channels import taps
 from jaxprune.errors import InputError
 from jaxprune.networks.models import CifarVGG, PairCNN
+from random_data import random_variables
 
 
 class Block(nn.Module):

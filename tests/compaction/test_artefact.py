@@ -13,13 +13,13 @@ import pytest
 from flax import linen as nn
 
 import jaxprune
-from conftest import random_split, random_variables
 from jaxprune.compaction import artefact
 from jaxprune.compaction.compact import as_compact
 from jaxprune.compaction.network import OWN
 from jaxprune.errors import InputError
 from jaxprune.networks.models import CifarResNet, CifarVGG, PairCNN
 from programs import run_program
+from random_data import random_split, random_variables
 from run_directories import reseal
 
 PAIR = PairCNN(widths=(3, 5, 7), dense=(10, 4))
@@ -110,6 +110,7 @@ def test_two_builds_are_equal_and_say_nothing_of_where(tmp_path):
                                      for d in ("", "compaction"))]  # fmt: skip
         command = [sys.executable, "-c", BUILD, str(tmp_path / name / "out")]
         environment = {**os.environ, "PYTHONHASHSEED": str(ord(name))}
+        environment["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "10"  # JAX's default
         subprocess.run([*command, *map(str, places)], check=True, env=environment)
     for path in (tmp_path / "a" / "out").iterdir():
         content = path.read_bytes()

@@ -11,7 +11,6 @@ from flax import linen as nn
 
 import jaxprune
 import reference
-from conftest import random_split, random_variables
 from jaxprune.channels import masking
 from jaxprune.channels.flow import channel_flow
 from jaxprune.compaction import proof
@@ -21,6 +20,7 @@ from jaxprune.ranking import criteria
 from jaxprune.ranking.order import prefix_masks
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
+from random_data import random_split, random_variables
 
 PAIR = PairCNN(widths=(3, 5, 7), dense=(10, 4))
 VGG = CifarVGG(widths=(3, 4, 4, 5, 5, 4, 6, 6, 7, 6, 6, 8, 9), dense=(12, 10, 8, 4))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conftest import random_split, random_variables
 from jaxprune.channels import taps
 from jaxprune.channels.calibration import linear_fills, mean_fills
 from jaxprune.channels.groups import find_groups
@@ -17,6 +16,7 @@ from jaxprune.compaction import compact
 from jaxprune.compaction.compact import OtherWayError
 from jaxprune.compaction.network import load_compact
 from jaxprune.errors import InputError
+from random_data import random_split, random_variables
 from zoo import CLASSES, EXAMPLE_SHAPE, ZOO
 
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxprune
-from conftest import random_variables
 from jaxprune.channels import masking
 from jaxprune.channels.flow import channel_flow
+from random_data import random_variables
 
 
 @dataclasses.dataclass(frozen=True)

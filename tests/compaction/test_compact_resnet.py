@@ -10,9 +10,9 @@ from flax import linen as nn
 
 import jaxprune
 import reference
-from conftest import random_split, random_variables
 from jaxprune.errors import InputError
 from jaxprune.networks import models, training
+from random_data import random_split, random_variables
 
 MODEL = models.CifarResNet(8, (3, 4, 5), 4)
 # A block whose first convolution has stride 2, and the last.

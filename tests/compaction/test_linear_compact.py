@@ -9,9 +9,9 @@ from flax import linen as nn
 
 import jaxprune
 import readers
-from conftest import random_variables
 from jaxprune.channels.linear import Regression
 from jaxprune.errors import InputError
+from random_data import random_variables
 
 RIDGE = 0.03
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from conftest import random_variables
 from experiments.bench import __main__ as bench
 from experiments.bench import ours
 from experiments.bench.plan import RACES, Measured, ratios
@@ -17,6 +16,7 @@ from jaxprune.errors import InputError
 from jaxprune.networks.models import CifarVGG
 from jaxprune.report.bench import Bar, bars
 from keras_files import LAYERS, write_keras
+from random_data import random_variables
 from run_directories import plant_cifar10
 
 NETWORK = (

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conftest import random_variables
 from jaxprune.channels import taps
 from jaxprune.networks import models
 from jaxprune.networks.models import CifarVGG
+from random_data import random_variables
 
 torch = pytest.importorskip("torch")
 

@@ -13,10 +13,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from conftest import random_split, random_variables
 from experiments import cli, train
 from experiments.bench import __main__ as bench
 from jaxprune.networks.models import CifarResNet
+from random_data import random_split, random_variables
 
 pytest.importorskip("torch_pruning")
 import torch

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from conftest import random_variables
 from experiments import cli, finetuning, job
 from experiments.bench import __main__ as bench
 from jaxprune.compaction import cost
 from jaxprune.networks.models import CifarResNet, CifarVGG
+from random_data import random_variables
 
 torch = pytest.importorskip("torch")
 

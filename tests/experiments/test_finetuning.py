@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from conftest import random_split
 from experiments import cli, finetuning, recipes
 from experiments.compact import __main__ as compact
 from jaxprune.networks.training import crop_and_flip
+from random_data import random_split
 
 
 class Run:

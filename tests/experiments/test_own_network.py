@@ -13,11 +13,11 @@ from jax import export
 from safetensors.numpy import load_file
 
 import jaxprune
-from conftest import random_split
 from experiments import plot, sweep, train
 from experiments.bench import __main__ as bench
 from experiments.compact import __main__ as compact
 from experiments.shrink import __main__ as shrink
+from random_data import random_split
 from run_directories import opened
 
 SOURCE = """

@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 import run_directories
-from conftest import random_variables
 from experiments import cli, config, job, lock, plot, report, signals, sweep, train
 from experiments.compact import __main__ as compact
 from experiments.shrink import __main__ as shrink
@@ -27,6 +26,7 @@ from jaxprune.data import datasets
 from jaxprune.errors import InputError
 from jaxprune.networks import checkpoint
 from jaxprune.report import curves
+from random_data import random_variables
 from run_directories import FOLDER, SMALL, plant_run, reseal
 
 RUN = Path("runs/digits_pair")

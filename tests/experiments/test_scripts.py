@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import random_variables
 from experiments import plot, sweep, train
 from jaxprune import sealed
 from jaxprune.networks import checkpoint
 from jaxprune.networks.models import CifarVGG, PairCNN
 from jaxprune.sweep.result import SweepResult
 from keras_files import LAYERS, write_keras
+from random_data import random_variables
 from run_directories import FOLDER, SMALL, plant_cifar10
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

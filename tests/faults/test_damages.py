@@ -21,7 +21,6 @@ from absl.testing import flagsaver
 from flax.traverse_util import flatten_dict
 
 from canonical import digest
-from conftest import random_variables
 from damage import damage, reseal
 from experiments import cli, config, job, lock, log, sweep  # noqa: F401 - flags
 from experiments.recipes import RECIPES
@@ -44,6 +43,7 @@ from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.trunk import tap_layer
 from keras_files import write_keras
+from random_data import random_variables
 from run_directories import plant_cifar10
 from runs import JOBS, Job, Runs
 from tally import trials

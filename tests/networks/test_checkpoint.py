@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import random_variables
 from jaxprune import sealed
 from jaxprune.errors import InputError
 from jaxprune.networks import checkpoint
 from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.models import CifarVGG, PairCNN
 from keras_files import LAYERS, write_keras
+from random_data import random_variables
 
 MODEL = PairCNN(widths=(2, 3, 4), dense=(5, 2))
 X = jnp.zeros((1, 8, 8, 2))

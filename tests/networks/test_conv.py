@@ -5,10 +5,10 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from conftest import random_variables
 from jaxprune import mesh as mesh_lib
 from jaxprune.mesh import make_mesh
 from jaxprune.networks import conv, winograd
+from random_data import random_variables
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import reference
-from conftest import random_variables
 from jaxprune.errors import InputError
 from jaxprune.networks.models import CifarResNet, CifarVGG, PairCNN
+from random_data import random_variables
 
 
 def shapes(model, *shape):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conftest import random_split, random_variables
 from jaxprune.errors import InputError
 from jaxprune.mesh import make_mesh
 from jaxprune.networks.predict import compiled, predict
+from random_data import random_split, random_variables
 
 
 class Small(nn.Module):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conftest import random_split, random_variables
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
 from jaxprune.mesh import make_mesh
 from jaxprune.networks import losses as loss_terms
 from jaxprune.networks import training as train
+from random_data import random_split, random_variables
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -7,7 +7,6 @@ import pytest
 from flax import linen as nn
 
 import jaxprune
-from conftest import random_split, random_variables
 from jaxprune.compaction.compact import OtherWayError
 from jaxprune.compaction.cost import multiply_adds
 from jaxprune.errors import InputError
@@ -15,6 +14,7 @@ from jaxprune.shrinking import shrink as module
 from jaxprune.shrinking.analysis import Cut
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.shrink import analyse
+from random_data import random_split, random_variables
 from zoo import EXAMPLE_SHAPE, ZOO
 
 SOME = ("vgg_plain",)

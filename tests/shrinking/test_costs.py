@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from conftest import random_variables
 from jaxprune.channels.groups import find_groups
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.cost import multiply_adds
 from jaxprune.errors import InputError
 from jaxprune.shrinking.costs import model_costs
+from random_data import random_variables
 from zoo import EXAMPLE_SHAPE, ZOO
 
 SOME = ("cifar_resnet",)

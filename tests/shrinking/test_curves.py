@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import random_split
 from jaxprune.channels import taps
 from jaxprune.channels.calibration import linear_fills
 from jaxprune.channels.groups import find_groups
 from jaxprune.networks.models import PairCNN
 from jaxprune.shrinking.curves import Curve, divergence, loss_curves
+from random_data import random_split
 from toys import network as toy
 
 SHAPE = (16, 16, 2)

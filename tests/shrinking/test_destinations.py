@@ -8,7 +8,6 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from conftest import random_split, random_variables
 from jaxprune.channels.flow import READERS
 from jaxprune.channels.groups import find_groups
 from jaxprune.channels.program import Run, trace_program
@@ -17,6 +16,7 @@ from jaxprune.shrinking import refit as refitting
 from jaxprune.shrinking.destinations import Destination, find_destinations, follow
 from jaxprune.shrinking.goals import Goal, fit
 from jaxprune.shrinking.refit import refit
+from random_data import random_split, random_variables
 from zoo import EXAMPLE_SHAPE, ZOO
 
 SHAPE = (6, 6, 2)

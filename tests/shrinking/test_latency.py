@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import random_variables
 from jaxprune import sealed
 from jaxprune.channels.groups import find_groups
 from jaxprune.compaction.compact import as_compact
 from jaxprune.shrinking import clock
 from jaxprune.shrinking.costs import Costs, Product, Side, model_costs
 from jaxprune.shrinking.latency import LatencyTable, Rest, Timed, measure_latency
+from random_data import random_variables
 from zoo import EXAMPLE_SHAPE, ZOO
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conftest import random_split, random_variables
 from jaxprune.channels.groups import find_groups
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.errors import InputError
 from jaxprune.shrinking.least_squares import least_squares, patches
 from jaxprune.shrinking.refit import refit
+from random_data import random_split, random_variables
 
 SHAPE = (6, 6, 2)
 

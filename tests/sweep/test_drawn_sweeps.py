@@ -14,10 +14,10 @@ import pytest
 import jaxprune
 import numpy_programs
 import reference
-from conftest import random_split, random_variables
 from drawn_networks import draw_network
 from jaxprune import mesh
 from jaxprune.channels import taps
+from random_data import random_split, random_variables
 from tally import FULL, trials
 from zoo import EXAMPLE_SHAPE
 

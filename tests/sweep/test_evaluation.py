@@ -10,7 +10,6 @@ import pytest
 from flax import linen as nn
 
 import reference
-from conftest import random_split
 from jaxprune.channels.fills import Fill
 from jaxprune.mesh import make_mesh
 from jaxprune.sweep.changed import carry_forward, changed_pairs
@@ -18,6 +17,7 @@ from jaxprune.sweep.choose import choose_evaluation
 from jaxprune.sweep.evaluation import Judged, Plan
 from jaxprune.sweep.running_sum import STEP, RunningSum
 from jaxprune.sweep.trunk import tap_layer
+from random_data import random_split
 from toys import network, planted, run_sweep
 
 # Which way each layer of Chain is evaluated.

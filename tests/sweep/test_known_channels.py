@@ -13,13 +13,13 @@ import jaxprune
 import readers
 import reference
 import toys
-from conftest import random_split
 from jaxprune.channels import left_out
 from jaxprune.channels.fills import Fill
 from jaxprune.mesh import make_mesh
 from jaxprune.ranking.criteria import CRITERIA, Criterion
 from jaxprune.ranking.evidence import Activations
 from jaxprune.sweep import gather, oracle
+from random_data import random_split
 
 DEAD, CONSTANT, FIRST, SECOND, DUPLICATE = range(5)
 

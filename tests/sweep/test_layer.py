@@ -5,7 +5,6 @@ import pytest
 from flax import linen as nn
 
 import reference
-from conftest import random_split, random_variables
 from jaxprune.channels.masking import fill_channels
 from jaxprune.data.splits import image_split
 from jaxprune.errors import InputError
@@ -16,6 +15,7 @@ from jaxprune.ranking.order import pruning_order
 from jaxprune.sweep.evaluation import evaluate_masks
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
+from random_data import random_split, random_variables
 from toys import network, planted
 
 EXPERIMENTS = {

@@ -9,8 +9,8 @@ from flax import linen as nn
 import jaxprune
 import readers
 import reference
-from conftest import random_variables
 from jaxprune.mesh import make_mesh
+from random_data import random_variables
 
 RIDGE = 0.03
 

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import random_split
 from jaxprune.errors import InputError
 from jaxprune.networks.models import PairCNN
 from jaxprune.sweep import maps, score
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
+from random_data import random_split
 from toys import network
 
 SHAPE = (8, 8, 2)

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import random_split
 from jaxprune.channels.calibration import linear_fill
 from jaxprune.data.splits import image_split
 from jaxprune.mesh import make_mesh
@@ -13,6 +12,7 @@ from jaxprune.sweep import evaluation, unfinished
 from jaxprune.sweep.layer import sweep_layer, sweep_orders
 from jaxprune.sweep.trunk import tap_layer
 from jaxprune.sweep.unfinished import Unfinished, exact_sums
+from random_data import random_split
 from toys import network
 
 SHAPE = (8, 8, 2)
