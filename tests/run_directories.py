@@ -22,24 +22,37 @@ SMALL = (
 FOLDER = Path("runs/digits_pair/sweep-conv3-abs_mean-bias")
 
 
-def plant_run(workdir, facts=None, **changes):
+_FEW = {
+    "digits_pair": {
+        "widths": (2, 3, 4), "dense": (5,), "train_pairs": 50, "test_pairs": 30,
+        "train_batch_size": 10, "epochs": 1,
+    },
+    # On the digits.
+    "cifar_resnet": {
+        "depth": 8, "widths": (3, 4, 6), "dataset": "digits", "pixel_mean": (0.0,),
+        "pixel_std": (255.0,), "train_batch_size": 32, "train_split": "train[:96]",
+        "epochs": 1,
+    },
+}  # fmt: skip
+_INPUT = {"digits_pair": (1, 28, 28, 2), "cifar_resnet": (1, 28, 28, 1)}
+
+
+def plant_run(workdir, facts=None, model="digits_pair", **changes):
     """A run directory with drawn weights, as if they had been trained.
 
     Args:
       workdir: where.
       facts: that the checkpoint keeps; by default the configuration.
+      model: digits_pair or cifar_resnet.
       changes: to the configuration.
 
     Returns:
       Its configuration.
     """
-    recipe = RECIPES["digits_pair"]
-    small = {
-        "widths": (2, 3, 4), "dense": (5,), "train_pairs": 50, "test_pairs": 30,
-        "train_batch_size": 10, "epochs": 1,
-    }  # fmt: skip
-    conf = replace(recipe.config, **small | changes)
-    variables = random_variables(recipe.build(conf, 2), np.zeros((1, 28, 28, 2)))
+    recipe = RECIPES[model]
+    conf = replace(recipe.config, **_FEW[model] | changes)
+    classes = 2 if model == "digits_pair" else 10
+    variables = random_variables(recipe.build(conf, classes), np.zeros(_INPUT[model]))
     about = {"config": asdict(conf)} if facts is None else facts
     checkpoint.save(Path(workdir) / "checkpoints", conf.epochs, variables, facts=about)
     config.write(conf, Path(workdir))

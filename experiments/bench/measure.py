@@ -52,6 +52,11 @@ class Bench:
         return len(self.loop_ks) / self.channels * self.share_of_images
 
 
+def batch_size(split: Split) -> int:
+    """Images at once, for everyone: what keeps the device busy, or all there are."""
+    return min(128 if jax.default_backend() == "cpu" else 2048, len(split))
+
+
 def peak_memory_of_jax() -> float:
     """MiB, the most so far: of the device where it tells, or of the process."""
     memory = jax.local_devices()[0].memory_stats() or {}

@@ -15,6 +15,7 @@ from experiments.bench.measure import (
     STEPS,
     Bench,
     Prepared,
+    batch_size,
     timed,
     trunk_and_heads,
     turn_of,
@@ -56,29 +57,24 @@ def matmul(bench: Bench) -> Prepared:
 
 def evaluation(bench: Bench) -> Prepared:
     """The network's predictions of all images, once."""
-    evaluate, compile_seconds = _evaluate(bench)
+    evaluate, compile_seconds = _evaluate(bench, bench.split)
     return Prepared(
-        turn_of(lambda: evaluate(bench.variables, bench.split)),
+        turn_of(lambda: evaluate(bench.variables)),
         compile_seconds=compile_seconds,
     )
 
 
-def _evaluate(bench: Bench) -> tuple[Callable[[Any, Split], np.ndarray], float]:
-    """A function of variables and a split, ready to use, and its compile time."""
-    devices, size = cluster.local_mesh(), _batch_size()
+def _evaluate(bench: Bench, split: Split) -> tuple[Callable[[Any], np.ndarray], float]:
+    """The split's predictions by variables, ready to use, and the compile time."""
+    devices, size = cluster.local_mesh(), batch_size(split)
     program = compiled(bench.run.apply, devices)
 
-    def evaluate(variables: Any, split: Split) -> np.ndarray:
+    def evaluate(variables: Any, split: Split = split) -> np.ndarray:
         logits = predict(program, variables, split, batch_size=size, mesh=devices)
         return logits.argmax(-1)
 
-    evaluate(bench.variables, _first(bench.split, size))
+    evaluate(bench.variables, _first(split, size))
     return evaluate, program.compile_seconds
-
-
-def _batch_size() -> int:
-    """Images at once: what keeps the device busy."""
-    return 128 if jax.default_backend() == "cpu" else 2048
 
 
 def _first(split: Split, count: int) -> Split:
@@ -119,7 +115,7 @@ def sweep(bench: Bench, *, warm: bool = True, **options: Any) -> Prepared:
       **options: for `_sweep`.
     """
     if warm:
-        _sweep(bench, _first(bench.split, 2 * _batch_size()), **options)
+        _sweep(bench, _first(bench.split, 2 * batch_size(bench.split)), **options)
     return Prepared(
         lambda: _sweep(bench, bench.split, **options),
         facts={"multiply_adds": multiply_adds(bench)},
@@ -138,7 +134,7 @@ def some(bench: Bench, *, inner: bool = False, **options: Any) -> Prepared:
         layers = taps.list_layers(bench.run.apply, bench.variables, bench.run.image)
         convs = [layer.name for layer in layers if isinstance(layer.module, nn.Conv)]
         options["layer"] = convs[convs.index(bench.layer) - 1]
-    _sweep(bench, _first(bench.some, 2 * _batch_size()), **options)
+    _sweep(bench, _first(bench.some, 2 * batch_size(bench.some)), **options)
     return Prepared(
         lambda: _sweep(bench, bench.some, **options), share=bench.share_of_images
     )
@@ -152,7 +148,7 @@ def linear(bench: Bench) -> Prepared:
     def fitted() -> Fill:
         return linear_fill(
             bench.run.apply, bench.variables, calibration, layer=bench.layer,
-            batch_size=_batch_size(), mesh=cluster.local_mesh(),
+            batch_size=batch_size(images), mesh=cluster.local_mesh(),
         )  # fmt: skip
 
     return some(bench, make_fill=fitted)
@@ -171,7 +167,8 @@ def _sweep(
     fill = make_fill()
     tapped = tap_layer(
         bench.run.apply, bench.variables, split, layer=layer or bench.layer,
-        tap=bench.run.recipe.tap, batch_size=_batch_size(), mesh=cluster.local_mesh(),
+        tap=bench.run.recipe.tap, batch_size=batch_size(split),
+        mesh=cluster.local_mesh(),
     )  # fmt: skip
     scores = criteria.mean(tapped.mean_feature_map)
     about = sweep_layer(tapped, scores, fill=fill, **options).about
@@ -189,14 +186,14 @@ def _sweep(
 
 def one_pass(bench: Bench) -> Prepared:
     """For a few K: weights zeroed, and one pass over some of the images."""
-    evaluate, compile_seconds = _evaluate(bench)
+    evaluate, compile_seconds = _evaluate(bench, bench.some)
 
     def loop() -> None:
         for k in bench.loop_ks:
             pruned = jax.tree.map(np.array, bench.variables)
             for array in at_path(pruned["params"], bench.layer).values():
                 array[..., :k] = 0
-            evaluate(pruned, bench.some)
+            evaluate(pruned)
 
     return Prepared(
         turn_of(loop), share=bench.share_of_loop, compile_seconds=compile_seconds
@@ -222,7 +219,7 @@ def cached_trunk(bench: Bench) -> Prepared:
         return jnp.argmax(logits, axis=-1)
 
     variables = jax.device_put(bench.variables)
-    some = [b.images for b in batches(bench.some, _batch_size())]
+    some = [b.images for b in batches(bench.some, batch_size(bench.some))]
 
     def run_trunk() -> list[Any]:
         return jax.block_until_ready([trunk(variables, images) for images in some])

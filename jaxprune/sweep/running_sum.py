@@ -190,22 +190,22 @@ class RunningSum:
         changed = changed_pairs(differs, self._plan.ks)
         mask, image = np.nonzero(changed)
         pairs = np.stack([image, ks[mask]], axis=1).astype(np.int32)
+        firsts = np.arange(0, ks[-1] + 1, STEP, dtype=np.int32)
+        steps = np.split(pairs, np.searchsorted(pairs[:, 1], firsts[1:]))
         around = self._around(weights["variables"], batch.images)
         labels, around, total, change = replicate(
             (batch.labels, around, total, change), self._mesh
         )
         parts = []
-        for first in range(0, ks[-1] + 1, STEP):
-            start = np.int32(first)
-            here = pairs[(pairs[:, 1] >= first) & (pairs[:, 1] < first + STEP)]
+        for first, here in zip(firsts, steps, strict=True):
             if len(here):
                 judged = collect(
                     self._predict(
-                        weights, labels, around, total, change, start, some[:, 0],
+                        weights, labels, around, total, change, first, some[:, 0],
                         some[:, 1] - first,
                     )
                     for some in chunks(here, self._pairs)
                 )  # fmt: skip
                 parts.append(Judged(*(array[: len(here)] for array in judged)))
-            total = self._advance(weights, total, change, start)
+            total = self._advance(weights, total, change, first)
         return carry_forward(changed, collect(parts))

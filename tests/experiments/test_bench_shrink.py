@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import sys
 from types import SimpleNamespace
 
@@ -13,10 +12,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import cli, train
+from experiments import cli
 from experiments.bench import __main__ as bench
 from jaxprune.networks.models import CifarResNet
 from random_data import random_split, random_variables
+from run_directories import plant_run
 
 pytest.importorskip("torch_pruning")
 import torch
@@ -24,11 +24,6 @@ import torch
 from experiments.bench.shrink import contest, stages, theirs
 from experiments.bench.twins import Twin, multiply_adds
 
-NETWORK = (
-    "--model=cifar_resnet", "--depth=8", "--widths=4,6,8", "--dataset=digits",
-    "--pixel_mean=0", "--pixel_std=255", "--epochs=1", "--train_batch_size=32",
-    "--train_split=train[:96]",
-)  # fmt: skip
 QUICK = (
     "--what=shrink", "--eval_split=test[:60]", "--calibration_split=train[:64]",
     "--multiple_of=1", "--batch=2", "--repeats=2", "--latency_batches=1,3",
@@ -156,19 +151,11 @@ def test_stages_and_the_better_of_two_ways(small_run):
     assert stages.figures(run, competitor)["accuracy_finetuned"] == 0.7
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return tmp_path_factory.mktemp("trained") / "run"
-
-
 @pytest.fixture
-def run(script, tmp_path, trained, monkeypatch, standard_promotion, layers_untimed):
+def run(script, tmp_path, monkeypatch, standard_promotion, layers_untimed):
     """Runs the benchmark in a run directory that holds a network."""
-    if not trained.exists():
-        code, _, err = script(train, f"--workdir={trained}", *NETWORK)
-        assert code == 0, err
     workdir = tmp_path / "run"
-    shutil.copytree(trained, workdir)
+    plant_run(workdir, model="cifar_resnet", widths=(8, 12, 16))
 
     def call(*arguments):
         arguments = (f"--workdir={workdir}", *QUICK, *arguments)

@@ -13,12 +13,12 @@ from experiments import sweep
 from experiments.compact import __main__ as compact
 from jaxprune.report import compact as plots_compact
 from jaxprune.sweep.result import SweepResult
-from run_directories import reseal
+from run_directories import plant_run, reseal
 
-NETWORK = (
-    "--model=digits_pair", "--widths=4,5,8", "--dense=6", "--epochs=1",
-    "--train_pairs=256", "--test_pairs=100", "--train_batch_size=64",
-)  # fmt: skip
+NETWORK = {
+    "widths": (4, 5, 8), "dense": (6,), "train_pairs": 256, "test_pairs": 100,
+    "train_batch_size": 64,
+}  # fmt: skip
 QUICK = ("--repeats=2", "--latency_batches=1,4")
 
 
@@ -40,7 +40,8 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 @pytest.fixture
 def trained(standard_promotion, made_once, script):
     def make(workdir):
-        code, _, err = script(sweep, f"--workdir={workdir}", *NETWORK)
+        plant_run(workdir, **NETWORK)
+        code, _, err = script(sweep, f"--workdir={workdir}", "--model=digits_pair")
         assert code == 0, err
 
     return made_once("swept", make)

@@ -1,7 +1,6 @@
 """A network of residual blocks through the scripts, with and without a teacher."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from experiments.compact import __main__ as compact
 from experiments.recipes import RECIPES
 from jaxprune.networks.models import CifarResNet
 from jaxprune.sweep.result import SweepResult
+from run_directories import plant_run
 
 NETWORK = (
     "--model=cifar_resnet", "--depth=8", "--widths=3,4,6", "--dataset=digits",
@@ -23,15 +23,10 @@ QUICK = ("--eval_split=test[:60]", "--rank_split=test[:60]", "--repeats=1",
 
 
 @pytest.fixture
-def run(script, tmp_path, made_once, standard_promotion):
-    """Runs a script in a copy of the run directory of a trained network."""
-
-    def make(workdir):
-        code, _, err = script(train, f"--workdir={workdir}", *NETWORK)
-        assert code == 0, err
-
+def run(script, tmp_path, standard_promotion):
+    """Runs a script in the run directory of a network."""
     workdir = tmp_path / "run"
-    shutil.copytree(made_once("resnet", make), workdir)
+    plant_run(workdir, model="cifar_resnet")
 
     def call(module, *arguments):
         return script(module, f"--workdir={workdir}", *arguments), workdir

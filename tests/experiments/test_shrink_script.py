@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import jaxprune
-from experiments import train
 from experiments.shrink import __main__ as shrink
 from experiments.shrink import ladder
+from run_directories import plant_run
 
 NETWORK = (
     "--model=cifar_resnet", "--depth=8", "--widths=4,6,8", "--dataset=digits",
@@ -29,7 +29,7 @@ def run(script, tmp_path, made_once, standard_promotion, layers_untimed):
     """Runs experiments.shrink in a run directory that holds an analysis."""
 
     def make(workdir):
-        assert script(train, f"--workdir={workdir}", *NETWORK)[0] == 0
+        plant_run(workdir, model="cifar_resnet", widths=(4, 6, 8))
         arguments = (f"--workdir={workdir}", *QUICK, "--speedup=1.5", "--ladder=1.2")
         code, out, err = script(shrink, *arguments)
         assert code == 0, err

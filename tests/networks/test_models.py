@@ -80,6 +80,7 @@ def test_training_needs_dropout_keys_and_gives_statistics():
     variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
     x = jnp.ones((4, 32, 32, 3)) * jnp.arange(4.0)[:, None, None, None]
 
+    @jax.jit
     def run(seed):
         return model.apply(
             variables, x, train=True, rngs={"dropout": jax.random.key(seed)},
