@@ -36,7 +36,14 @@ sys.path.append(str(Path(__file__).parent / "faults"))
 
 
 def pytest_configure(config):
-    """Fixtures, which import everything, are for processes that run tests."""
+    """Fixtures, which import everything, are for processes that run tests.
+
+    The ordinary run's programs are small, and XLA compiles them in two thirds of the
+    time when LLVM is not to optimise them. Long tests and scripts in processes of
+    their own run what users run.
+    """
+    if config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
         config.pluginmanager.import_plugin("shared_fixtures")
 
