@@ -105,7 +105,7 @@ class _Total:
         self._outputs = self._rows(product.outputs for product in products)
 
     def _rows(self, sides: Iterable[Side]) -> Float[np.ndarray, "K F"]:
-        """Of each side what is fixed (F = 0), and what one unit of each group holds."""
+        """Columns: what is fixed of a side, then what a unit of each group holds."""
         rows = ((s.fixed, *(s.per_unit.get(g, 0) for g in self._groups)) for s in sides)
         return np.array([*rows], float).reshape(-1, 1 + len(self._groups))
 
