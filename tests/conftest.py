@@ -36,13 +36,10 @@ sys.path.append(str(Path(__file__).parent / "faults"))
 
 
 def pytest_configure(config):
-    """Fixtures, which import everything, are for processes that run tests.
-
-    The ordinary run's programs are small, and XLA compiles them in two thirds of the
-    time when LLVM is not to optimise them. Long tests and scripts in processes of
-    their own run what users run.
-    """
+    """Imports nothing in a process that only hands tests out."""
     if config.option.markexpr == "not slow":
+        # XLA compiles small programs in two thirds of the time. Long tests, and scripts
+        # in processes of their own, run what users run.
         os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
         config.pluginmanager.import_plugin("shared_fixtures")

@@ -69,8 +69,8 @@ def _evaluate(bench: Bench, split: Split) -> tuple[Callable[[Any], np.ndarray], 
     devices, size = cluster.local_mesh(), batch_size(split)
     program = compiled(bench.run.apply, devices)
 
-    def evaluate(variables: Any, split: Split = split) -> np.ndarray:
-        logits = predict(program, variables, split, batch_size=size, mesh=devices)
+    def evaluate(variables: Any, images: Split = split) -> np.ndarray:
+        logits = predict(program, variables, images, batch_size=size, mesh=devices)
         return logits.argmax(-1)
 
     evaluate(bench.variables, _first(split, size))
@@ -79,6 +79,10 @@ def _evaluate(bench: Bench, split: Split) -> tuple[Callable[[Any], np.ndarray], 
 
 def _first(split: Split, count: int) -> Split:
     return split.select(np.arange(min(count, len(split))))
+
+
+def _two_batches(split: Split) -> Split:
+    return _first(split, 2 * batch_size(split))
 
 
 def train(bench: Bench) -> Prepared:
@@ -115,7 +119,7 @@ def sweep(bench: Bench, *, warm: bool = True, **options: Any) -> Prepared:
       **options: for `_sweep`.
     """
     if warm:
-        _sweep(bench, _first(bench.split, 2 * batch_size(bench.split)), **options)
+        _sweep(bench, _two_batches(bench.split), **options)
     return Prepared(
         lambda: _sweep(bench, bench.split, **options),
         facts={"multiply_adds": multiply_adds(bench)},
@@ -134,7 +138,7 @@ def some(bench: Bench, *, inner: bool = False, **options: Any) -> Prepared:
         layers = taps.list_layers(bench.run.apply, bench.variables, bench.run.image)
         convs = [layer.name for layer in layers if isinstance(layer.module, nn.Conv)]
         options["layer"] = convs[convs.index(bench.layer) - 1]
-    _sweep(bench, _first(bench.some, 2 * batch_size(bench.some)), **options)
+    _sweep(bench, _two_batches(bench.some), **options)
     return Prepared(
         lambda: _sweep(bench, bench.some, **options), share=bench.share_of_images
     )

@@ -95,11 +95,8 @@ class Comparison:
         varies = [bool(np.ptp(row)) for row in self.scores]
         for i, j in combinations(range(len(self.names)), 2):
             both = varies[i] and varies[j]
-            rho = (
-                scipy.stats.spearmanr(self.scores[i], self.scores[j])[0]
-                if both
-                else np.nan
-            )
+            pair = self.scores[[i, j]]
+            rho = scipy.stats.spearmanr(*pair)[0] if both else np.nan
             matrix[i, j] = matrix[j, i] = rho
         return matrix
 

@@ -16,7 +16,7 @@ def confusion(
     predictions: Integer[np.ndarray, "K N"], labels: Int[np.ndarray, " N"], classes: int
 ) -> Int[np.ndarray, "K C C"]:
     """Counts of images by [mask, true class, predicted class]."""
-    from sklearn.metrics import confusion_matrix  # takes as long as JAX to import
+    from sklearn.metrics import confusion_matrix  # with it all of scipy.stats
 
     names = np.arange(classes)
     return np.stack([confusion_matrix(labels, p, labels=names) for p in predictions])
