@@ -9,10 +9,10 @@ from absl import flags
 from experiments import cluster
 from experiments.choices import Choices
 from experiments.job import Job
-from jaxprune.channels.calibration import linear_fill
-from jaxprune.channels.fills import Fill
 from jaxprune.data import datasets
 from jaxprune.errors import InputError
+from jaxprune.fills.calibration import linear_fill
+from jaxprune.fills.fill import Fill
 
 FLAGS = flags.FLAGS
 
@@ -40,8 +40,7 @@ def fit(run: Job, choices: Choices, fill: str, variables: Any) -> Fill | None:
         return None
     split = datasets.choose_split(run.splits, choices.calibration_split)
     fitted = linear_fill(
-        run.apply,
-        variables,
+        run.network(variables),
         split.read(np.arange(len(split))),
         layer=choices.layer,
         ridge=choices.ridge,

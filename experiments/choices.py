@@ -8,10 +8,10 @@ from typing import Any
 from absl import flags
 
 from experiments.job import Job
-from jaxprune.channels import taps
 from jaxprune.data import datasets
 from jaxprune.errors import InputError, check_choice
 from jaxprune.ranking.criteria import CRITERIA
+from jaxprune.sweep.taps import TAPS
 
 FLAGS = flags.FLAGS
 
@@ -88,7 +88,7 @@ def resolve(run: Job) -> Choices:
         raise InputError(f"--ridge must be positive, got {FLAGS.ridge}")
     layer = FLAGS.layer or run.defaults.layer
     return Choices(
-        layer=layer or taps.last_conv(run.apply, run.shapes, run.image),
+        layer=layer or run.network().graph().last_conv(),
         criterion=FLAGS.criterion or run.defaults.criterion,
         tap=FLAGS.tap or run.defaults.tap,
         fill=FLAGS.fill or run.defaults.fill,
@@ -130,7 +130,7 @@ def check_names(fills: Sequence[str], *, several: bool = False) -> None:
       InputError: an unknown criterion, tap, or fill.
     """
     criteria = (*CRITERIA, "all") if several else tuple(CRITERIA)
-    choices = {"criterion": criteria, "fill": fills, "tap": taps.TAPS}
+    choices = {"criterion": criteria, "fill": fills, "tap": TAPS}
     if several and several_criteria():
         del choices["criterion"]
     for flag, known in choices.items():

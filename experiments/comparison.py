@@ -19,9 +19,9 @@ from experiments.choices import Choices
 from experiments.job import Job
 from experiments.weights import train_or_restore
 from jaxprune import processes
-from jaxprune.channels.fills import Fill, resolve_fill
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import Fill, resolve_fill
 from jaxprune.ranking import criteria
 from jaxprune.report.criteria import draw_comparison
 from jaxprune.report.curves import draw_training

@@ -1,7 +1,6 @@
 """What can be won back without going back: BatchNorm statistics, and fine-tuning."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +13,7 @@ from jax.tree_util import Partial
 from experiments import cluster
 from experiments.job import Job
 from experiments.whole import Whole
-from jaxprune.channels import taps
-from jaxprune.compaction.network import Compact
+from jaxprune.compaction.network import Compact, flat
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
@@ -116,21 +114,21 @@ def train_on(
       first of which is before any training.
     """
     changes: dict[str, Any] = {}
-    program = whole.program(small.apply)
+    program = whole.program(small.function)
 
     def accuracy(variables: Any) -> float:
-        return whole.accuracy(whole.evaluate(program, variables, "test"))
+        return whole.accuracy(whole.evaluate(program, flat(variables), "test"))
 
     variables = small.variables
     if FLAGS.recalibrate:
-        variables, images = recalibrated(run, small.apply, variables)
+        variables, images = recalibrated(run, small, variables)
         changes["accuracy_recalibrated"] = accuracy(variables)
         cluster.say(f"  recalibrated over {images} training images: accuracy "
                     f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
     start = changes.get("accuracy_recalibrated", accuracy_before)
     lines = [{"epoch": 0, "test_accuracy": start}]
     if FLAGS.finetune_epochs:
-        for result in finetune(run, small.apply, variables, whole.variables):
+        for result in finetune(run, small, variables, whole.variables):
             variables = jax.tree.map(np.asarray, result.state.variables)
             lines.append(
                 {
@@ -147,18 +145,18 @@ def train_on(
             )
         changes["accuracy_finetuned"] = lines[-1]["test_accuracy"]
     if changes:  # another network than the one that was compared
-        small = replace(small, variables=variables, proof=None)
+        small = small.with_arrays(variables)
     return small, changes, lines
 
 
 def recalibrated(
-    run: Job, apply: taps.Apply, variables: Any, split: Split | None = None
+    run: Job, small: Compact, variables: Any, split: Split | None = None
 ) -> tuple[Any, int]:
     """Variables with BatchNorm statistics of this network, and images used.
 
     Args:
       run: the run directory's job.
-      apply: the network on scaled images, such as `Compact.apply`; takes `train`.
+      small: the network, on scaled images.
       variables: its variables.
       split: the images; by default some of the training split, drawn.
     """
@@ -173,11 +171,8 @@ def recalibrated(
         run.scale(jnp.asarray(split.read(np.arange(i * size, (i + 1) * size))))
         for i in range(count)
     )
-
-    def in_training(variables: Any, x: Array, **kwargs: Any) -> Any:
-        return apply(variables, x, train=True, **kwargs)
-
-    return recalibrate(in_training, variables, inputs), count * size
+    arrays = recalibrate(small.as_network(variables), inputs)
+    return small.with_arrays(arrays).variables, count * size
 
 
 class Way(NamedTuple):
@@ -197,7 +192,7 @@ class Way(NamedTuple):
 
 def finetune(
     run: Job,
-    apply: taps.Apply,
+    small: Compact,
     variables: Any,
     whole: Any,
     way: Way | None = None,
@@ -206,14 +201,14 @@ def finetune(
 
     Args:
       run: the run directory's job.
-      apply: the network on scaled images, such as `Compact.apply`; takes `train`,
-        `rngs` and `mutable`.
+      small: the network, on scaled images.
       variables: its variables.
       whole: variables of the whole network, which --distill learns from.
       way: how; by default the flags'.
 
     Raises:
-      InputError: see `images`.
+      InputError: see `images`; or the model's own code, which is trained, computes
+        something else with fewer channels.
     """
     conf, split = run.training, images(run)
     steps = FLAGS.finetune_epochs * training.steps_per_epoch(
@@ -222,7 +217,7 @@ def finetune(
     way = way or Way(learning_rate(run), gentle=FLAGS.distill)
     optimizer = training.adam(way.learning_rate, steps, 0)
     step = training.make_train_step(
-        _as_it_predicts(apply) if way.gentle else apply,
+        _as_it_predicts(small) if way.gentle else small.apply,
         optimizer,
         run.scale,
         seed=seed(run),
@@ -245,7 +240,7 @@ def finetune(
     return epochs()
 
 
-def loss(run: Job, apply: taps.Apply, variables: Any, whole: Any) -> float:
+def loss(run: Job, small: Compact, variables: Any, whole: Any) -> float:
     """Mean loss on the images that are fine-tuned on, as the flags have it.
 
     Without penalties, shifts and dropout, over whole batches; arguments as `finetune`.
@@ -257,7 +252,7 @@ def loss(run: Job, apply: taps.Apply, variables: Any, whole: Any) -> float:
     def of_batch(variables: Any, teacher: Any, batch: Array, labels: Array) -> Array:
         x = run.scale(batch)
         return losses.mean_loss(
-            apply(variables, x), labels, teacher(x) if teacher else None,
+            small.function(flat(variables), x), labels, teacher(x) if teacher else None,
             FLAGS.distill_temperature, FLAGS.distill_weight,
         )  # fmt: skip
 
@@ -295,14 +290,15 @@ def seed(run: Job) -> int:
     return run.config.seed + 1
 
 
-def _as_it_predicts(apply: taps.Apply) -> taps.Apply:
+def _as_it_predicts(small: Compact) -> Callable[..., Any]:
     """A network as in evaluation, called as in training."""
 
     def student(
         variables: Any, x: Array, *, train: bool, rngs: Any, mutable: list[str]
     ) -> tuple[Any, Any]:
         del train, rngs
-        return apply(variables, x), {name: variables[name] for name in mutable}
+        logits = small.function(flat(variables), x)
+        return logits, {name: variables[name] for name in mutable}
 
     return student
 

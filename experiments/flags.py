@@ -13,11 +13,11 @@ from absl import flags
 
 from experiments.config import Config
 from experiments.recipes import RECIPES
-from jaxprune.channels.fills import FILLS
-from jaxprune.channels.taps import TAPS
 from jaxprune.errors import InputError, check_choice
+from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.criteria import CRITERIA
 from jaxprune.sweep.maps import KINDS
+from jaxprune.sweep.taps import TAPS
 
 FLAGS = flags.FLAGS
 EXPORTS = ("stablehlo",)

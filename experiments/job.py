@@ -18,9 +18,11 @@ from experiments.config import AnyConfig, Config, OwnConfig
 from experiments.flags import value
 from experiments.recipes import RECIPES, Defaults, Recipe
 from jaxprune import processes
+from jaxprune.adapters.linen import plain
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError, check_choice
+from jaxprune.graph.network import Network
 from jaxprune.networks import checkpoint
 
 FLAGS = flags.FLAGS
@@ -92,6 +94,16 @@ class Job:
     def apply(self, variables: Any, images: Array, **kwargs: Any) -> Any:
         """Logits of images; `kwargs` go to the model's apply."""
         return self.model.apply(variables, self.scale(images), **self.call, **kwargs)
+
+    def network(self, variables: Any = None) -> Network:
+        """The network on images as they are; by default with shapes for variables."""
+        if variables is None:
+            return self._network
+        return self._network.with_params(plain(variables))
+
+    @cached_property
+    def _network(self) -> Network:
+        return Network(self.apply, plain(self.shapes), self.image)
 
     @cached_property
     def shapes(self) -> Any:

@@ -25,11 +25,11 @@ from experiments import config
 from experiments.config import Config, OwnConfig
 from experiments.recipes import Defaults
 from jaxprune import arguments, processes, schema, sealed
-from jaxprune.channels import taps
 from jaxprune.data import datasets, npz
 from jaxprune.data.datasets import Splits
 from jaxprune.errors import InputError, check_choice, first_line
 from jaxprune.files import sha256
+from jaxprune.graph.trace import trace
 
 FLAGS = flags.FLAGS
 DEFAULTS = Defaults(criterion="abs_mean", tap="conv", fill="linear")
@@ -150,10 +150,10 @@ def _shape(example: Any) -> tuple[int, ...]:
     return shape[1:]
 
 
-def _classes(apply: taps.Apply, variables: Any, shape: tuple[int, ...]) -> int:
+def _classes(apply: Callable[..., Any], variables: Any, shape: tuple[int, ...]) -> int:
     """How many the network tells apart, by its logits of two images."""
     images = jax.ShapeDtypeStruct((2, *shape), np.float32)
-    taps.list_layers(apply, variables, images)
+    trace(apply, variables, images)  # or says why that cannot be
     logits = jax.eval_shape(apply, variables, images)
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
         got = jax.tree.map(lambda leaf: list(leaf.shape), logits)

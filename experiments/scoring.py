@@ -4,8 +4,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -13,13 +11,13 @@ from experiments import cluster
 from experiments.choices import Choices
 from experiments.job import Job
 from jaxprune import processes
-from jaxprune.channels import taps
-from jaxprune.channels.fills import Fill
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split, check_classes
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import Fill
 from jaxprune.ranking.criteria import CRITERIA
 from jaxprune.sweep import maps as places
+from jaxprune.sweep.checks import map_of_one
 from jaxprune.sweep.gather import Gathering
 from jaxprune.sweep.score import mask_losses, score
 from jaxprune.sweep.trunk import TappedLayer, tap_layer
@@ -41,9 +39,7 @@ def check(run: Job, chosen: Choices, criterion: str) -> None:
         split = datasets.choose_split(run.splits, chosen.eval_split)
         places.check_space(_maps_dir(), _maps_bytes(run, chosen, len(split)))
     needs = CRITERIA[criterion].needs
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.shapes)
-    image = jnp.asarray(run.image)
-    Gathering(run.apply, zeros, image, chosen.layer, chosen.tap, needs)
+    Gathering(run.network(), chosen.layer, chosen.tap, needs)
     if "losses" not in needs:
         return
     if chosen.fill == "all":
@@ -107,8 +103,7 @@ def tap(
         what += f", {places.size(_maps_bytes(run, chosen, len(split), *counts))}"
     with cluster.progress(total=total, unit="img", desc=what) as bar:
         return tap_layer(
-            run.apply,
-            variables,
+            run.network(variables),
             split,
             layer=chosen.layer,
             tap=chosen.tap,
@@ -129,9 +124,9 @@ def _maps_dir() -> Path | None:
 
 def _maps_bytes(run: Job, chosen: Choices, *images: int) -> int:
     """What the feature maps of this process's share of the images take."""
-    one = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output
+    one = map_of_one(run.network(), run.image, chosen.layer)
     own = sum(len(processes.own(count)) for count in images)
-    return own * one.size // one.shape[0] * one.dtype.itemsize
+    return own * one.size * one.dtype.itemsize
 
 
 def splits(run: Job, chosen: Choices) -> dict[str, Split]:

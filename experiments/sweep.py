@@ -42,9 +42,8 @@ from experiments.flags import (
 )
 from experiments.weights import train_or_restore
 from jaxprune import processes
-from jaxprune.channels import taps
-from jaxprune.channels.fills import FILLS, Fill, resolve_fill
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import FILLS, Fill, resolve_fill
 from jaxprune.ranking.order import check_ks, pruning_order
 from jaxprune.report import curves, page
 from jaxprune.sweep.certainty import points
@@ -97,8 +96,7 @@ def _one(resume: bool = False) -> Swept:
     run = job.load(train_imported=False)
     chosen = choices.resolve(run)
     images = scoring.splits(run, chosen)
-    layer = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer)
-    channels = layer.output.shape[-1]
+    channels = run.network().graph().conv(chosen.layer).channels
     ks = check_ks(choices.parse_ks(channels), channels)
     if choices.several_criteria() or FLAGS.random_orders:
         compared = comparison.Compared(run, chosen, images, ks)

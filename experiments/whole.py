@@ -1,7 +1,7 @@
 """The whole network over a split: what smaller networks are measured against."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,10 @@ from absl import flags
 
 from experiments import cluster
 from experiments.job import Job
-from jaxprune.channels import taps
-from jaxprune.compaction import cost
+from jaxprune.adapters.linen import from_linen
 from jaxprune.compaction.network import Compact
 from jaxprune.compaction.proof import Proof, compare
+from jaxprune.cost import cost
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
@@ -23,11 +23,9 @@ from jaxprune.mesh import Sharded
 from jaxprune.networks.predict import compiled, predict
 
 FLAGS = flags.FLAGS
-# Images that the rounding bound is worked out for, and how much more sensitive to
-# rounding any other may be than the most sensitive of them.
-_EXAMPLES, _MARGIN = 16, 4.0
-
-# The bound knows float32's rounding: no matrix unit may round factors more coarsely.
+# Images that a network is traced for, and compared on equation by equation.
+_EXAMPLES = 8
+# Networks are compared: no matrix unit may round factors more coarsely than float32.
 PRECISION = "highest"
 
 
@@ -59,7 +57,7 @@ class Whole:
       split: the images.
       batch_size: images in a batch.
       example: scaled images, of which some are the split's first and last.
-      apply: the whole network on scaled images.
+      network: the whole network on scaled images, with these as its example.
       cost: of the whole network.
     """
 
@@ -68,18 +66,22 @@ class Whole:
         self.batch_size = batch_size
         index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
         self.example = run.scale(jnp.asarray(split.read(np.unique(index))))
-        self.apply = partial(run.model.apply, **run.call)
-        images = jnp.broadcast_to(self.example[:1], (32, *self.example.shape[1:]))
-        self.cost = cost.cost(self.apply, variables, images)
+        self.network = from_linen(run.model, variables, self.example, **run.call)
+        self.cost = cost.cost(self.network, self._batch)
 
-    def program(self, apply: taps.Apply) -> Sharded:
-        """Another network as `evaluate` runs it; `apply` takes scaled images."""
+    @property
+    def _batch(self) -> jax.Array:
+        """A batch of the size that costs are told for."""
+        return jnp.broadcast_to(self.example[:1], (32, *self.example.shape[1:]))
+
+    def program(self, function: Callable[[Any, Any], Any]) -> Sharded:
+        """A network as `evaluate` runs it: (weights, scaled images) -> logits."""
         return compiled(
-            lambda variables, images: apply(variables, self.run.scale(images)),
+            lambda weights, images: function(weights, self.run.scale(images)),
             cluster.local_mesh(),
         )
 
-    def evaluate(self, program: Sharded, variables: Any, what: str) -> np.ndarray:
+    def evaluate(self, program: Sharded, weights: Any, what: str) -> np.ndarray:
         """A network's logits [N, C].
 
         At full precision, so that networks can be compared.
@@ -89,7 +91,7 @@ class Whole:
             jax.default_matmul_precision(PRECISION),
         ):
             return predict(
-                program, variables, self.split, batch_size=self.batch_size,
+                program, weights, self.split, batch_size=self.batch_size,
                 mesh=cluster.local_mesh(), on_images=bar.update,
             )  # fmt: skip
 
@@ -98,34 +100,29 @@ class Whole:
         return float((logits.argmax(-1) == self.split.labels).mean())
 
     def prove(self, masked: np.ndarray, small: Compact) -> Proof:
-        """Compares a compact network with the masked one's logits on all images.
-
-        The bound is the largest of the examples', times a margin for images that are
-        more sensitive than they.
-        """
-        program = self.program(small.apply)
-        after = self.evaluate(program, small.variables, "compact network")
-        assert small.proof is not None
-        bound = np.full(masked.shape, _MARGIN * small.proof.bound)
-        return compare(masked, after, bound, self.split.labels)
+        """Compares a compact network with the masked one's logits on all images."""
+        program = self.program(small.function)
+        after = self.evaluate(program, dict(small.arrays), "compact network")
+        proof = compare(masked, after, self.split.labels)
+        if small.proof is None:
+            return proof
+        return replace(
+            proof, equations=small.proof.equations, bound_used=small.proof.bound_used
+        )
 
     def figures(
         self, small: Compact, batches: Sequence[int], repeats: int
     ) -> dict[str, Any]:
         """Sizes and times, before and after."""
-        images = jnp.broadcast_to(self.example[:1], (32, *self.example.shape[1:]))
-        after = cost.cost(small.apply, small.variables, images)
+        after = cost.cost(small.network, self._batch)
         sizes: dict[str, Any] = {}
         for name in ("parameters", "multiply_adds", "file_bytes", "memory_bytes",
                      "working_bytes"):  # fmt: skip
             sizes[f"{name}_before"] = getattr(self.cost, name)
             sizes[name] = getattr(after, name)
         programs = [
-            partial(jax.jit(lambda v, x, apply=apply: apply(v, x)), jax.device_put(v))
-            for apply, v in (
-                (self.apply, self.variables),
-                (small.apply, small.variables),
-            )
+            partial(jax.jit(network.function), jax.device_put(network.params))
+            for network in (self.network, small.network)
         ]
         latency = {}
         for batch in batches:

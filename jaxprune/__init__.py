@@ -3,17 +3,19 @@
 from importlib.metadata import version as _version
 
 from jaxprune import report
-from jaxprune.channels.calibration import linear_fill, linear_fills, mean_fills
-from jaxprune.channels.fills import FILLS, Fill
-from jaxprune.channels.flow import ChannelFlow, channel_flow
-from jaxprune.channels.groups import Groups, find_groups
-from jaxprune.channels.taps import TAPS, capture, last_conv, list_layers, run_from
+from jaxprune.adapters.linen import capture, from_linen
+from jaxprune.adapters.queries import find_groups, last_conv, list_layers
 from jaxprune.compaction.compact import compact, compact_groups, compact_layers
-from jaxprune.compaction.cost import Cost, cost
 from jaxprune.compaction.network import Compact, PrunedLayer, load_compact
 from jaxprune.compaction.proof import Proof
+from jaxprune.cost.cost import Cost, cost
 from jaxprune.data.splits import Split, image_split
 from jaxprune.errors import InputError
+from jaxprune.fills.calibration import linear_fill, linear_fills, mean_fills
+from jaxprune.fills.fill import FILLS, Fill
+from jaxprune.graph.groups import Groups, PruningGroup
+from jaxprune.graph.layers import Layer
+from jaxprune.graph.network import Network
 from jaxprune.mesh import make_mesh
 from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.predict import predict
@@ -28,6 +30,7 @@ from jaxprune.sweep.evaluation import evaluate_masks
 from jaxprune.sweep.layer import sweep_layer, sweep_orders
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.score import score
+from jaxprune.sweep.taps import TAPS, run_from
 from jaxprune.sweep.trunk import TappedLayer, tap_layer
 from jaxprune.sweep.unfinished import Unfinished
 
@@ -38,22 +41,23 @@ __all__ = [
     "TAPS",
     "Analysis",
     "Budget",
-    "ChannelFlow",
     "Compact",
     "Cost",
     "Criterion",
     "Fill",
     "Groups",
     "InputError",
+    "Layer",
+    "Network",
     "Proof",
     "PrunedLayer",
+    "PruningGroup",
     "Split",
     "SweepResult",
     "TappedLayer",
     "Unfinished",
     "analyse",
     "capture",
-    "channel_flow",
     "compact",
     "compact_groups",
     "compact_layers",
@@ -61,6 +65,7 @@ __all__ = [
     "criteria",
     "evaluate_masks",
     "find_groups",
+    "from_linen",
     "image_split",
     "import_keras",
     "last_conv",

@@ -92,23 +92,40 @@ def check_names(what: str, value: Any) -> tuple[str, ...]:
 
 
 def check_variables(variables: Any) -> None:
-    """Checks a network's variables.
+    """Checks a linen network's variables.
 
     Raises:
       InputError: they are no dictionary with a collection "params", or hold something
         else than finite real numbers; the array is named.
     """
     check_collections(variables)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
-            continue
-        name = "/".join(str(getattr(key, "key", key)) for key in path)
-        array = np.asarray(leaf)
-        if not _is_real(array):
-            raise InputError(
-                f"variables must hold real numbers; {name} is {array.dtype}"
-            )
-        _check_finite(f"the variable {name}", array)
+    check_parameters(variables)
+
+
+def check_parameters(params: Any) -> None:
+    """Checks a network's parameters, a tree of arrays.
+
+    Raises:
+      InputError: there is no floating-point array among them, or they hold something
+        else than finite real numbers; the array is named.
+    """
+    found = False
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+            continue  # keys of random numbers
+        if not isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            array = np.asarray(leaf)
+            if not _is_real(array):
+                raise InputError(
+                    f"variables must hold real numbers; {name} is {array.dtype}"
+                )
+            _check_finite(f"the variable {name}", array)
+            dtype = array.dtype
+        found = found or bool(jnp.issubdtype(dtype or np.bool_, jnp.floating))
+    if not found:
+        raise InputError("the network's parameters hold no floating-point array")
 
 
 def check_real(what: str, value: Any) -> np.ndarray:
@@ -169,3 +186,17 @@ def check_count(what: str, value: Any) -> int:
             f"{what} must be an integer of at least 1, got {value!r:.60}"
         ) from None
     return index(value)
+
+
+def is_close(a: Any, b: Any) -> bool:
+    """Whether arrays are equal but for rounding, half of their type's digits."""
+    one, other = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    scale = np.abs(one).max(initial=0)
+    distance = np.abs(one - other).max(initial=0)
+    return bool(distance <= half_of_digits(a.dtype) * scale)
+
+
+def half_of_digits(dtype: Any) -> float:
+    """Half of a type's digits."""
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return float(jnp.finfo(dtype).eps) ** 0.5 if inexact else 0.0

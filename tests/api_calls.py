@@ -192,7 +192,8 @@ CALLS = {
     },
 }  # fmt: skip
 
-FLOW = jp.channel_flow(apply, V, X, "second")
+NETWORK = jp.Network(apply, V, X)
+FLOW = NETWORK.graph().channels_of("second")
 GROUPS = jp.find_groups(apply, V, X)
 COMPARED = jp.criteria.mean(TAPPED.mean_feature_map)
 LABELS = SPLIT.labels
@@ -227,7 +228,6 @@ CALLS |= {
     "split an array": lambda: jp.tap_layer(apply, V, IMAGES),
     "split of none, predict": lambda: jp.predict(apply, V, None, batch_size=4),
     "apply none": lambda: jp.tap_layer(None, V, SPLIT),
-    "apply the model": lambda: jp.tap_layer(MODEL, V, SPLIT),
     "apply text, predict": lambda: jp.predict("apply", V, SPLIT, batch_size=4),
     "apply that fails": lambda: jp.tap_layer(lambda v, x: 1 / 0, V, SPLIT),
     "apply without layers": lambda: jp.tap_layer(lambda v, x: x.mean((1, 2)), V, SPLIT),
@@ -237,7 +237,6 @@ CALLS |= {
         lambda v, x: jnp.float32(0), V, SPLIT, batch_size=4),
     "model none": lambda: jp.compact(None, V, "second", KEEP, example=X),
     "model a class": lambda: jp.compact(Tiny, V, "second", KEEP, example=X),
-    "model the apply": lambda: jp.compact(apply, V, "second", KEEP, example=X),
     "model none, shrink": lambda: jp.shrink(None, V, IMAGES, speedup=2),
     "call a list": lambda: cut(call=[1]),
     "call text": lambda: cut(call="train"),
@@ -277,8 +276,16 @@ CALLS |= {
     "last of no network": lambda: jp.last_conv(lambda v, x: x, V, X),
     "layers of nothing": lambda: jp.list_layers(apply, V, None),
     "layers of text": lambda: jp.list_layers(apply, V, "x"),
-    "flow of a dense layer": lambda: jp.channel_flow(apply, V, X, "third"),
-    "flow of none": lambda: jp.channel_flow(apply, V, None, "second"),
+    "channels of no layer": lambda: NETWORK.graph().channels_of("third"),
+    "channels of the output": lambda: NETWORK.graph().channels_of("out"),
+    "network of nothing": lambda: jp.Network(apply, V).graph(),
+    "network of no function": lambda: jp.Network("apply", V, X),
+    "network of no arrays": lambda: jp.Network(apply, {"a": np.arange(3)}, X),
+    "network of a number": lambda: jp.Network(apply, V, 3.0).graph(),
+    "network with a call": lambda: jp.compact(
+        NETWORK, "second", KEEP, call={"train": False}),
+    "values decide": lambda: jp.Network(
+        lambda p, x: x if x.sum() > 0 else -x, {"a": np.ones(2)}, X).graph(),
     "groups variables none": lambda: jp.find_groups(apply, None, X),
     "groups of text": lambda: jp.find_groups(apply, V, "x"),
     "batch size none": lambda: tap(batch_size=None),

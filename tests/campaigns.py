@@ -5,22 +5,24 @@ run in NumPy (`numpy_programs`), the masked one and the bound as one traced prog
 masks as data. Fills are drawn too, since equality is to hold whatever they predict.
 """
 
-from dataclasses import replace
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import numpy_programs
-from jaxprune.channels import masking, taps
-from jaxprune.channels.fills import Fill
-from jaxprune.channels.groups import find_groups
-from jaxprune.channels.linear import Moments, group_features, regressed_together
-from jaxprune.compaction.compact import as_compact, other_way
-from jaxprune.compaction.cut import cut_variables
-from jaxprune.compaction.proof import compare, masked_and_bound, rounded_layers
-from jaxprune.errors import InputError
+from jaxprune.adapters.linen import from_linen
+from jaxprune.compaction.cut import cut
+from jaxprune.compaction.network import as_compact, removed
+from jaxprune.compaction.proof import (
+    check_shares,
+    compare,
+    masked_values,
+    step_shares,
+    written_layers,
+)
+from jaxprune.fills.fill import LinearFill, MeanFill
+from jaxprune.fills.linear import Moments, group_features, regressed_together
+from jaxprune.fills.masked import kept_of, make_pruning
 from random_data import random_split, random_variables
 from zoo import EXAMPLE_SHAPE
 
@@ -38,25 +40,25 @@ class Campaign:
         variables = random_variables(model, jnp.zeros(shape), seed)
         x = random_split(n=images, shape=EXAMPLE_SHAPE, classes=2, seed=seed).images
         self.x = jnp.asarray(x.astype(np.float32) / 255)
-        self.whole = as_compact(model, variables, self.x, None)
-        self.groups = find_groups(self.whole.apply, variables, self.x).groups
-        self.layers = taps.list_layers(self.whole.apply, variables, self.x[:1])
+        self.network = from_linen(model, variables, self.x)
+        self.graph = self.network.graph(self.x)
+        self.groups = self.network.groups.groups
         first = self.rng.integers(2)
         kinds = [n for i, n in enumerate(self.groups) if i % 2 == first]
         self.moments = {n: self._moments(self.groups[n]) for n in kinds}
         self.program, self.refused = None, 0
 
-    def _moments(self, flow):
+    def _moments(self, group):
         found = {}
-        for name, owner in flow.readers.items():
-            features = group_features(owner, flow.channels)
+        for name, owner in group.readers.items():
+            features = group_features(owner, group.units)
             if features is None:
                 return {}
             features = regressed_together(features)
             groups, size = features.shape
             factor = self.rng.normal(size=(groups, size, size)) / size**0.5
             found[name] = Moments(
-                features, flow.channels, self.rng.normal(size=features.shape),
+                features, group.units, self.rng.normal(size=features.shape),
                 factor @ factor.swapaxes(1, 2), np.zeros(factor.shape), 0.01,
             )  # fmt: skip
         return found
@@ -64,72 +66,77 @@ class Campaign:
     def draw(self):
         """What is pruned of every group that has units to spare."""
         prunings = []
-        for name, flow in self.groups.items():
-            keep = self._mask(flow)
+        for name, group in self.groups.items():
+            keep = self._mask(group)
             fill = "drop"
             if self.moments.get(name):
-                fill = Fill("linear", moments=self.moments[name])
+                fill = LinearFill("linear", moments=self.moments[name])
             elif self.rng.random() < 0.7:
                 means = {
                     reader: self.rng.normal(size=owner.shape).astype(np.float32)
-                    for reader, owner in flow.readers.items()
+                    for reader, owner in group.readers.items()
                 }
-                fill = Fill("mean", means=means)
-            variables = self.whole.variables
-            prunings.append(masking.make_pruning(variables, flow, keep, fill))
+                fill = MeanFill("mean", means=means)
+            prunings.append(make_pruning(self.network, group, keep, fill))
         return prunings
 
-    def _mask(self, flow):
+    def _mask(self, group):
         """Leaves each layer a channel: behind a concatenation several share a group."""
         while True:
-            kept = self.rng.integers(1, flow.channels + 1)
-            keep = self.rng.permutation(flow.channels) < kept
-            if all(keep[owner[owner >= 0]].any() for owner in flow.producers.values()):
+            kept = self.rng.integers(1, group.units + 1)
+            keep = self.rng.permutation(group.units) < kept
+            held = (*group.producers.values(), *group.readers.values())
+            whole = [owner for owner in held if (owner >= 0).all()]
+            if all(keep[owner].any() for owner in whole):
                 return keep
 
     def masked(self, prunings):
-        """The masked network's logits, and the bound on rounding."""
+        """What the masked network computes, in float64."""
         masks = [p.mask for p in prunings]
-        if self.program is None:
-            apply, variables = self.whole.apply, self.whole.variables
-            layers = rounded_layers(apply, variables, self.x)
-            function = partial(masked_and_bound, apply, layers)
-            self.program = jax.make_jaxpr(function)(variables, self.x, masks)
-        return numpy_programs.run(self.program, self.whole.variables, self.x, masks)
+        given = self.network.arrays, self.x, masks
+        with jax.enable_x64(True):
+            if self.program is None:
+
+                def function(arrays, x, masks):
+                    return masked_values(self.graph, arrays, x, masks)
+
+                self.program, self.structure = jax.make_jaxpr(
+                    function, return_shape=True
+                )(*given)
+            found = numpy_programs.run(self.program, *given)
+        return jax.tree.unflatten(jax.tree.structure(self.structure), found)
 
     def compact(self, prunings):
-        """The smaller variables, and the network of them as a function of such."""
-        variables = cut_variables(self.layers, self.whole.variables, prunings, {})
-        apply = replace(self.whole, variables=variables).apply
-        program = jax.make_jaxpr(lambda v, x: apply(v, x))(variables, self.x)
+        """The smaller arrays, and the network of them as a function of such."""
+        arrays = cut(self.network, prunings)
+        small = removed(as_compact(self.network), prunings, arrays)
+        program = jax.make_jaxpr(small.function)(arrays, self.x)
 
-        def logits(variables):
-            return numpy_programs.run(program, variables, self.x)[0]
+        def logits(arrays):
+            return numpy_programs.run(program, arrays, self.x)[0]
 
-        return variables, logits
+        return arrays, logits
+
+    def used(self, prunings, masked, arrays):
+        """How much of what rounding explains an equation uses at the most."""
+        narrowing = self.graph.narrowing(kept_of(prunings))
+        written = written_layers(self.graph, narrowing, self.network.arrays, arrays)
+        with jax.enable_x64(True):
+
+            def function(masked, arrays):
+                return step_shares(self.graph, narrowing, masked, arrays, written)
+
+            program, structure = jax.make_jaxpr(function, return_shape=True)(
+                masked, arrays
+            )
+            shares = numpy_programs.run(program, masked, arrays)
+        shares = jax.tree.unflatten(jax.tree.structure(structure), shares)
+        return check_shares(self.graph, shares)
 
     def prove(self, prunings):
-        """Compares the networks; None for one that the library refuses before.
-
-        With cut widths that are equal by chance, code that compares shapes at a
-        residual sum takes another way.
-        """
-        masked, bound = self.masked(prunings)
-        variables, logits = self.compact(prunings)
-        try:
-            return compare(masked, logits(variables), bound)
-        except InputError:
-            small = replace(self.whole, variables=variables)
-            if other_way(self.whole, self.layers, small, self.x[:1]):
-                return None
-            raise
-
-    def draw_accepted(self, attempts=40):
-        """What is pruned in the first drawn network that is not refused; the proof."""
-        for _ in range(attempts):
-            prunings = self.draw()
-            proof = self.prove(prunings)
-            if proof is not None:
-                return prunings, proof
-            self.refused += 1
-        raise AssertionError(f"{attempts} masks were refused, one after another")
+        """Compares the networks: each equation, and the logits."""
+        masked = self.masked(prunings)
+        arrays, logits = self.compact(prunings)
+        used = self.used(prunings, masked, arrays)
+        (value,) = self.graph.program.results
+        return used, compare(masked.values[value], logits(arrays))

@@ -13,8 +13,6 @@ import numpy as np
 from jax.extend.core import Literal
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxprune.channels.tags import inner_jaxpr
-
 
 def run(closed: Any, *arguments: Any) -> list[np.ndarray]:
     """The program's results, as a flat list."""
@@ -195,6 +193,17 @@ def _elementwise(function):
     return lambda *inputs, **_: function(*inputs)
 
 
+_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "remat2", "closed_call")
+
+
+def inner_jaxpr(eqn):
+    """The function that a call runs, or None."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    found = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    return getattr(found, "jaxpr", found)
+
+
 TABLE = {
     "conv_general_dilated": _conv,
     "dot_general": _dot,
@@ -224,6 +233,7 @@ TABLE = {
     "integer_pow": lambda x, *, y: x**y,
     "logistic": _elementwise(lambda x: 1 / (1 + np.exp(-x))),
     "rsqrt": _elementwise(lambda x: 1 / np.sqrt(x)),
+    "is_finite": _elementwise(np.isfinite),
     "copy": _elementwise(np.copy),
     "copy_p": _elementwise(np.copy),
     **{

@@ -23,7 +23,7 @@ def random_variables(model, x, seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        name = path[-1].key
+        name = next(key.key for key in reversed(path) if hasattr(key, "key"))
         if name == "kernel":
             fan_in = np.prod(leaf.shape[:-1])
             value = rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape)

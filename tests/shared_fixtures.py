@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, settings
 import tally
 from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
 from forked import Starter
-from jaxprune.shrinking import analysis, clock
+from jaxprune.cost import clock
+from jaxprune.shrinking import analysis
 from jaxprune.sweep import maps
 
 # What scripts draw random numbers with, here and in processes of their own. No test
@@ -80,8 +81,8 @@ def layers_untimed(monkeypatch):
     Nothing is compiled to be timed.
     """
 
-    def seconds(clock, module, shape, dtype):
-        return 1e-9 * float(np.prod(shape) * module.features)
+    def seconds(clock, product, kernel, x, described):
+        return 1e-9 * float(np.prod(x.shape) * kernel.shape[-1])
 
     monkeypatch.setattr(analysis, "_SPEEDUPS", ())
     monkeypatch.setattr(clock.Clock, "time", seconds)

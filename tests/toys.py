@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxprune.channels import taps
+from jaxprune.adapters.linen import called_layers
 from jaxprune.ranking import criteria
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.trunk import tap_layer
@@ -29,7 +29,7 @@ def _network(model, shape):
 
     variables = random_variables(model, jnp.zeros((1, *shape)))
     # Every class as likely as the others, so that predictions depend on the image.
-    last = taps.list_layers(apply, variables, jnp.zeros((1, *shape)))[-1].name
+    last = called_layers(apply, variables, jnp.zeros((1, *shape)))[-1].name
     images = jnp.asarray(random_split(shape=shape).images)
     logits = jax.jit(apply)(variables, images)
     variables["params"][last]["bias"] -= np.asarray(logits.mean(0), np.float32)

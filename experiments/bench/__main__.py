@@ -43,7 +43,6 @@ from experiments.flags import (
     define_widths,
 )
 from experiments.weights import train_or_restore
-from jaxprune.channels import taps
 from jaxprune.errors import InputError, check_choice
 
 FLAGS = flags.FLAGS
@@ -169,7 +168,7 @@ def _prepare() -> tuple[Prepared, dict[str, Any]]:
         variables=variables,
         split=split,
         some=split.select(np.arange(min(FLAGS.some_images, len(split)))),
-        layer=taps.last_conv(run.apply, run.shapes, run.image),
+        layer=run.network().graph().last_conv(),
         loop_ks=_loop_ks(),
     )
     about = {

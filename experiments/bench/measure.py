@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from experiments.job import Job
-from jaxprune.channels.taps import at_path
+from jaxprune.adapters.linen import at_path
 from jaxprune.data.splits import Split
 
 # Training steps in one timed run of training.

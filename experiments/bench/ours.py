@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from experiments import cluster
 from experiments.bench.measure import (
@@ -21,17 +20,18 @@ from experiments.bench.measure import (
     turn_of,
 )
 from jaxprune import mesh
-from jaxprune.channels import taps
-from jaxprune.channels.calibration import linear_fill
-from jaxprune.channels.fills import Fill
-from jaxprune.channels.taps import at_path
-from jaxprune.compaction import cost
+from jaxprune.adapters.linen import at_path
+from jaxprune.cost.multiply_adds import of_layer
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split, batches
+from jaxprune.fills.calibration import linear_fill
+from jaxprune.fills.fill import Fill
+from jaxprune.graph.network import IMAGES
 from jaxprune.networks import training
 from jaxprune.networks.predict import compiled, predict
 from jaxprune.ranking import criteria
 from jaxprune.sweep.layer import sweep_layer
+from jaxprune.sweep.taps import TAPS, capture_map, run_from_map
 from jaxprune.sweep.trunk import tap_layer
 
 MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
@@ -135,8 +135,8 @@ def some(bench: Bench, *, inner: bool = False, **options: Any) -> Prepared:
       **options: for `_sweep`.
     """
     if inner:
-        layers = taps.list_layers(bench.run.apply, bench.variables, bench.run.image)
-        convs = [layer.name for layer in layers if isinstance(layer.module, nn.Conv)]
+        layers = bench.run.network().layers.values()
+        convs = [layer.name for layer in layers if layer.kind == "conv"]
         options["layer"] = convs[convs.index(bench.layer) - 1]
     _sweep(bench, _two_batches(bench.some), **options)
     return Prepared(
@@ -151,7 +151,7 @@ def linear(bench: Bench) -> Prepared:
 
     def fitted() -> Fill:
         return linear_fill(
-            bench.run.apply, bench.variables, calibration, layer=bench.layer,
+            bench.run.network(bench.variables), calibration, layer=bench.layer,
             batch_size=batch_size(images), mesh=cluster.local_mesh(),
         )  # fmt: skip
 
@@ -170,7 +170,7 @@ def _sweep(
     started = time.perf_counter()
     fill = make_fill()
     tapped = tap_layer(
-        bench.run.apply, bench.variables, split, layer=layer or bench.layer,
+        bench.run.network(bench.variables), split, layer=layer or bench.layer,
         tap=bench.run.recipe.tap, batch_size=batch_size(split),
         mesh=cluster.local_mesh(),
     )  # fmt: skip
@@ -209,24 +209,24 @@ def cached_trunk(bench: Bench) -> Prepared:
 
     The trunk runs once, not once for every K, so it is measured by itself.
     """
-    apply, layer = bench.run.apply, bench.layer
-    activation = taps.TAPS[bench.run.recipe.tap]
+    network, layer = bench.run.network(bench.variables), bench.layer
+    activation = TAPS[bench.run.recipe.tap]
 
     @jax.jit
-    def trunk(variables: Any, images: Any) -> Any:
-        return taps.capture(apply, variables, images, layer, activation)
+    def trunk(arrays: Any, images: Any) -> Any:
+        return activation(capture_map(network, arrays, images, layer))
 
     @jax.jit
-    def head(variables: Any, images: Any, feature_map: Any, mask: Any) -> Any:
+    def head(arrays: Any, images: Any, feature_map: Any, mask: Any) -> Any:
         masked = jnp.where(mask, feature_map, 0.0)
-        logits = taps.run_from(apply, variables, images, layer, masked)
+        logits = run_from_map(network, arrays, images, layer, masked)
         return jnp.argmax(logits, axis=-1)
 
-    variables = jax.device_put(bench.variables)
+    arrays = jax.device_put(network.arrays)
     some = [b.images for b in batches(bench.some, batch_size(bench.some))]
 
     def run_trunk() -> list[Any]:
-        return jax.block_until_ready([trunk(variables, images) for images in some])
+        return jax.block_until_ready([trunk(arrays, images) for images in some])
 
     maps = run_trunk()
 
@@ -234,7 +234,7 @@ def cached_trunk(bench: Bench) -> Prepared:
         for k in bench.loop_ks:
             mask = np.arange(bench.channels) >= k
             for images, feature_map in zip(some, maps, strict=True):
-                np.asarray(head(variables, images, feature_map, mask))
+                np.asarray(head(arrays, images, feature_map, mask))
 
     run_heads()
     return Prepared(trunk_and_heads(bench, run_trunk, run_heads), extrapolated=True)
@@ -242,16 +242,11 @@ def cached_trunk(bench: Bench) -> Prepared:
 
 def multiply_adds(bench: Bench) -> tuple[int, int]:
     """Of one image: up to and with the layer, and from there on."""
-    run = bench.run
-    layers = taps.list_layers(run.apply, bench.variables, run.image)
-    names = [layer.name for layer in layers]
-    head = 0
-    for layer in layers[names.index(bench.layer) + 1 :]:
-        kernel = at_path(bench.variables["params"], layer.name).get("kernel")
-        if kernel is not None:
-            positions = int(np.prod(layer.output.shape[1:-1]))
-            head += positions * int(np.prod(kernel.shape))
-    return cost.multiply_adds(run.apply, bench.variables, run.image) - head, head
+    layers = bench.run.network().layers
+    counts = {name: of_layer(layer) / IMAGES for name, layer in layers.items()}
+    behind = list(counts).index(bench.layer) + 1
+    head = sum(list(counts.values())[behind:])
+    return round(sum(counts.values()) - head), round(head)
 
 
 MEASURES: dict[str, Callable[[Bench], Prepared]] = {

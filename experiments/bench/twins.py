@@ -1,6 +1,6 @@
 """Twins in PyTorch: a Flax network layer for layer, with the same weights.
 
-Multiply-adds and parameters are counted as `jaxprune.compaction.cost` counts them.
+Multiply-adds and parameters are counted as `jaxprune.cost` counts them.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from flax import linen
 from jax import Array
 from torch import nn
 
-from jaxprune.channels.taps import at_path, list_layers
+from jaxprune.adapters.linen import at_path, called_layers
 from jaxprune.networks.models import CifarResNet, CifarVGG, resnet_blocks
 
 
@@ -76,7 +76,7 @@ def modules_of(
       variables: its variables.
       example: one scaled image [1, H, W, C].
     """
-    calls = list_layers(partial(model.apply, train=False), variables, example)
+    calls = called_layers(partial(model.apply, train=False), variables, example)
     layers = {call.name: _layer(call.name, call.module, variables) for call in calls}
     sides = {call.name: call.output.shape[1] for call in calls}
     return layers, TWINS[type(model)](model, layers, sides)

@@ -44,12 +44,11 @@ from experiments.flags import (
 )
 from experiments.job import Job
 from experiments.weights import train_or_restore
-from jaxprune.channels import taps
-from jaxprune.channels.fills import FILLS
 from jaxprune.compaction import artefact
 from jaxprune.compaction.compact import compact
 from jaxprune.data import datasets
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.order import check_ks
 
 FLAGS = flags.FLAGS
@@ -73,8 +72,7 @@ def main() -> None:
     split = datasets.choose_split(run.splits, FLAGS.eval_split)
     batch_size = run.batch_size(split)
     chosen = choices.resolve(run)
-    p = taps.find_conv(run.apply, run.shapes, run.image, chosen.layer).output.shape[-1]
-    ks = _ks(p)
+    ks = _ks(run.network().graph().conv(chosen.layer).channels)
     calibration.check(run, chosen, chosen.fill)
     scoring.check(run, chosen, chosen.criterion)
     finetuning.check(run)
@@ -139,10 +137,7 @@ def _one(
     run: Job, plan: Plan, whole: Masked, k: int, batches: Sequence[int]
 ) -> dict[str, Any]:
     """Prunes k channels; returns the figures, and saves the network for a single K."""
-    small = compact(
-        run.model, whole.variables, plan.choices.layer, plan.keep(k),
-        fill=plan.fill, example=whole.example, call=run.call,
-    )  # fmt: skip
+    small = compact(whole.network, plan.choices.layer, plan.keep(k), fill=plan.fill)
     proof = whole.prove(whole.logits[k], small)
     row = {
         "k": k,

@@ -1,7 +1,6 @@
 """What compact networks are compared with: the whole network, with channels masked."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +10,9 @@ from experiments import cluster
 from experiments.compact.plan import Plan
 from experiments.job import Job
 from experiments.whole import PRECISION, Whole
-from jaxprune.channels import masking, taps
-from jaxprune.channels.flow import channel_flow
 from jaxprune.data.splits import Split, batches
+from jaxprune.fills.masked import Pruning, make_pruning, run_masked
+from jaxprune.sweep.taps import capture_map
 
 
 class Masked(Whole):
@@ -22,7 +21,7 @@ class Masked(Whole):
     The trunk up to the pruned layer runs once for all K.
 
     Attributes:
-      flow: where the layer's channels go.
+      group: of the layer's channels.
       logits: K -> the masked network's logits [N, C]; K = 0 is the whole network.
       baseline: the whole network's accuracy, in [0, 1].
     """
@@ -31,33 +30,37 @@ class Masked(Whole):
         self, run: Job, variables: Any, split: Split, plan: Plan, batch_size: int
     ):
         super().__init__(run, variables, split, batch_size)
-        self.flow = channel_flow(
-            self.apply, variables, self.example, plan.choices.layer
-        )
+        self.group = self.network.graph().channels_of(plan.choices.layer)
         ks = sorted({0, *plan.ks})
         with jax.default_matmul_precision(PRECISION):
             logits = self._masked_logits([self._pruning(plan, k) for k in ks])
         self.logits = dict(zip(ks, logits, strict=True))
         self.baseline = self.accuracy(self.logits[0])
 
-    def _pruning(self, plan: Plan, k: int) -> masking.Pruning:
-        return masking.make_pruning(self.variables, self.flow, plan.keep(k), plan.fill)
+    def _pruning(self, plan: Plan, k: int) -> Pruning:
+        return make_pruning(self.network, self.group, plan.keep(k), plan.fill)
 
-    def _masked_logits(self, prunings: Sequence[masking.Pruning]) -> list[np.ndarray]:
-        apply, layer = self.run.apply, self.flow.layer
+    def _masked_logits(self, prunings: Sequence[Pruning]) -> list[np.ndarray]:
+        network, layer = self.network, self.group.name
 
         @jax.jit
-        def trunk(variables: Any, images: Any) -> Any:
-            return taps.capture(apply, variables, images, layer)
+        def trunk(arrays: Any, images: Any) -> Any:
+            return capture_map(network, arrays, self.run.scale(images), layer)
 
-        head = jax.jit(partial(masking.masked_network, apply, layer))
-        fills = [(p.fill.values, p.fill.at_readers(p.flow, p.keep)) for p in prunings]
+        @jax.jit
+        def head(arrays: Any, images: Any, maps: Any, mask: Any) -> Any:
+            x = self.run.scale(images)
+            found = network.graph(x).layer(layer)
+            given = {found.output: found.from_outputs(maps)}
+            return run_masked(network, arrays, x, [mask], given=given)
+
         parts: list[list[np.ndarray]] = [[] for _ in prunings]
+        arrays = jax.device_put(network.arrays)
         with cluster.progress(total=len(self.split), unit="img", desc="masked") as bar:
             for batch in batches(self.split, self.batch_size):
-                maps = trunk(self.variables, batch.images)
-                for part, fill, p in zip(parts, fills, prunings, strict=True):
-                    logits = head(*fill, self.variables, batch.images, maps, p.keep)
+                maps = trunk(arrays, batch.images)
+                for part, pruning in zip(parts, prunings, strict=True):
+                    logits = head(arrays, batch.images, maps, pruning.mask)
                     part.append(np.asarray(logits, np.float32)[: batch.size])
                 bar.update(batch.size)
         return [np.concatenate(part) for part in parts]

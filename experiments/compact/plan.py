@@ -11,9 +11,9 @@ from absl import flags
 from experiments import calibration, facts, scoring
 from experiments.choices import Choices
 from experiments.job import Job
-from jaxprune.channels.fills import Fill
 from jaxprune.data import datasets
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import ConstantFill, Fill
 from jaxprune.ranking.order import prefix_masks, pruning_order
 from jaxprune.sweep.result import SweepResult
 from jaxprune.sweep.trunk import TappedLayer
@@ -47,7 +47,7 @@ class Plan:
     @property
     def fill_facts(self) -> dict[str, Any]:
         """The fill, for the files; JSON-able."""
-        values = self.fill.values if isinstance(self.fill, Fill) else None
+        values = self.fill.values if isinstance(self.fill, ConstantFill) else None
         listed = None if values is None else values.tolist()
         return {"fill": self.choices.fill, "fill_values": listed}
 
@@ -132,7 +132,7 @@ def _allowed(result: SweepResult, folder: Path) -> int:
 def _fill(choices: Choices, means: np.ndarray, fitted: Fill | None) -> str | Fill:
     """The fill by name, or with what it depends on."""
     if choices.fill == "mean":
-        return Fill("mean", np.asarray(means, np.float32))
+        return ConstantFill("mean", np.asarray(means, np.float32))
     if choices.fill == "linear" and fitted is not None:
         return fitted
     return choices.fill

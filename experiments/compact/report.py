@@ -22,7 +22,11 @@ def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
     cluster.say(
         f"  proof      {proof.images} images: {proof.different_predictions} "
         f"predictions differ, largest logit difference {proof.largest_difference:.2e} "
-        f"({proof.relative_difference:.2e} relative, bound {proof.bound:.2e})"
+        f"({proof.relative_difference:.2e} relative)"
+    )
+    cluster.say(
+        f"             {proof.equations} equations equal in float64, by "
+        f"{proof.bound_used:.2g} of what rounding explains at the most"
     )
     cluster.say(
         f"  accuracy   {row['baseline_accuracy']:.4f} whole, "

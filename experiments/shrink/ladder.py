@@ -14,15 +14,14 @@ from experiments import cluster, facts
 from experiments.job import Job
 from experiments.whole import Whole
 from jaxprune import sealed
-from jaxprune.compaction.network import Compact
+from jaxprune.cost.latency import LatencyTable
+from jaxprune.cost.machine import machine
 from jaxprune.data.splits import Split
 from jaxprune.data.tfds import cache_folder
 from jaxprune.errors import InputError
 from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve
-from jaxprune.shrinking.latency import LatencyTable
-from jaxprune.shrinking.machine import machine
 from jaxprune.shrinking.shrink import analyse
 from jaxprune.sweep.certainty import discordant, largest_drop
 
@@ -75,10 +74,13 @@ class Ladder:
         }
         self._state = _read(self.folder / "state.json", self.facts)
         self.whole = Whole(run, variables, split, run.batch_size(split))
-        analysis = self._analyse(variables, run.scale(jnp.asarray(images)))
+        analysis = self._analyse(run.scale(jnp.asarray(images)))
         self.analysis = self._timed(analysis)
-        program = self.whole.program(self.whole.apply)
-        self._whole_logits = self.whole.evaluate(program, variables, "whole network")
+        network = self.whole.network
+        program = self.whole.program(network.function)
+        self._whole_logits = self.whole.evaluate(
+            program, network.params, "whole network"
+        )
         self.baseline = self.whole.accuracy(self._whole_logits)
         self.rungs: dict[str, Rung] = {}
         self._last: tuple[dict[str, int], Cut] | None = None
@@ -135,17 +137,17 @@ class Ladder:
         return rung
 
     def _measured(self, rung: Rung) -> dict[str, Any]:
-        small, variables = self.cut(rung)
+        small, arrays = self.cut(rung)
         whole = self.whole
         # Unlike the model itself, this knows what is added where there is no bias.
-        program = whole.program(self.analysis.whole.apply)
-        masked = whole.evaluate(program, variables, "masked network")
+        program = whole.program(self.analysis.whole.function)
+        masked = whole.evaluate(program, dict(arrays), "masked network")
         proof = whole.prove(masked, small)
         both = np.stack([self._whole_logits, masked])
         right = both.argmax(-1) == whole.split.labels
         predicted = [
             self.latency.seconds({**self.analysis.costs.whole, **widths})
-            for widths in ({}, _kept(small, rung.widths))
+            for widths in ({}, rung.widths)
         ]
         return {
             "baseline_accuracy": self.baseline,
@@ -158,7 +160,7 @@ class Ladder:
             "predicted_seconds": predicted[1],
         }
 
-    def _analyse(self, variables: Any, images: Any) -> Analysis:
+    def _analyse(self, images: Any) -> Analysis:
         known = dict(self._state["curves"])
         with cluster.progress(desc="loss curves", unit="group") as bar:
 
@@ -168,7 +170,7 @@ class Ladder:
                 bar.update()
 
             return analyse(
-                self.run.model, variables, images, call=self.run.call,
+                self.whole.network, images,
                 keep_whole=FLAGS.keep_whole, budget=self._budget, known=known,
                 on_start=bar.reset, on_curve=keep,
             )  # fmt: skip
@@ -193,11 +195,6 @@ class Ladder:
         curves = {name: asdict(curve) for name, curve in self._state["curves"].items()}
         state = {"facts": self.facts, **self._state, "curves": curves}
         sealed.write_file(self.folder / "state.json", state)
-
-
-def _kept(small: Compact, widths: dict[str, int]) -> dict[str, int]:
-    """Widths as they came out, which may be a unit less than was asked for."""
-    return {**widths, **{n: len(p.kept) for n, p in small.layers.items()}}
 
 
 class _Rung(TypedDict):

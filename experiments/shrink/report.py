@@ -31,7 +31,8 @@ def print_rung(rung: Rung) -> None:
     cluster.say(
         f"  proof      {proof['images']} images: {proof['different_predictions']} "
         f"predictions differ from the masked network's, largest logit difference "
-        f"{proof['largest_difference']:.2e} (bound {proof['bound']:.2e})"
+        f"{proof['largest_difference']:.2e}, {proof['equations']} equations equal in "
+        f"float64"
     )
     cluster.say(
         f"  size       multiply-adds / {row['theoretical_speedup']:.3f}, parameters / "

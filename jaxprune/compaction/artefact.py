@@ -1,10 +1,13 @@
-"""A network in a folder that stands alone: weights, description, compiled program.
+"""A network in a folder that stands alone: weights, description, program.
 
     weights.safetensors   every array, by path
+    example.safetensors   a few inputs
     spec.json             what it is, with the sha256 of every file and of itself
-    model.stablehlo       on request: the program and its weights, for any platform
+    function.stablehlo    (weights, inputs) -> what the network returns
+    model.stablehlo       on request: pixels -> the same, its weights and scaling inside
 
-Nothing is pickled. Every hash and shape is checked before anything is used.
+Programs take any number of inputs, on any platform: `jax.export.deserialize(data)`
+reads them. Nothing is pickled. Every hash and shape is checked before anything is used.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +17,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jax import export
+from jax import export as jax_export
 from jax.extend.mlir import passmanager
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
@@ -27,8 +29,9 @@ from jaxprune import schema, sealed
 from jaxprune.errors import InputError, first_line
 from jaxprune.files import replacing_folder
 
-WEIGHTS, SPEC, PROGRAM = "weights.safetensors", "spec.json", "model.stablehlo"
-FORMAT = 2
+WEIGHTS, EXAMPLE, SPEC = "weights.safetensors", "example.safetensors", "spec.json"
+FUNCTION, PROGRAM = "function.stablehlo", "model.stablehlo"
+FORMAT = 3
 PLATFORMS = ("cpu", "cuda", "tpu")
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -38,14 +41,11 @@ class _Tensor(TypedDict):
     dtype: str
 
 
-_Model = TypedDict(
-    "_Model",
-    {
-        "class": str,
-        "fields": NotRequired[dict[str, int | float | list[int | float]]],
-        "dtype": NotRequired[str],
-    },
-)
+class _Mask(TypedDict):
+    """What is left of an axis: its first size, and a bit for each index, as hex."""
+
+    size: _Size
+    mask: str
 
 
 class _Layer(TypedDict):
@@ -59,45 +59,72 @@ class _Layer(TypedDict):
 class Spec(TypedDict):
     """What spec.json holds, and more."""
 
-    format: Literal[2]
-    model: _Model
+    format: Literal[3]
+    model: str
     call: dict[str, Any]
     layers: dict[str, _Layer]
+    kept: dict[str, dict[str, _Mask]]
+    keys: dict[str, list[str]]
     input_shape: list[_Size]
     proof: dict[str, Any] | None
-    group_sizes: dict[str, _Size]
     tensors: dict[str, _Tensor]
 
 
+def describe_masks(
+    kept: Mapping[tuple[str, int], np.ndarray],
+) -> dict[str, dict[str, _Mask]]:
+    """What is left of the axes of leaves, as JSON; of whole ones nothing."""
+    found: dict[str, dict[str, _Mask]] = {}
+    for (path, axis), keep in kept.items():
+        if not keep.all():
+            mask: _Mask = {"size": len(keep), "mask": np.packbits(keep).tobytes().hex()}
+            found.setdefault(path, {})[str(axis)] = mask
+    return found
+
+
+def masks(spec: Spec) -> dict[tuple[str, int], np.ndarray]:
+    """The inverse of `describe_masks`."""
+    return {
+        (path, int(axis)): np.unpackbits(
+            np.frombuffer(bytes.fromhex(mask["mask"]), np.uint8), count=mask["size"]
+        ).astype(bool)
+        for path, axes in spec["kept"].items()
+        for axis, mask in axes.items()
+    }
+
+
 def write(
-    folder: Path, variables: Any, spec: Mapping[str, Any], program: bytes | None = None
+    folder: Path,
+    arrays: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    programs: Mapping[str, bytes],
+    example: np.ndarray,
 ) -> None:
     """Writes an artefact, whole or not at all, in place of one that is there.
 
     Args:
       folder: where it goes.
-      variables: nested dictionaries of arrays.
+      arrays: weights by path.
       spec: JSON-able facts.
-      program: a serialized program, see `export_program`.
+      programs: by the name of their file, see `export`.
+      example: a few inputs.
 
     Raises:
       InputError: the folder holds something else.
     """
     folder = Path(folder)
     check_target(folder)
-    arrays = {
-        name: np.ascontiguousarray(value)
-        for name, value in flatten_dict(variables, sep="/").items()
-    }
+    weights = {name: np.array(value, order="C") for name, value in arrays.items()}
     tensors = {
         name: {"shape": list(value.shape), "dtype": str(value.dtype)}
-        for name, value in sorted(arrays.items())
+        for name, value in sorted(weights.items())
     }
     schema.check_json("spec", spec)
     with replacing_folder(folder) as new:
-        (new / WEIGHTS).write_bytes(safetensors.save(arrays))
-        if program is not None:
-            (new / PROGRAM).write_bytes(program)
+        (new / WEIGHTS).write_bytes(safetensors.save(weights))
+        (new / EXAMPLE).write_bytes(safetensors.save({"inputs": example}))
+        for name, program in programs.items():
+            (new / name).write_bytes(program)
         sealed.write(new, SPEC, {"format": FORMAT, **spec, "tensors": tensors})
 
 
@@ -109,8 +136,10 @@ def check_target(folder: Path) -> None:
         )
 
 
-def read(folder: Path) -> tuple[Any, Spec]:
-    """Reads an artefact: variables and facts.
+def read(
+    folder: Path,
+) -> tuple[dict[str, np.ndarray], Spec, Callable[[Any, Any], Any], np.ndarray]:
+    """Reads an artefact: weights, facts, function and example.
 
     Raises:
       InputError: it is missing, damaged or changed; the file is named.
@@ -119,49 +148,78 @@ def read(folder: Path) -> tuple[Any, Spec]:
     if not (folder / SPEC).is_file():
         raise InputError(f"{folder} holds no compact network (no {SPEC})")
     try:
-        spec = sealed.read(folder, SPEC, Spec, (WEIGHTS,))
+        spec = sealed.read(folder, SPEC, Spec, (WEIGHTS, EXAMPLE, FUNCTION))
     except InputError as error:
         raise InputError(f"{error}: the artefact was damaged or changed") from error
-    try:
-        arrays = safetensors.load_file(folder / WEIGHTS)
-    except Exception as error:  # of its parser, which a crafted file may break
-        raise InputError(
-            f"{folder / WEIGHTS} is damaged ({first_line(error)})"
-        ) from error
+    arrays = _load(folder / WEIGHTS)
     found = {
         name: {"shape": list(value.shape), "dtype": str(value.dtype)}
         for name, value in arrays.items()
     }
     if found != spec["tensors"]:
         raise InputError(f"{folder / WEIGHTS} holds other arrays than {SPEC} says")
-    return unflatten_dict(arrays, sep="/"), spec
+    example = _load(folder / EXAMPLE).get("inputs", np.zeros(0))
+    if list(example.shape[1:]) != spec["input_shape"]:
+        raise InputError(f"{folder / EXAMPLE} holds no inputs as {SPEC} says")
+    return arrays, spec, _function(folder / FUNCTION), example
 
 
-def export_program(
-    function: Callable[[Any], Any], shape: tuple[int, ...], dtype: Any
-) -> bytes:
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.load_file(path)
+    except Exception as error:  # of its parser, which a crafted file may break
+        raise InputError(f"{path} is damaged ({first_line(error)})") from error
+
+
+def _function(path: Path) -> Callable[[Any, Any], Any]:
+    """A program that `export` has made of (weights, inputs)."""
+    try:
+        program = jax_export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # of its parser, or of a version that is too old
+        raise InputError(
+            f"{path} cannot be read by JAX {jax.__version__} ({first_line(error)})"
+        ) from error
+
+    def function(arrays: Any, x: Any) -> Any:
+        return program.call(arrays, x.astype(program.in_avals[-1].dtype))
+
+    return function
+
+
+def export(function: Callable[..., Any], example: Any, *first: Any) -> bytes:
     """A function of a batch as StableHLO, batch size left open, for every platform.
 
-    To run it: `jax.export.deserialize(data).call(x)`. It says nothing of the files that
-    the function was written in, so that it is the same wherever it is made.
+    It says nothing of the files that the function was written in, so that it is the
+    same wherever it is made.
 
     Args:
-      function: [N, *shape] -> array; what it closes over becomes part of the file.
-      shape: of one example.
-      dtype: of the input.
+      function: (*first, batch) -> a tree of arrays, images on their first axis; what it
+        closes over becomes part of the file.
+      example: a batch.
+      first: shapes of the arguments before it.
 
     Raises:
-      InputError: a function that needs to know how many inputs there are.
+      InputError: a function that cannot be exported.
     """
-    (size,) = export.symbolic_shape("N")
-    x = jax.ShapeDtypeStruct((size, *shape), dtype)
+    (size,) = jax_export.symbolic_shape("N")
+    batch = jax.ShapeDtypeStruct((size, *np.shape(example)[1:]), example.dtype)
+
+    def of_any_size(*arguments: Any) -> Any:
+        *others, batch = arguments
+
+        def one(x: Any) -> Any:
+            return jax.tree.map(lambda y: y[0], function(*others, x[None]))
+
+        return jax.vmap(one)(batch)
+
     try:
-        program = export.export(jax.jit(function), platforms=PLATFORMS)(x)
-    except Exception as error:  # whatever the model's own code raises
+        program = jax_export.export(jax.jit(of_any_size), platforms=PLATFORMS)(
+            *first, batch
+        )
+    except Exception as error:  # whatever the network's own operations raise
         raise InputError(
-            f"the network cannot be exported for any number of images: "
-            f"{type(error).__name__}: {first_line(error)}; where its code says len(x), "
-            "x.shape[0] works"
+            f"the network cannot be exported: {type(error).__name__}: "
+            f"{first_line(error)}"
         ) from error
     with mlir.make_ir_context() as context:
         module = stablehlo.deserialize_portable_artifact(

@@ -1,168 +1,339 @@
-"""The variables that are left when channels go, and what those still sent on.
+"""The arrays that are left when channels go, and what those still sent on.
 
-Removing a channel cuts the convolution's outputs, every BatchNorm after it and the
-rows that it feeds in the layers that read it. It still sent something there. With a
-fill at the layer's output that is a constant, since all that follows up to the next
-layer is computed from constants; with a mean at the readers it is that mean; with the
-linear fill it is a constant and a share of each kept channel, whose rows take up that
-share (W_k + A W_p). The constant is added to
-a dense layer's bias. A convolution pads with zeros, so that at the border it reads the
-constant less often: there it is a map, in the collection "offsets", kept as its few
-different rows and an index to them.
+Removing a channel cuts every axis of the parameters that holds it. It still sent
+something to the layers that read it. With a fill at the layer's output that is a
+constant, since all that follows up to the reader is computed from constants; with a
+mean at the readers it is that mean; with the linear fill it is a constant and a share
+of each kept channel, whose rows take up that share (W_k + A W_p). A constant that is
+the same everywhere is added to the reader's bias. A convolution pads with zeros, so
+that at the border it reads the constant less often: there it is a map, kept as its few
+different rows and an index to them; so is one of a layer without a bias. Arrays that
+the network's own parameters have no place for have paths of their own:
+
+    offsets/<layer>/rows, /index    a map that is added to what a layer returns
+    kernels/<layer>                 a kernel that is computed of several arrays, or read
+                                    by several layers, with rows folded in
+    stored/<number>                 what is computed of parameters alone in a way that
+                                    cannot be done with fewer, such as a kernel's norm
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from jaxprune.channels import masking, taps
-from jaxprune.channels.flow import layer_of
-from jaxprune.channels.masking import Pruning
-from jaxprune.compaction.proof import linear
+from jaxprune.compaction.constant import check_constants
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import ConstantFill, LinearFill, MeanFill
+from jaxprune.fills.masked import Pruning, kept_of, mask_changes
+from jaxprune.graph.evaluate import Change, Narrowing, bind, run
+from jaxprune.graph.groups import kept_indices
+from jaxprune.graph.layers import Layer, moved_leaf, undo_moves
+from jaxprune.graph.network import Graph, Network
+from jaxprune.graph.trace import Program
+
+OFFSETS, KERNELS, STORED = "offsets", "kernels", "stored"
 
 
-def given_behind_values(
-    apply: taps.Apply, variables: Any, prunings: Sequence[Pruning], x: Array
-) -> dict[str, Array]:
-    """What the readers of channels that have `values` are given, with them masked.
+class Extras(NamedTuple):
+    """Arrays that the parameters have no place for, as a run of a program takes them.
 
-    Args:
-      apply: the network.
-      variables: its variables.
-      prunings: what is removed. Fills that take effect at the readers need no run.
-      x: one input.
+    Attributes:
+      given: values that are known.
+      after: what becomes of equations' results, by their numbers.
     """
-    filled = [p for p in prunings if p.fill.values is not None]
-    readers = {name for p in filled for name in p.flow.readers}
-    if not readers:
+
+    given: dict[int, Any]
+    after: dict[int, Change]
+
+
+def extras(graph: Graph, narrowing: Narrowing, arrays: Mapping[str, Any]) -> Extras:
+    """What `arrays` holds beside a program's own leaves; see the module."""
+    given: dict[int, Any] = {}
+    after: dict[int, Change] = {}
+    for path, array in arrays.items():
+        collection, _, name = path.partition("/")
+        if path in graph.program.leaves:
+            continue
+        if collection == KERNELS:
+            given[graph.layer(name).kernel_value] = array
+        elif collection == STORED:
+            given[narrowing.stored[int(name)]] = array
+        elif name.endswith("/rows"):
+            layer = graph.layer(name.removesuffix("/rows"))
+            after |= offset_change(layer, arrays)
+    return Extras(given, after)
+
+
+def offset_paths(layer: Layer) -> tuple[str, str]:
+    """Where the map of a layer's outputs is: its rows, and their index."""
+    return f"{OFFSETS}/{layer.name}/rows", f"{OFFSETS}/{layer.name}/index"
+
+
+def offset_change(layer: Layer, arrays: Mapping[str, Any]) -> dict[int, Change]:
+    """Adds the map that `arrays` has for a layer, if the program itself does not."""
+    rows, index = offset_paths(layer)
+    if rows not in arrays or rows in layer.program.leaves:
         return {}
-    masked = masking.mask_channels(apply, [p.mask for p in prunings])
-    run = jax.jit(lambda v, x: taps.capture_inputs(masked, v, x, readers))
-    return run(variables, x)
+
+    def add(results: list[Any]) -> list[Any]:
+        y = layer.outputs(results[0])
+        offset = jnp.asarray(arrays[rows])[jnp.asarray(arrays[index])]
+        return [layer.from_outputs(y + offset.astype(y.dtype), results[0].shape)]
+
+    return {layer.equation.number: add}
 
 
-def cut_variables(
-    layers: Sequence[taps.Layer],
-    variables: Any,
-    prunings: Sequence[Pruning],
-    given: Mapping[str, Array],
-) -> Any:
-    """The smaller variables, what pruned channels send on folded in.
-
-    Args:
-      layers: the network's, called with one input.
-      variables: its variables.
-      prunings: what to remove.
-      given: see `given_behind_values`.
+def cut(network: Network, prunings: Sequence[Pruning]) -> dict[str, np.ndarray]:
+    """The smaller arrays by path, what pruned channels send on folded in.
 
     Raises:
-      InputError: a layer would read, or return, nothing that is left.
+      InputError: a layer would return nothing, a fill that is no constant where the
+        channels are read, or that cannot be folded in there.
     """
-    flat = flatten_dict(variables, sep="/")
-    readers = {name for p in prunings for name in p.flow.readers}
-    called = {layer.name: layer for layer in layers}
-    for name in sorted(readers):
-        shape = called[name].input.shape
-        constants = _constants(name, prunings, shape, given)
-        _fold_constants(flat, called[name], constants)
-        for pruning in prunings:
-            if name in pruning.fill.moments:
-                regression = pruning.mask.at_readers[name]
-                kernel = f"params/{name}/kernel"
-                flat[kernel] = regression.fold(flat[kernel])
-    producers = {name for p in prunings for name in p.flow.producers}
-    parameters = {path for p in prunings for path in p.flow.parameters}
-    for path, value in flat.items():
-        layer = layer_of(path)
-        if layer in readers and path.endswith("/kernel"):
-            keep = _kept_of(prunings, layer, "readers")
-            if not keep.any():
-                raise InputError(f"'{layer}' reads pruned channels only: keep one more")
-            value = value[..., keep, :]
-        if layer in producers and not path.endswith("/index"):
-            keep = _kept_of(prunings, layer, "producers")
-            if not keep.any():
-                raise InputError(f"'{layer}' would return nothing: keep one more of it")
-            value = value[..., keep]
-        elif path in parameters:
-            value = value[..., _kept_of(prunings, path, "parameters")]
-        flat[path] = np.ascontiguousarray(value)
-    return unflatten_dict(flat, sep="/")
+    graph = network.graph()
+    kept = kept_of(prunings)
+    narrowing = graph.narrowing(kept)
+    _check_something_is_left(prunings)
+    whole = {path: np.asarray(array) for path, array in network.arrays.items()}
+    arrays = dict(whole)
+    given = _given_behind_constants(network, prunings)
+    for reader in dict.fromkeys(name for p in prunings for name in p.group.readers):
+        layer = graph.layer(reader)
+        if layer.kernel is None or layer.in_a_loop:  # which takes 'drop' alone
+            continue
+        own = [p for p in prunings if reader in p.group.readers]
+        rows = network.kernel(reader).astype(np.float64)
+        constants = _constants(layer, own, given)
+        if constants.any():
+            _fold_constants(arrays, layer, _sent(layer, constants, rows), narrowing)
+        folded = _folded(layer, own, rows)
+        if folded is not None:
+            put_kernel(arrays, layer, folded)
+    found = {}
+    for path, array in arrays.items():
+        if path in graph.program.leaves:
+            array = narrowing.take(graph.program.leaves[path], array)
+            array = array.astype(whole[path].dtype)
+        elif path.startswith(f"{KERNELS}/"):
+            value = graph.layer(path.partition("/")[2]).kernel_value
+            array = narrowing.take(value, array)
+            array = array.astype(graph.program.types[value].dtype)
+        found[path] = np.array(array, order="C")
+    stored = exactly(graph.program, whole, narrowing.stored)
+    for i, (value, array) in enumerate(zip(narrowing.stored, stored, strict=True)):
+        found[f"{STORED}/{i}"] = narrowing.take(value, array)
+    return found
 
 
-def _kept_of(prunings: Sequence[Pruning], name: str, role: str) -> np.ndarray:
-    """Features of a layer, or elements of an array, that every pruning leaves."""
-    masks = [
-        p.kept_features(getattr(p.flow, role)[name])
-        for p in prunings
-        if name in getattr(p.flow, role)
-    ]
-    return np.logical_and.reduce(masks)
+def exactly(
+    program: Program, arrays: Mapping[str, Any], want: Sequence[int], **how: Any
+) -> list[np.ndarray]:
+    """Values that depend on parameters alone: of float64, rounded to their types.
+
+    Args:
+      program, arrays, want, how: see `jaxprune.graph.evaluate.run`.
+    """
+    with jax.enable_x64(True), jax.default_device(cpu()):
+        arrays = {path: np.asarray(array) for path, array in arrays.items()}
+        values = run(program, arrays, None, want=want, exact=True, **how)
+    types = [program.types[value].dtype for value in want]
+    return [np.asarray(v).astype(t) for v, t in zip(values, types, strict=True)]
+
+
+def _check_something_is_left(prunings: Sequence[Pruning]) -> None:
+    left: dict[tuple[str, str], np.ndarray] = {}
+    for pruning in prunings:
+        for role in ("return", "read"):
+            owners = pruning.group.producers if role == "return" else (
+                pruning.group.readers
+            )  # fmt: skip
+            for name, owner in owners.items():
+                kept = kept_indices(pruning.keep, owner)
+                left[role, name] = left.get((role, name), True) & kept
+    for (role, name), kept in sorted(left.items()):
+        if not kept.any():
+            raise InputError(f"'{name}' would {role} nothing: keep one more of it")
+
+
+def _given_behind_constants(
+    network: Network, prunings: Sequence[Pruning]
+) -> dict[str, np.ndarray]:
+    """What readers are given where channels are constants at their layer.
+
+    Features [*positions, F] of one image; those of channels that are kept, too.
+    """
+    graph = network.graph()
+    filled = [p for p in prunings if isinstance(p.fill, ConstantFill)]
+    check_constants(graph, filled)
+    readers = [*dict.fromkeys(name for p in filled for name in p.group.readers)]
+    if not readers:
+        return {}
+    masks = [p.mask for p in prunings]
+
+    @jax.jit
+    def read(arrays: Any, x: Any) -> list[Array]:
+        before, after = mask_changes(graph, masks)
+        want = [graph.layer(name).input for name in readers]
+        return run(
+            graph.program, arrays, x, want=want, before=before, after=after, exact=True
+        )
+
+    x = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), network.few)
+    with jax.enable_x64(True), jax.default_device(cpu()):
+        values = read(jax.tree.map(np.asarray, network.arrays), x)
+    return {
+        name: np.asarray(graph.layer(name).features(value)[0])
+        for name, value in zip(readers, values, strict=True)
+    }
 
 
 def _constants(
-    name: str,
-    prunings: Sequence[Pruning],
-    shape: Sequence[int],
-    given: Mapping[str, Array],
-) -> np.ndarray:
-    """What pruned features send a layer whatever the image is, as its input; else 0.
+    layer: Layer, prunings: Sequence[Pruning], given: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, "*positions F"]:
+    """What pruned features send a layer whatever the image is; 0 for the others.
 
-    Args:
-      name: the layer.
-      prunings: what is removed.
-      shape: of what the layer is given for one image.
-      given: the same in the masked network, see `given_behind_values`.
+    Without positions where it is the same at all of them.
     """
-    constants = np.zeros(shape, np.float32)
+    constants = np.zeros(layer.inputs)
+    if layer.name in given:
+        constants = np.zeros(given[layer.name].shape)
     for pruning in prunings:
-        owner = pruning.flow.readers.get(name)
-        if owner is None:
-            continue
-        gone = ~pruning.kept_features(owner)
-        if pruning.fill.values is not None:
-            constants[..., gone] = np.asarray(given[name])[..., gone]
-        elif pruning.fill.moments:
-            regression = pruning.mask.at_readers[name]
+        fill = pruning.fill
+        gone = ~kept_indices(pruning.keep, pruning.group.readers[layer.name])
+        if isinstance(fill, ConstantFill):
+            constants[..., gone] = given[layer.name][..., gone]
+        elif isinstance(fill, MeanFill):
+            constants[..., gone] = fill.at_reader(pruning.group, layer.name)[gone]
+        elif isinstance(fill, LinearFill):
+            regression = pruning.mask.at_readers[layer.name]
             constants[..., regression.features] = regression.constants
-        else:
-            constants[..., gone] = pruning.fill.at_reader(pruning.flow, name)[gone]
-    return constants
+    return _one_row(constants)
+
+
+def _one_row(rows: Float[np.ndarray, "*positions F"]) -> np.ndarray:
+    """The row that all positions have, if they have the same; else all of them."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    alike = np.ptp(flat, axis=0).max(initial=0) <= _ALIKE * np.abs(flat).max(initial=0)
+    return flat[0] if alike else rows
+
+
+def _folded(
+    layer: Layer, prunings: Sequence[Pruning], rows: np.ndarray
+) -> np.ndarray | None:
+    """The kernel's rows with those of predicted channels folded in; None where none."""
+    folded = None
+    for pruning in prunings:
+        if isinstance(pruning.fill, LinearFill) and not pruning.keep.all():
+            regression = pruning.mask.at_readers[layer.name]
+            folded = regression.fold(rows if folded is None else folded)
+    return folded
+
+
+def _sent(
+    layer: Layer, constants: np.ndarray, rows: np.ndarray
+) -> Float[np.ndarray, "*positions U"]:
+    """What constant features make a layer return; without positions, as `_one_row`."""
+    if constants.ndim == rows.ndim - 1 == 1:
+        return constants @ rows
+    with jax.enable_x64(True), jax.default_device(cpu()):
+        features = jnp.broadcast_to(constants, (*layer.positions, layer.inputs))
+        operands = [layer.from_features(features[None]), layer.from_rows(rows)]
+        if layer.x == 1:
+            operands.reverse()
+        wide = {"preferred_element_type": np.dtype(np.float64)}
+        (sent,) = bind(
+            layer.equation,
+            [jnp.asarray(operand, jnp.float64) for operand in operands],
+            {**layer.equation.params, **wide},
+        )
+        return _one_row(np.asarray(layer.outputs(sent))[0])
+
+
+def cpu() -> Any:
+    """The device that is exact: the CPU, where there is one."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def _fold_constants(
-    flat: dict[str, Any], layer: taps.Layer, constants: np.ndarray
+    arrays: dict[str, Any],
+    layer: Layer,
+    sent: Float[np.ndarray, "*positions U"],
+    narrowing: Narrowing,
 ) -> None:
-    """Adds to `flat` what constant features send through a layer."""
-    if not constants.any():
+    """Adds what constants send to the layer's bias, or to the map of its outputs."""
+    if sent.ndim == 1 and _has_own_bias(layer):
+        bias = arrays[layer.bias or ""]
+        arrays[layer.bias or ""] = bias + sent.reshape(bias.shape)
         return
-    kernel = flat[f"params/{layer.name}/kernel"]
-    uniform = (constants == constants.reshape(-1, constants.shape[-1])[0]).all()
-    bias = f"params/{layer.name}/bias"
-    if isinstance(layer.module, nn.Dense):
-        sent = constants.astype(np.float64) @ kernel.astype(np.float64)
-        if uniform and bias in flat:
-            row = sent.reshape(-1, kernel.shape[-1])[0]
-            flat[bias] = (flat[bias] + row).astype(flat[bias].dtype)
-            return
+    paths = offset_paths(layer)
+    if paths[0] in layer.program.leaves:
+        sent = sent + arrays[paths[0]][arrays[paths[1]]]
     else:
-        sent = np.asarray(linear(layer.module, kernel, jnp.asarray(constants)))
-    sent = sent[0].astype(np.float32)
-    path = f"offsets/{layer.name}"
-    if f"{path}/rows" in flat:
-        sent = sent + flat[f"{path}/rows"][flat[f"{path}/index"]]
-    positions = sent.shape[:-1]
-    rows, index = np.unique(
-        sent.reshape(-1, kernel.shape[-1]), axis=0, return_inverse=True
-    )
-    flat[f"{path}/rows"] = rows
-    flat[f"{path}/index"] = index.reshape(positions).astype(
-        np.min_scalar_type(len(rows))
-    )
+        sent = sent[..., _kept_channels(layer, narrowing)]
+    flat = sent.reshape(-1, sent.shape[-1]).astype(np.float32)
+    rows, index = np.unique(flat, axis=0, return_inverse=True)
+    index = index.reshape(sent.shape[:-1]).astype(np.min_scalar_type(len(rows)))
+    arrays |= zip(paths, (rows, index), strict=True)
+
+
+def _kept_channels(layer: Layer, narrowing: Narrowing) -> np.ndarray:
+    axes = narrowing.kept(layer.product)
+    keep = np.ones(1, bool)
+    for axis in layer.axes.channels:
+        keep = (keep[:, None] & axes[axis]).ravel()
+    return keep
+
+
+# Of the largest: sums of the same numbers in another order.
+_ALIKE = 1e-12
+
+
+def _has_own_bias(layer: Layer) -> bool:
+    """Whether a layer has a bias, with an element for each channel, to itself."""
+    if layer.bias is None:
+        return False
+    value = layer.program.leaves[layer.bias]
+    size = int(np.prod(layer.program.shape(value)))
+    return layer.program.used_by(value) == 1 and size == layer.channels
+
+
+def put_bias(arrays: dict[str, Any], layer: Layer, bias: np.ndarray) -> None:
+    """Sets what is added to a layer's outputs: its bias, or a map with one row."""
+    paths = offset_paths(layer)
+    for path in paths:
+        arrays.pop(path, None)
+    if _has_own_bias(layer):
+        path = layer.bias or ""
+        before = arrays[path]
+        arrays[path] = bias.reshape(before.shape).astype(before.dtype)
+        bias = np.zeros_like(bias)
+    if paths[0] in layer.program.leaves or bias.any():
+        arrays |= zip(paths, (bias[None], np.zeros((), np.uint8)), strict=True)
+
+
+def has_own_kernel(layer: Layer) -> bool:
+    """Whether a layer's kernel is a leaf, moved, that nothing else reads."""
+    program, moved = layer.program, moved_leaf(layer.program, layer.kernel_value)
+    if moved is None:
+        return False
+    way = [layer.kernel_value, *(eqn.inputs[0] for eqn in moved[1])]
+    return all(program.used_by(value) == 1 for value in way)
+
+
+def put_kernel(arrays: dict[str, Any], layer: Layer, rows: np.ndarray) -> None:
+    """Sets the kernel of a layer alone: its leaf, or one of its own."""
+    kernel = layer.from_rows(rows)
+    moved = moved_leaf(layer.program, layer.kernel_value)
+    if moved is None or not has_own_kernel(layer):
+        arrays[f"{KERNELS}/{layer.name}"] = kernel
+        return
+    path, steps = moved
+    leaf = layer.program.types[layer.program.leaves[path]]
+    arrays[path] = undo_moves(steps, leaf, kernel)

@@ -2,9 +2,10 @@
 
 import dataclasses
 import importlib.metadata
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
-from jaxtyping import Array, Float, Num
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Array, Num
 
 from jaxprune import arguments, schema
-from jaxprune.channels import taps
-from jaxprune.channels.flow import READERS
+from jaxprune.adapters import linen
+from jaxprune.arguments import is_close
 from jaxprune.compaction import artefact
+from jaxprune.compaction.cut import KERNELS, OFFSETS, STORED, exactly, extras
 from jaxprune.compaction.proof import Proof
 from jaxprune.errors import InputError, first_line
-from jaxprune.networks.conv import with_offset
-from jaxprune.networks.models import CifarResNet, CifarVGG, PairCNN
+from jaxprune.fills.masked import Pruning, kept_of
+from jaxprune.graph.evaluate import Narrowing, run
+from jaxprune.graph.groups import LeafAxis
+from jaxprune.graph.network import Graph, Network
+from jaxprune.graph.trace import path_name, shape_of
 
-# This project's networks: an artefact says what they are built from.
-OWN: dict[str, type[nn.Module]] = {
-    "CifarVGG": CifarVGG,
-    "PairCNN": PairCNN,
-    "CifarResNet": CifarResNet,
-}
-# Those of them whose `widths` are their convolutions' channels.
-_BY_WIDTHS: tuple[type[nn.Module], ...] = (CifarVGG, PairCNN)
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "numpy", "safetensors")
 
 
@@ -49,55 +46,117 @@ class PrunedLayer:
     channels: int
     kept: tuple[int, ...]
     fill: str
-    fill_facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fill_facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compact:
     """A network with channels removed, ready to be called.
 
     Attributes:
-      model: CifarVGG or PairCNN with smaller `widths`; any other model as it was.
-      variables: the smaller variables.
-      call: keyword arguments of the model's call, such as `{"train": False}`.
-      layers: what was removed, by layer.
-      input_shape: of one example.
+      arrays: the smaller arrays by path, with those that `jaxprune.compaction.cut`
+        adds.
+      function: (arrays, batch) -> what the network returns: the whole network's own
+        equations, on fewer channels.
+      layers: what was removed, by layer or group.
+      example: a few inputs, NumPy arrays.
       proof: the comparison with the masked network on the example; None once the
-        variables have been changed.
-      group_sizes: channels in a group of each GroupNorm.
+        arrays have been changed.
+      whole: the network that channels were removed of; its arrays are shapes. None for
+        one that was loaded without its model.
+      kept: of the axes of the whole network's leaves, the indices that are left.
     """
 
-    model: nn.Module
-    variables: Any
-    call: Mapping[str, Any]
+    arrays: Mapping[str, Any]
+    function: Callable[[Any, Any], Any] = field(repr=False)
     layers: Mapping[str, PrunedLayer]
-    input_shape: tuple[int, ...]
+    example: Any
     proof: Proof | None
-    group_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    whole: Network | None = None
+    kept: Mapping[LeafAxis, np.ndarray] = field(default_factory=dict)
 
-    def apply(self, variables: Any, x: Array, **kwargs: Any) -> Any:
-        """The network, see `jaxprune.channels.taps`; `kwargs` go to the model."""
-        kwargs = {**self.call, **kwargs}
-        if by_widths(self.model):
-            return self.model.apply(variables, x, **kwargs)
-        resize = partial(_resize, group_sizes=self.group_sizes)
-        return taps.intercept(self.model.apply, resize)(variables, x, **kwargs)
+    def __repr__(self) -> str:
+        removed = ", ".join(
+            f"{name} {len(layer.kept)}/{layer.channels}"
+            for name, layer in self.layers.items()
+        )
+        sizes = sum(np.size(array) for array in self.arrays.values())
+        return f"Compact({removed or 'nothing removed'}; {sizes:,} numbers)"
 
-    def __call__(
-        self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]
-    ) -> Float[Array, "N C"]:
-        """Logits of a batch of inputs."""
+    def __call__(self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]) -> Any:
+        """What the network returns for a batch of inputs."""
         if np.shape(x)[1:] != self.input_shape:
             raise InputError(
                 f"the network takes inputs of shape [N, "
                 f"{', '.join(map(str, self.input_shape))}], got {list(np.shape(x))}"
             )
-        arguments.check_real("the input", x)
-        return self._compiled(self.variables, jnp.asarray(x))
+        if not isinstance(x, jax.core.Tracer):
+            arguments.check_real("the input", x)
+        return self._compiled(dict(self.arrays), jnp.asarray(x))
 
     @cached_property
-    def _compiled(self) -> Callable[[Any, Array], Any]:
-        return jax.jit(lambda variables, x: self.apply(variables, x))
+    def _compiled(self) -> Callable[[Any, Any], Any]:
+        return jax.jit(self.function)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return np.shape(self.example)[1:]
+
+    @cached_property
+    def variables(self) -> Any:
+        """The smaller arrays as nested dictionaries, such as a linen model's."""
+        return nested(self.arrays, _keys(self.whole) if self.whole else {})
+
+    @property
+    def params(self) -> Any:
+        """The smaller arrays in a tree like the whole network's parameters."""
+        return self._of("params").tree(self.arrays)
+
+    def _of(self, what: str) -> Network:
+        if self.whole is None:
+            raise InputError(
+                f"a network that was loaded without its model has no {what}: "
+                "load_compact(path, model)"
+            )
+        return self.whole
+
+    @cached_property
+    def network(self) -> Network:
+        """The same as a network of its own, to be analysed, or pruned again."""
+        return Network(self.function, dict(self.arrays), self.example, self)
+
+    def as_network(self, variables: Any = None) -> Network:
+        """The network with these variables; by default its own."""
+        if variables is None:
+            return self.network
+        return self.network.with_params(flat(variables))
+
+    def with_arrays(self, variables: Any) -> "Compact":
+        """The same network with other arrays, as when it has been trained."""
+        return dataclasses.replace(self, arrays=flat(variables), proof=None)
+
+    @cached_property
+    def apply(self) -> Callable[..., Any]:
+        """The linen model's own code on these variables: `apply(variables, x, ...)`.
+
+        Layers are as wide as their kernels; keyword arguments go to the model's call.
+
+        Raises:
+          InputError: the network is no linen model's, or that code computes something
+            else with fewer channels, as one that takes channels by their position.
+        """
+        whole = self._of("apply of its own")
+        if not isinstance(whole.origin, linen.Linen):
+            raise InputError("the network was no linen model: call it, or its function")
+        apply = linen.narrowed(whole)
+        why = differs(apply, self.variables, self)
+        if why:
+            raise InputError(
+                "the model's own code computes something else with fewer channels "
+                f"({why}): call the network itself, or its function"
+            )
+        return apply
 
     def save(
         self,
@@ -136,15 +195,13 @@ class Compact:
             raise InputError(f"pixel_mean and pixel_std take 1 or {channels} numbers")
         if not (std > 0).all():
             raise InputError(f"pixel_std must be positive, got {std.tolist()}")
-
-        def program(images: Array) -> Any:
-            variables = jax.tree.map(jnp.asarray, self.variables)
-            return self.apply(variables, (images.astype(jnp.float32) - mean) / std)
-
+        origin = self.whole.origin if self.whole else None
         spec = {
-            "model": _describe(self.model),
-            "call": dict(self.call),
+            "model": type(origin.model).__name__ if origin else "",
+            "call": _described(origin.call) if origin else {},
             "layers": {name: _facts(layer) for name, layer in self.layers.items()},
+            "kept": artefact.describe_masks(self.kept),
+            "keys": _keys(self.whole) if self.whole else {},
             "input_shape": list(self.input_shape),
             "preprocessing": {
                 "input": f"{np.dtype(pixels)} pixels",
@@ -154,56 +211,252 @@ class Compact:
             "class_names": list(names),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "proof": self.proof.to_json() if self.proof else None,
-            "group_sizes": dict(self.group_sizes),
             "about": dict(about or {}),
         }
-        data = None
+
+        def of_pixels(images: Array) -> Any:
+            arrays = jax.tree.map(jnp.asarray, dict(self.arrays))
+            return self.function(arrays, (images.astype(jnp.float32) - mean) / std)
+
+        example = self.example
+        shapes = jax.tree.map(shape_of, dict(self.arrays))
+        programs = {artefact.FUNCTION: artefact.export(self.function, example, shapes)}
         if stablehlo:
-            data = artefact.export_program(program, self.input_shape, pixels)
-        artefact.write(Path(path), self.variables, spec, data)
+            image = np.zeros((1, *self.input_shape), pixels)
+            programs[artefact.PROGRAM] = artefact.export(of_pixels, image)
+        artefact.write(Path(path), self.arrays, spec, programs, example)
 
 
-def by_widths(model: nn.Module) -> bool:
-    """Whether the model with fewer channels is the same class with smaller `widths`.
+def flat(variables: Any) -> dict[str, Any]:
+    """Variables by path, "params/block_1/conv/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(linen.plain(variables))
+    return {path_name(path): leaf for path, leaf in leaves}
 
-    Any other is run with its layers resized to their kernels.
+
+def nested(
+    arrays: Mapping[str, Any], keys: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The inverse of `flat`; for paths that a slash does not split, with their keys."""
+    split = {tuple(keys.get(p, p.split("/"))): array for p, array in arrays.items()}
+    found: dict[str, Any] = unflatten_dict(split)
+    return found
+
+
+def _keys(network: Network) -> dict[str, list[str]]:
+    """Keys of the paths of leaves of which one holds a slash."""
+    found = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(network.params):
+        keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if any("/" in key for key in keys):
+            found[path_name(path)] = keys
+    return found
+
+
+def differs(apply: Callable[..., Any], variables: Any, small: Compact) -> str:
+    """What another function makes of the example that the network does not, if so."""
+    try:
+        found = jax.jit(lambda v, x: apply(v, x))(variables, small.example)
+    except Exception as error:  # whatever the model's own code raises
+        return first_line(error)
+    expected = small(small.example)
+    ones, others = jax.tree.leaves(found), jax.tree.leaves(expected)
+    if len(ones) != len(others):
+        return "it returns something else"
+    for one, other in zip(ones, others, strict=True):
+        if one.shape != other.shape:
+            return f"it returns {one.shape} for {other.shape}"
+        if not is_close(one, other):
+            distance = float(np.abs(np.asarray(one) - np.asarray(other)).max())
+            return f"it differs by {distance:.3g} on the example"
+    return ""
+
+
+def as_compact(network: Network) -> Compact:
+    """A network of which nothing has been removed yet, or not by this call.
+
+    Args:
+      network: the network, with an example; or the `Compact.network` of another call.
     """
-    return type(model) in _BY_WIDTHS
+    example = np.asarray(network.example)
+    if isinstance(network.origin, Compact):
+        return dataclasses.replace(
+            network.origin, arrays=network.arrays, example=example
+        )
+    arrays = {path: np.asarray(leaf) for path, leaf in network.arrays.items()}
+    shapes = network.with_params(jax.tree.map(shape_of, network.params))
+    return Compact(arrays, _narrower(shapes, {}), {}, example, None, shapes)
 
 
-def load_compact(path: Path | str, model: nn.Module | None = None) -> Compact:
-    """Reads what `Compact.save` wrote.
+def removed(
+    before: Compact, prunings: Sequence[Pruning], arrays: Mapping[str, Any]
+) -> Compact:
+    """The network without what is pruned of another.
+
+    Args:
+      before: the network.
+      prunings: what is removed of it.
+      arrays: what `cut` returns for them.
+    """
+    whole = before._of("channels that can be removed")
+    kept = dict(before.kept)
+    for (path, axis), keep in kept_of(prunings).items():
+        if path not in whole.arrays:
+            continue
+        all_kept = np.array(kept.get((path, axis), np.ones(keep.shape, bool)))
+        all_kept[all_kept] = keep
+        kept[path, axis] = all_kept
+    layers = {**before.layers, **{p.group.name: _pruned(before, p) for p in prunings}}
+    if any(path.startswith(f"{STORED}/") for path in arrays) and before.kept:
+        arrays = _stored_again(before, whole, kept, arrays)
+    return dataclasses.replace(
+        before, arrays=arrays, function=_narrower(whole, kept), layers=layers,
+        kept=kept, proof=None,
+    )  # fmt: skip
+
+
+def _narrower(
+    whole: Network, kept: Mapping[LeafAxis, np.ndarray]
+) -> Callable[[Any, Any], Any]:
+    """The whole network's function on what is left of its parameters."""
+    narrowings: dict[Graph, Narrowing] = {}
+
+    def function(arrays: Any, batch: Any) -> Any:
+        graph = whole.graph(batch)
+        if graph not in narrowings:
+            narrowings[graph] = graph.narrowing(kept)
+        narrowing = narrowings[graph]
+        extra = extras(graph, narrowing, arrays)
+        return run(
+            graph.program, arrays, batch, given=extra.given, after=extra.after,
+            narrowing=narrowing,
+        )  # fmt: skip
+
+    return function
+
+
+def _stored_again(
+    before: Compact,
+    whole: Network,
+    kept: Mapping[LeafAxis, np.ndarray],
+    arrays: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Arrays with what is stored numbered as the whole network needs it."""
+    graph = whole.graph()
+    first, both = graph.narrowing(before.kept), graph.narrowing(kept)
+    extra = extras(graph, first, before.arrays)
+    values = exactly(
+        graph.program, before.arrays, both.stored, given=extra.given, narrowing=first
+    )
+    found = {k: a for k, a in arrays.items() if not k.startswith(f"{STORED}/")}
+    for i, (value, array) in enumerate(zip(both.stored, values, strict=True)):
+        axes = zip(first.kept(value), both.kept(value), strict=True)
+        for axis, (one, other) in enumerate(axes):
+            array = array.compress(other[one], axis)
+        found[f"{STORED}/{i}"] = array
+    return found
+
+
+def _pruned(before: Compact, pruning: Pruning) -> PrunedLayer:
+    """The record of a pruning, also where the layer has been pruned before."""
+    earlier = before.layers.get(pruning.group.name)
+    channels = pruning.group.units
+    first = earlier.kept if earlier else range(channels)
+    return PrunedLayer(
+        channels=earlier.channels if earlier else channels,
+        kept=tuple(c for c, keep in zip(first, pruning.keep, strict=True) if keep),
+        fill=pruning.fill.name,
+        fill_facts=pruning.fill.facts,
+    )
+
+
+def load_compact(
+    path: Path | str,
+    model: nn.Module | Network | Callable[..., Any] | None = None,
+    *,
+    call: Mapping[str, Any] | None = None,
+) -> Compact:
+    """Reads what `Compact.save` wrote. Its program runs without the model's code.
 
     Args:
       path: the folder.
-      model: the linen model it was made from, where that is not one of jaxprune's own.
+      model: the linen model that it was made of, to fine-tune or prune the network
+        further; it must compute what the program does on the stored example.
+      call: keyword arguments of the model's call; by default those that were saved.
 
     Raises:
       InputError: no artefact, a damaged or changed one, or of another model.
     """
-    variables, spec = artefact.read(Path(path))
+    arrays, spec, function, example = artefact.read(Path(path))
     where = Path(path) / artefact.SPEC
-    about = spec["model"]
-    if model is None:
-        model = _own_model(spec, path)
-    elif type(model).__name__ != about["class"]:
-        raise InputError(
-            f"{path} holds a network of the class {about['class']}, not "
-            f"{type(model).__name__}"
-        )
     small = Compact(
-        model=model,
-        variables=variables,
-        call=spec["call"],
+        arrays=arrays,
+        function=function,
         layers={name: _layer(spec, name, where) for name in spec["layers"]},
-        input_shape=tuple(spec["input_shape"]),
+        example=example,
         proof=schema.check(spec["proof"], Proof | None, f"the proof in {where}"),
-        group_sizes=spec["group_sizes"],
     )
-    example = jax.ShapeDtypeStruct((1, *small.input_shape), np.float32)
-    # Traces the network, which checks the shape of every parameter.
-    taps.list_layers(small.apply, variables, example)
-    return small
+    try:
+        jax.eval_shape(function, arrays, example)
+    except Exception as error:  # of JAX, where shapes do not fit
+        raise InputError(
+            f"{path} does not run on its own weights: {first_line(error)}"
+        ) from error
+    if model is None:
+        return small
+    whole = _whole(model, spec, arrays, call, path).with_example(example)
+    kept = artefact.masks(spec)
+    own = dataclasses.replace(
+        small, function=_narrower(whole, kept), whole=whole, kept=kept
+    )
+    if why := differs(own.function, dict(arrays), small):
+        raise InputError(f"{path} is of another model than this: {why}")
+    return own
+
+
+def _whole(
+    model: Any,
+    spec: artefact.Spec,
+    arrays: Mapping[str, Any],
+    call: Mapping[str, Any] | None,
+    path: Path | str,
+) -> Network:
+    """The network that channels were removed of, with shapes for parameters."""
+    shapes = {}
+    for name, array in arrays.items():
+        if name.partition("/")[0] not in (OFFSETS, KERNELS, STORED):
+            shape = list(np.shape(array))
+            for axis, mask in spec["kept"].get(name, {}).items():
+                shape[int(axis)] = mask["size"]
+            shapes[name] = jax.ShapeDtypeStruct(tuple(shape), array.dtype)
+    if isinstance(model, Network):
+        return model.with_params(model.tree(shapes))
+    if call is None:
+        call = spec["call"]
+        if missing := call.get(_NOT_KEPT):
+            raise InputError(
+                f"{path} was made with arguments of the model's call that no file "
+                f"keeps ({missing}): give load_compact(path, model, call=...)"
+            )
+    tree = nested(shapes, spec["keys"])
+    if isinstance(model, nn.Module):
+        return linen.from_linen(model, tree, **call)
+    return Network(model, tree)
+
+
+# In a saved call, the names of the arguments that are no JSON.
+_NOT_KEPT = "..."
+
+
+def _described(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a model's call, as far as a file keeps them."""
+    found, others = {}, []
+    for name, value in call.items():
+        try:
+            json.dumps(value, allow_nan=False)
+            found[name] = value
+        except (TypeError, ValueError):
+            others.append(name)
+    return {**found, _NOT_KEPT: ", ".join(others)} if others else found
 
 
 def _layer(spec: artefact.Spec, name: str, where: Path) -> PrunedLayer:
@@ -217,83 +470,7 @@ def _layer(spec: artefact.Spec, name: str, where: Path) -> PrunedLayer:
     return layer
 
 
-def _own_model(spec: artefact.Spec, path: Path | str) -> nn.Module:
-    """One of jaxprune's own, as an artefact describes it."""
-    about = spec["model"]
-    name = about["class"]
-    if name not in OWN or "fields" not in about:
-        raise InputError(
-            f"{path} holds a network of the class {name}: give it as "
-            "load_compact(path, model=...)"
-        )
-    known = {field.name for field in _own_fields(OWN[name])}
-    fields = {k: _frozen(v) for k, v in about["fields"].items()}
-    try:
-        if set(fields) - known:
-            raise ValueError(f"{name} has no {min(set(fields) - known)}")
-        return OWN[name](**fields, dtype=jnp.dtype(about.get("dtype", "float32")))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} describes no {name}: {first_line(error)}") from error
-
-
 def _facts(layer: PrunedLayer) -> dict[str, Any]:
     """Of a pruned layer, as JSON; no facts of a fill that has none."""
     facts = {k: v for k, v in dataclasses.asdict(layer).items() if v != {}}
     return {**facts, "kept": list(layer.kept)}
-
-
-def _describe(model: nn.Module) -> dict[str, Any]:
-    """The model's class and, for one of jaxprune's own, what it is built from."""
-    name = type(model).__name__
-    if OWN.get(name) is not type(model):
-        return {"class": name}
-    values = {field.name: getattr(model, field.name) for field in _own_fields(model)}
-    fields = {k: v if isinstance(v, int) else list(v) for k, v in values.items()}
-    dtype = getattr(model, "dtype", jnp.float32)
-    return {"class": name, "fields": fields, "dtype": jnp.dtype(dtype).name}
-
-
-def _own_fields(model: Any) -> list[dataclasses.Field]:
-    """What a model is built from, but for its type."""
-    others = ("parent", "name", "dtype")
-    return [field for field in dataclasses.fields(model) if field.name not in others]
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _resize(call: taps.Call, group_sizes: Mapping[str, int]) -> Any:
-    """Runs a layer with as many features, and groups, as its variables have.
-
-    The module is the one that linen has made for this call. A clone would be another
-    module to whoever intercepts too, so it is set for the length of the call.
-    """
-    module = call.module
-    changes: dict[str, Any] = {}
-    if call.name in group_sizes:
-        changes["num_groups"] = call.input.shape[-1] // group_sizes[call.name]
-    elif type(module) not in READERS:
-        return call.run()
-    if module.has_variable("params", "kernel"):
-        kernel: Any = module.get_variable("params", "kernel")
-        changes["features"] = kernel.shape[-1]
-        if getattr(module, "feature_group_count", 1) != 1:
-            groups = call.input.shape[-1] // kernel.shape[-2]
-            changes["feature_group_count"] = groups
-    if module.has_variable("offsets", "rows"):
-        field, default = (
-            ("conv_general_dilated", lax.conv_general_dilated)
-            if isinstance(module, nn.Conv)
-            else ("dot_general", lax.dot_general)
-        )
-        offset: Any = (module.get_variable("offsets", n) for n in ("rows", "index"))
-        changes[field] = with_offset(getattr(module, field) or default, *offset)
-    before = {name: getattr(module, name) for name in changes}
-    try:
-        for name, value in changes.items():
-            object.__setattr__(module, name, value)
-        return call.run()
-    finally:
-        for name, value in before.items():
-            object.__setattr__(module, name, value)

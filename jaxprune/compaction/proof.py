@@ -1,59 +1,63 @@
-r"""Proof that a compact network equals the masked one, and what rounding explains.
+r"""Proof that a compact network equals the masked one: equation by equation.
 
-Both compute the same function of the image, in another order of summation. A sum of n
-products, s = \sum_i w_i x_i, is right to about \sqrt{n} u \sum_i |w_i| |x_i| with unit
-roundoff u, taking the single roundings as independent and without bias (Higham and
-Mary, A new approach to probabilistic rounding error analysis, 2019, theorem 3.1). That
-is the error e_j of element j of every layer's output, twice since two networks round.
-To first order it reaches logit c multiplied by J_cj, the derivative of the logit by
-that output, which reverse differentiation gives exactly. Independent errors add in
-squares:
+The masked network is run once, in float64, and all its values are kept. Then each
+equation of the compact network is run on what is left of the masked network's own
+values, with the arrays of the compact network. If every result is what is left of the
+masked network's, but for rounding, then by induction over the equations both networks
+compute the same function of these images. No error is carried from one equation to the
+next, so that the bound is that of a single operation, whatever the depth of the network
+and the number of its outputs.
 
-    bound_c = LAMBDA \sqrt{ \sum_j (J_cj 2 e_j)^2 }
+A sum of n products, s = \sum_i w_i x_i, is right to n u \sum_i |w_i| |x_i| with unit
+roundoff u (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1);
+there is one such sum on either side. Where a fold has written a kernel or a map, its
+entries are those of exact arithmetic rounded to the type in which they are kept, which
+adds that type's u to the n of float64. What is computed element by element is computed
+alike; a few u are granted.
 
-The chance that a single sum exceeds LAMBDA times its estimate is at most
-2 exp(-LAMBDA^2 / 2), which is 3e-14 for LAMBDA = 8. What lies between the layers
-(pools, activations) is computed alike in both.
+What the compact network computes in its own type is compared with the masked one's
+results, too; rounding alone makes the difference.
 
-Axes: N images, C classes.
+Axes: N images, C classes, E equations.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
-from jaxprune.channels import taps
-from jaxprune.channels.coupling import GROUP_NORMS
-from jaxprune.channels.flow import NORMS, READERS
-from jaxprune.channels.linear import Regression
-from jaxprune.channels.masking import Mask, mask_channels
-from jaxprune.channels.taps import at_path
+from jaxprune.arguments import half_of_digits
+from jaxprune.compaction.cut import KERNELS, OFFSETS, cpu, extras
 from jaxprune.errors import InputError
+from jaxprune.fills.masked import Mask, mask_changes
+from jaxprune.graph.evaluate import Narrowing, Runner
+from jaxprune.graph.labels import ELEMENTWISE, RULES
+from jaxprune.graph.network import Graph, Network
+from jaxprune.graph.trace import CONTRACTIONS, Equation
 
-LAMBDA = 8.0
-
-Magnitude = Callable[[Array], Array]
+_U = float(np.finfo(np.float64).eps) / 2
+# Roundings of an element that is computed by itself, as of exp.
+_FEW = 64
+# Of operations that are not listed, loops among them, in units of their largest result.
+_MANY = 1e6
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Comparison of the compact network's logits with the masked network's.
+    """Comparison of the compact network with the masked one.
 
     Attributes:
       images: how many images were compared.
-      largest_difference: of two logits.
-      relative_difference: the same, divided by the image's largest absolute logit.
-      bound: what rounding explains, for the image and logit where it is largest.
-      bound_used: largest share of its bound that a difference takes up, in [0, 1].
+      largest_difference: of two outputs, the compact network's in its own type.
+      relative_difference: the same, divided by the image's largest absolute output.
+      equations: how many equations were compared, each by itself in float64.
+      bound_used: largest share of what rounding explains that the difference of an
+        equation's results takes up, in [0, 1].
       equal_predictions: share of images with the same prediction, in [0, 1].
       different_predictions: number of images with another prediction.
       largest_margin_of_different: between the two largest masked logits there.
@@ -65,11 +69,11 @@ class Proof:
     images: int
     largest_difference: float
     relative_difference: float
-    bound: float
-    bound_used: float
-    equal_predictions: float
-    different_predictions: int
-    largest_margin_of_different: float
+    equations: int = 0
+    bound_used: float = 0.0
+    equal_predictions: float = 1.0
+    different_predictions: int = 0
+    largest_margin_of_different: float = 0.0
     accuracy_masked: float | None = None
     accuracy_compact: float | None = None
 
@@ -79,218 +83,317 @@ class Proof:
 
 
 def compare(
-    masked: Float[np.ndarray, "N C"],
-    compact: Float[np.ndarray, "N C"],
-    bound: Float[np.ndarray, "N C"],
+    masked: Shaped[np.ndarray, "N *axes"],
+    compact: Shaped[np.ndarray, "N *axes"],
     labels: Int[np.ndarray, " N"] | None = None,
 ) -> Proof:
-    """Compares logits of the same images.
+    """Compares outputs for the same images; predictions, where they are logits [N, C].
 
     Raises:
-      InputError: a difference is larger than its bound, or not finite.
+      InputError: they differ in more than half of the digits of their type.
     """
-    difference = np.abs(masked - compact)
-    scale = np.maximum(np.abs(masked).max(-1), np.finfo(np.float32).tiny)
-    used = difference / np.maximum(bound, np.finfo(np.float32).tiny)
-    before, after = masked.argmax(-1), compact.argmax(-1)
-    differs = before != after
-    top = np.sort(masked[differs], axis=-1)
-    margins = top[:, -1] - top[:, -2] if top.shape[-1] > 1 else np.zeros(len(top))
+    rows = [a.reshape(len(a), -1).astype(np.float64) for a in (masked, compact)]
+    difference = np.abs(rows[0] - rows[1])
+    scale = np.maximum(np.abs(rows[0]).max(-1), np.finfo(np.float32).tiny)
     proof = Proof(
         images=len(masked),
         largest_difference=float(difference.max()),
         relative_difference=float((difference.max(-1) / scale).max()),
-        bound=float(bound.max()),
-        bound_used=float(used.max()),
+    )
+    if not proof.relative_difference <= half_of_digits(compact.dtype):
+        raise InputError(
+            f"the compact network differs from the masked one by "
+            f"{proof.largest_difference:.3g}, {proof.relative_difference:.3g} of the "
+            "largest output, which rounding does not explain: nothing is returned"
+        )
+    return _predictions(proof, masked, compact, labels) if masked.ndim == 2 else proof
+
+
+def _predictions(
+    proof: Proof,
+    masked: Float[np.ndarray, "N C"],
+    compact: Float[np.ndarray, "N C"],
+    labels: Int[np.ndarray, " N"] | None,
+) -> Proof:
+    before, after = masked.argmax(-1), compact.argmax(-1)
+    differs = before != after
+    top = np.sort(masked[differs], axis=-1)
+    margins = top[:, -1] - top[:, -2] if top.shape[-1] > 1 else np.zeros(len(top))
+    return replace(
+        proof,
         equal_predictions=float(1 - differs.mean()),
         different_predictions=int(differs.sum()),
         largest_margin_of_different=float(margins.max(initial=0)),
         accuracy_masked=None if labels is None else float((before == labels).mean()),
         accuracy_compact=None if labels is None else float((after == labels).mean()),
     )
-    if not used.max() <= 1:
-        raise InputError(
-            f"the compact network differs from the masked one by "
-            f"{proof.largest_difference:.3g}, {proof.bound_used:.3g} times what "
-            "rounding explains: nothing is returned"
-        )
-    return proof
 
 
-def rounding_bound(
-    apply: taps.Apply,
-    variables: Any,
-    x: Array,
-    masks: Sequence[Mask] = (),
-) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, "N C"]]:
-    """The masked network's logits, and how far rounding alone can move them.
-
-    Args:
-      apply: the network, see `jaxprune.channels.taps`.
-      variables: its variables.
-      x: inputs; each costs as many backward passes as there are classes.
-      masks: of its channels.
-    """
-    program = jax.jit(
-        partial(masked_and_bound, apply, rounded_layers(apply, variables, x))
-    )
-    logits, bound = program(variables, x, masks)
-    return np.asarray(logits, np.float32), np.asarray(bound, np.float64)
-
-
-def rounded_layers(apply: taps.Apply, variables: Any, x: Array) -> list[taps.Layer]:
-    """The calls of layers whose results are rounded sums."""
-    return [
-        layer
-        for layer in taps.list_layers(apply, variables, x)
-        if _is_rounded(layer.module)
-    ]
-
-
-def masked_and_bound(
-    apply: taps.Apply,
-    layers: Sequence[taps.Layer],
-    variables: Any,
-    x: Array,
+def prove(
+    network: Network,
     masks: Sequence[Mask],
-) -> tuple[Array, Array]:
-    """What `rounding_bound` compiles.
-
-    All but the first two arguments may be traced, so that one program serves many
-    masks.
+    narrowing: Narrowing,
+    arrays: Mapping[str, Any],
+    batch: Any,
+    own: Callable[[Any], Any],
+) -> Proof:
+    """Compares a compact network with the masked one.
 
     Args:
-      apply: the network.
-      layers: its `rounded_layers`, for inputs of the shape of `x`.
-      variables: its variables.
-      x: inputs.
+      network: the whole network.
       masks: of its channels.
+      narrowing: what the compact network lacks of the network, for this batch's shape.
+      arrays: the compact network's.
+      batch: inputs.
+      own: inputs -> what the compact network makes of them in its own type.
+
+    Raises:
+      InputError: an equation's results differ by more than rounding explains; the
+        layer or operation is named.
+    """
+    graph = network.graph(batch)
+    written = written_layers(graph, narrowing, network.arrays, arrays)
+    with jax.enable_x64(True), jax.default_device(cpu()):
+        given = jax.tree.map(np.asarray, (network.arrays, dict(arrays), batch))
+
+        @jax.jit
+        def run(given: Any, masks: Any) -> tuple[list[Array], dict[int, Array]]:
+            whole, left, x = given
+            masked = masked_values(graph, whole, x, masks)
+            results = [masked.values[value] for value in graph.program.results]
+            return results, step_shares(graph, narrowing, masked, left, written)
+
+        results, shares = jax.tree.map(np.asarray, run(given, list(masks)))
+    used = check_shares(graph, shares)
+    pairs = zip(results, jax.tree.leaves(own(batch)), strict=True)
+    proofs = [compare(masked, np.asarray(compact)) for masked, compact in pairs]
+    proof = max(proofs, key=lambda proof: proof.relative_difference)
+    return replace(proof, equations=len(shares), bound_used=used)
+
+
+class Masked(NamedTuple):
+    """What the masked network computes, in float64.
+
+    Attributes:
+      values: those that depend on the batch, by their numbers, before readers are
+        masked; and those that are stored.
+      sizes: for each reader that is masked, by its equation's number, the sums of the
+        absolute products.
     """
 
-    def perturbed(errors: list[Array]) -> tuple[Array, list[Array]]:
-        given: list[Array] = []
-        network = mask_channels(_with_errors(apply, errors, given), masks)
-        return network(variables, x), given
-
-    zeros = [jnp.zeros(a.output.shape, a.output.dtype) for a in layers]
-    logits, pull, given = jax.vjp(perturbed, zeros, has_aux=True)
-    errors = [
-        2 * _error(layer, variables, value, _sums(layer.name, masks))
-        for layer, value in zip(layers, given, strict=True)
-    ]
-
-    def square(direction: Array) -> Array:
-        (jacobian,) = pull(jnp.broadcast_to(direction, logits.shape))
-        squares = [
-            jnp.square(derivative.astype(jnp.float32) * error)
-            for derivative, error in zip(jacobian, errors, strict=True)
-        ]
-        return jnp.stack([s.reshape(len(x), -1).sum(-1) for s in squares]).sum(0)
-
-    squares = lax.map(square, jnp.eye(logits.shape[-1], dtype=logits.dtype))
-    floor = float(jnp.finfo(logits.dtype).eps) / 2 * jnp.abs(logits)
-    return logits, LAMBDA * (jnp.sqrt(squares.T) + floor.astype(jnp.float32))
+    values: dict[int, Array]
+    sizes: dict[int, Array]
 
 
-def _sums(name: str, masks: Sequence[Mask]) -> list[Magnitude]:
-    """Of the sums that a layer's input is itself worked out by: their size."""
-    found = [(mask.at_readers.get(name), mask.keep) for mask in masks]
-    return [
-        partial(how.magnitude, keep=keep)
-        for how, keep in found
-        if isinstance(how, Regression)
-    ]
+def masked_values(
+    graph: Graph, arrays: Mapping[str, Any], batch: Any, masks: Sequence[Mask]
+) -> Masked:
+    """Runs the masked network; all but the graph may be traced."""
+    program = graph.program
+    before, after = mask_changes(graph, masks)
+    runner = Runner(program, before, after, None, exact=True)
+    env = runner.start(arrays, batch, {})
+    runner.equations(program.equations, env)
+    sizes: dict[int, Array] = {}
+    for mask in masks:
+        for reader, how in mask.at_readers.items():
+            layer = graph.layer(reader)
+            if layer.in_a_loop:
+                continue
+            features = jnp.abs(layer.features(env[layer.input]))
+            size = jnp.abs(getattr(how, "magnitude", how)(features, mask.keep))
+            operands = [jnp.abs(env[value]) for value in layer.equation.inputs]
+            operands[layer.x] = layer.from_features(jnp.maximum(features, size))
+            (found,) = Runner(program, {}, {}, None, True).alone(
+                layer.equation, operands, env
+            )
+            number = layer.equation.number
+            sizes[number] = sizes.get(number, 0) + found
+    kept = (*program.live, *graph.labels.stored)
+    return Masked({value: env[value] for value in kept if value in env}, sizes)
 
 
-def _is_rounded(module: nn.Module) -> bool:
-    return type(module) in (*READERS, *NORMS, *GROUP_NORMS)
+def written_layers(
+    graph: Graph,
+    narrowing: Narrowing,
+    whole: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+) -> dict[str, float]:
+    """Layers whose kernel, bias or map a fold has written; the unit of their type."""
+    found = {}
+    for name, layer in graph.layers.items():
+        paths = [path for path in (layer.leaf, layer.bias) if path is not None]
+        changed = any(
+            path in arrays and path not in whole
+            for path in (f"{KERNELS}/{name}", f"{OFFSETS}/{name}/rows")
+        )
+        for path in paths:
+            left = narrowing.take(graph.program.leaves[path], np.asarray(whole[path]))
+            changed = changed or not np.array_equal(left, np.asarray(arrays[path]))
+        if changed:
+            dtype = graph.program.types[layer.kernel_value].dtype
+            found[name] = _unit(dtype)
+    return found
 
 
-def _with_errors(
-    apply: taps.Apply, errors: list[Array], given: list[Array]
-) -> taps.Apply:
-    """The network with an error added to what each layer returns.
+def _unit(dtype: Any) -> float:
+    """Unit roundoff of a type; 0 where nothing is rounded."""
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return float(jnp.finfo(dtype).eps) / 2 if inexact else 0.0
 
-    What the layers are given is appended to `given`.
+
+def step_shares(
+    graph: Graph,
+    narrowing: Narrowing,
+    masked: Masked,
+    arrays: Mapping[str, Any],
+    written: Mapping[str, float],
+) -> dict[int, Array]:
+    """For each equation, the largest share of its bound that a difference takes up.
+
+    Args:
+      graph: of the whole network.
+      narrowing: what the compact network lacks.
+      masked: what is left of these values is what equations are given, and what their
+        results are compared with.
+      arrays: the compact network's.
+      written: see `written_layers`.
     """
-
-    def add(call: taps.Call) -> Any:
-        output = call.run()
-        if call.is_layer and _is_rounded(call.module):
-            output = output + errors[len(given)]
-            given.append(call.input)
-        return output
-
-    return taps.intercept(apply, add)
+    return _Steps(graph, narrowing, masked, arrays, written).shares()
 
 
-def _error(
-    layer: taps.Layer, variables: Any, x: Array, sums: Sequence[Magnitude]
-) -> Array:
-    """Rounding error of each element of a layer's output: sqrt(n) u sum |w| |x|.
+class _Steps:
+    """Runs the compact network's equations on the masked network's values."""
 
-    Of norms, see the code below.
-    """
-    unit = float(jnp.finfo(layer.output.dtype).eps) / 2
-    params = at_path(variables["params"], layer.name)
-    if isinstance(layer.module, nn.GroupNorm):
-        return unit * _of_group_norm(layer.module, params, jnp.asarray(x, jnp.float32))
-    x = _size(x)
-    for magnitude in sums:
-        x = magnitude(x)
-    shift = _size(params.get("bias", 0.0))
-    if isinstance(layer.module, nn.BatchNorm):
-        statistics = at_path(variables["batch_stats"], layer.name)
-        deviation = jnp.sqrt(_size(statistics["var"]) + layer.module.epsilon)
-        factor = _size(params.get("scale", 1.0)) / deviation
-        return unit * 2 * ((x + _size(statistics["mean"])) * factor + shift)
-    kernel = _size(params["kernel"])
-    products = kernel.size // kernel.shape[-1]
-    if sums:  # each predicted feature is such a sum itself
-        products += kernel.shape[-2]
-    return unit * products**0.5 * (linear(layer.module, kernel, x) + shift)
+    def __init__(
+        self,
+        graph: Graph,
+        narrowing: Narrowing,
+        masked: Masked,
+        arrays: Mapping[str, Any],
+        written: Mapping[str, float],
+    ):
+        self.program, self.narrowing, self.masked = graph.program, narrowing, masked
+        extra = extras(graph, narrowing, arrays)
+        self.given = extra.given
+        self.runner = Runner(self.program, {}, extra.after, narrowing, exact=True)
+        self.env = self.runner.start(arrays, None, extra.given)
+        self.layers = {layer.equation.number: layer for layer in graph.layers.values()}
+        # Where a fold may have moved a constant from one equation to another of its
+        # layer, they are compared behind the last.
+        self.inside = {v for layer in graph.layers.values() for v in layer.inner}
+        self.bounds: dict[int, Array] = {}
+        self.units = {
+            eqn.number: written.get(name, 0.0)
+            for name, layer in graph.layers.items()
+            for eqn in (layer.equation, *layer.adds)
+        }
+
+    def shares(self) -> dict[int, Array]:
+        found: dict[int, Array] = {}
+        for value in self.narrowing.stored:  # rounded to the type that it is kept in
+            unit = _unit(self.program.types[value].dtype)
+            number = self.program.made_by[value].number
+            result = self.env[value]
+            found[number] = self.share(value, result, 2 * unit * jnp.abs(result))
+            self.env[value] = self.narrowing.take(value, self.masked.values[value])
+        for eqn in self.program.equations:
+            if all(value in self.given for value in eqn.outputs):
+                continue
+            inputs = [self.value(value) for value in eqn.inputs]
+            own = self.runner.alone(eqn, inputs, self.env)
+            change = self.runner.after.get(eqn.number)
+            results = own if change is None else change(own)
+            self.env.update(zip(eqn.outputs, results, strict=True))
+            for value, result in zip(eqn.outputs, results, strict=True):
+                if value not in self.program.live or not self.program.is_float(value):
+                    continue
+                unit = self.units.get(eqn.number, 0.0)
+                bound = self.bound(eqn, inputs, result, unit)
+                if change is not None:
+                    bound += unit * jnp.abs(result - own[0])
+                bound += sum(self.bounds[v] for v in eqn.inputs if v in self.bounds)
+                if value in self.inside:
+                    self.bounds[value] = bound
+                    continue
+                share = self.share(value, result, bound)
+                if eqn.number in found:
+                    share = jnp.maximum(found[eqn.number], share)
+                found[eqn.number] = share
+        return found
+
+    def value(self, value: int) -> Any:
+        """What an equation is given for a value."""
+        if value in self.masked.values and value not in self.inside:
+            return self.narrowing.take(value, self.masked.values[value])
+        return self.env[value]
+
+    def share(self, value: int, result: Any, bound: Any) -> Array:
+        """The largest share of the bound that the difference of a value takes up."""
+        expected = self.narrowing.take(value, self.masked.values[value])
+        alike = (result == expected) | ((result != result) & (expected != expected))
+        distance = jnp.where(alike, 0.0, lax.abs(result - expected))
+        bound = jnp.where(lax.is_finite(bound), bound, 0.0) + _TINY
+        return jnp.max(distance / bound, initial=0.0)
+
+    def bound(self, eqn: Equation, inputs: list[Any], result: Any, unit: float) -> Any:
+        """What rounding explains of an equation's results: one rule for each kind."""
+        sizes = [jnp.abs(a) for a in inputs if jnp.issubdtype(a.dtype, jnp.floating)]
+        if eqn.number in self.layers:
+            layer = self.layers[eqn.number]
+            (size,) = self.runner.alone(eqn, sizes, self.env)
+            count = 2 * (layer.products_per_output + 2) * _U
+            bound = (count + unit) * size
+            if eqn.number in self.masked.sizes:
+                whole = self.masked.sizes[eqn.number]
+                count += 2 * layer.inputs * _U  # of predictions, themselves such sums
+                bound += count * self.narrowing.take(eqn.outputs[0], whole)
+            return bound
+        if eqn.name in _SUMS:
+            (size,) = self.runner.alone(eqn, sizes, self.env)
+            return 2 * _added_up(eqn, inputs[0].shape) * _U * size
+        if eqn.name in ELEMENTWISE:
+            written = unit * sum(sizes[1:], start=0.0) if unit else 0.0
+            return _FEW * _U * (jnp.abs(result) + sum(sizes, start=0.0)) + written
+        if eqn.name in RULES and not eqn.bodies:
+            return _FEW * _U * jnp.abs(result)
+        largest = jnp.max(jnp.abs(result), initial=0.0)
+        return jnp.broadcast_to(_MANY * _U * largest, result.shape)
 
 
-def _of_group_norm(module: nn.GroupNorm, params: Any, x: Array) -> Array:
-    """Of normalised groups, in units of rounding.
-
-    A group's mean and variance are rounded once for all its n elements, while the sum
-    of squares over elements takes them as independent: hence sqrt(n). The variance is
-    a difference, E[x^2] - E[x]^2, with the error of the larger number. A sum of n terms
-    by halves is taken to lose sqrt(1 + log n).
-    """
-    held = module.group_size or x.shape[-1] // (module.num_groups or 1)
-    of_groups = x.shape[-1] // held, held
-    rows = x.reshape(len(x), -1, *of_groups)
-    scale, shift = (
-        jnp.broadcast_to(_size(params.get(name, default)), x.shape[-1:])
-        for name, default in (("scale", 1.0), ("bias", 0.0))
-    )
-    mean, size, square = (
-        rows_of.mean((1, 3), keepdims=True)
-        for rows_of in (rows, jnp.abs(rows), jnp.square(rows))
-    )
-    variance = jnp.maximum(square - jnp.square(mean), 0) + module.epsilon
-    n = rows.shape[1] * rows.shape[3]
-    shared = size + jnp.abs(rows - mean) * square / variance
-    alone = 2 * (jnp.abs(rows) + size)
-    error = (alone + (n * (1 + math.log2(n))) ** 0.5 * shared) / jnp.sqrt(variance)
-    return (error * scale.reshape(of_groups)).reshape(x.shape) + 2 * shift
+_TINY = float(np.finfo(np.float64).tiny)
+_SUMS = ("reduce_sum", "reduce_window_sum", "cumsum", "dot_general", *CONTRACTIONS)
 
 
-def _size(x: Any) -> Array:
-    return jnp.abs(jnp.asarray(x, jnp.float32))
-
-
-def linear(module: nn.Module, kernel: Any, x: Array) -> Array:
-    """A convolution or dense layer without its bias, with another kernel."""
-    options: dict[str, Any] = {"features": kernel.shape[-1], "use_bias": False}
-    if isinstance(module, nn.Conv):
-        options["conv_general_dilated"] = None
+def _added_up(eqn: Equation, shape: Sequence[int]) -> int:
+    """How many numbers are added up for one result."""
+    params = eqn.params
+    if "axes" in params:
+        sizes = [shape[axis] for axis in params["axes"]]
+    elif "axis" in params:
+        sizes = [shape[params["axis"]]]
     else:
-        options["dot_general"] = None
-    bare = module.clone(
-        parent=None, name=None, dtype=jnp.float32, precision="highest", **options
-    )
-    y: Any = bare.apply({"params": {"kernel": jnp.asarray(kernel, jnp.float32)}}, x)
-    return y
+        sizes = params.get("window_dimensions", shape)
+    return int(np.prod(sizes))
+
+
+def check_shares(graph: Graph, shares: Mapping[int, Any]) -> float:
+    """The largest share of a bound.
+
+    Raises:
+      InputError: it is more than 1; the layer or operation is named.
+    """
+    names = {layer.equation.number: name for name, layer in graph.layers.items()}
+    names |= {
+        eqn.number: name for name, layer in graph.layers.items() for eqn in layer.adds
+    }
+    for number, share in shares.items():
+        if not share <= 1:
+            where = graph.program.every[number].described
+            if number in names:
+                where = f"'{names[number]}'"
+            raise InputError(
+                f"the compact network differs from the masked one at {where}, by "
+                f"{float(share):.3g} times what rounding explains: nothing is returned"
+            )
+    return float(max(shares.values(), default=0.0))

@@ -1,5 +1,6 @@
 """Weights from a file that Keras has saved."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from jaxprune import arguments
-from jaxprune.channels import taps
+from jaxprune.adapters.linen import at_path, called_layers
 from jaxprune.errors import InputError, first_line
 
 # Keras's name of a weight -> the collection and name of it in linen.
@@ -22,7 +23,9 @@ _KERAS_WEIGHTS = {
 }
 
 
-def import_keras(path: Path, apply: taps.Apply, variables: Any, x: Array) -> Any:
+def import_keras(
+    path: Path, apply: Callable[..., Any], variables: Any, x: Array
+) -> Any:
     """Variables from a Keras 2 or Keras 3 `.h5` file (`model.save`).
 
     Layers with weights are matched in the order in which the network executes them,
@@ -30,7 +33,7 @@ def import_keras(path: Path, apply: taps.Apply, variables: Any, x: Array) -> Any
 
     Args:
       path: the file.
-      apply: the network, see `jaxprune.channels.taps`.
+      apply: a linen model's `apply`, or a function that passes its arguments on.
       variables: variables, or their shapes and types; values are not used.
       x: an input, for running the network.
 
@@ -38,7 +41,7 @@ def import_keras(path: Path, apply: taps.Apply, variables: Any, x: Array) -> Any
       InputError: no such file, h5py is missing, not a Keras file, or a layer that
         does not fit, which is named.
     """
-    ours = [layer.name for layer in taps.list_layers(apply, variables, x)]
+    ours = [call.name for call in called_layers(apply, variables, x)]
     theirs = _read_keras(path)
     result: dict[str, Any] = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables
@@ -47,7 +50,7 @@ def import_keras(path: Path, apply: taps.Apply, variables: Any, x: Array) -> Any
         expected = {
             (collection, weight): np.shape(leaf)
             for collection in result
-            for weight, leaf in taps.at_path(result[collection], name).items()
+            for weight, leaf in at_path(result[collection], name).items()
         }
         found = {key: value.shape for key, value in weights.items()}
         if found != expected:
@@ -56,7 +59,7 @@ def import_keras(path: Path, apply: taps.Apply, variables: Any, x: Array) -> Any
                 f"{_shapes(found)}, the network needs {_shapes(expected)}"
             )
         for (collection, weight), value in weights.items():
-            taps.at_path(result[collection], name)[weight] = value.astype(np.float32)
+            at_path(result[collection], name)[weight] = value.astype(np.float32)
     if len(ours) != len(theirs):
         raise InputError(
             f"{path} has {len(theirs)} layers with weights, the network has {len(ours)}"

@@ -1,8 +1,7 @@
 """The networks: a VGG and ResNets for CIFAR-10, a small CNN for pairs of digits.
 
-The VGG and the CNN are built from `widths` and `dense`, so a pruned network is the
-same class with smaller numbers. `__call__(images, train)` takes scaled float images
-[N, H, W, C] and returns logits [N, classes].
+`__call__(images, train)` takes scaled float images [N, H, W, C] and returns logits
+[N, classes].
 """
 
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxprune.conv import conv_general_dilated, max_pool_2x2
 from jaxprune.errors import InputError
-from jaxprune.networks.conv import conv_general_dilated, max_pool_2x2, with_offset
 
 
 class CifarVGG(nn.Module):
@@ -215,14 +214,13 @@ def _norm(parent: Any, train: bool, name: str) -> nn.BatchNorm:
 
 
 def _conv(parent: Any, width: int, name: str) -> nn.Conv:
-    """A 3x3 convolution; a compacted network has a map to add to what some return."""
-    function = conv_general_dilated
-    if parent.has_variable("offsets", name):
-        function = with_offset(
-            conv_general_dilated, **parent.get_variable("offsets", name)
-        )
+    """A 3x3 convolution."""
     return nn.Conv(
-        width, (3, 3), dtype=parent.dtype, conv_general_dilated=function, name=name
+        width,
+        (3, 3),
+        dtype=parent.dtype,
+        conv_general_dilated=conv_general_dilated,
+        name=name,
     )
 
 

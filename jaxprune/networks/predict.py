@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxprune import arguments
-from jaxprune.channels import taps
+from jaxprune.adapters.linen import plain
 from jaxprune.data.splits import Split, batches
 from jaxprune.errors import InputError
+from jaxprune.graph.trace import trace
 from jaxprune.mesh import (
     REPLICATED,
     SPREAD,
@@ -25,7 +26,7 @@ from jaxprune.mesh import (
 )
 
 
-def compiled(apply: taps.Apply, mesh: Mesh | None = None) -> Sharded:
+def compiled(apply: Callable[..., Any], mesh: Mesh | None = None) -> Sharded:
     """The network as a program that several calls of `predict` share.
 
     It is compiled at its first use, and says then what that took
@@ -40,7 +41,7 @@ def compiled(apply: taps.Apply, mesh: Mesh | None = None) -> Sharded:
 
 
 def predict(
-    apply: taps.Apply | Sharded,
+    apply: Callable[..., Any] | Sharded,
     variables: Any,
     split: Split,
     *,
@@ -72,11 +73,12 @@ def predict(
     arguments.check_kind("split", split, Split, "a Split, as image_split returns")
     if not len(split):
         raise InputError("the split has no images")
-    arguments.check_variables(variables)
+    arguments.check_parameters(variables)
+    variables = plain(variables)
     mesh = mesh or make_mesh()
     if not isinstance(apply, Sharded):
         one = split.read(np.arange(1))
-        taps.list_layers(apply, variables, one)
+        trace(apply, variables, one)  # or says why that cannot be
         _check_logits(jax.eval_shape(apply, variables, one), one)
     program = apply if isinstance(apply, Sharded) else compiled(apply, mesh)
     variables = replicate(variables, mesh)

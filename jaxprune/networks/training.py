@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Num, UInt8
 
-from jaxprune.channels import taps
+from jaxprune.adapters.linen import at_path
 from jaxprune.data.splits import Split
 from jaxprune.errors import InputError
 from jaxprune.mesh import make_mesh, replicate, spread
@@ -101,7 +101,7 @@ def blend(key: Array, images: Num[Array, "N H W C"]) -> Float[Array, "N H W C"]:
 
 
 def make_train_step(
-    apply: taps.Apply,
+    apply: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     scale: Callable[[Array], Array],
     *,
@@ -122,7 +122,7 @@ def make_train_step(
     the cross-entropy gives way to the `losses.distillation` of its logits.
 
     Args:
-      apply: the network, see `jaxprune.channels.taps`; called with `train=True`.
+      apply: a linen model's `apply`, or one of that form; called with `train=True`.
       optimizer: an optax transformation.
       scale: uint8 images -> what the network takes.
       seed: dropout and augmentation of step t draw from (seed, t).
@@ -192,7 +192,7 @@ def _penalty(params: Any, l2: Mapping[str, float]) -> Array:
     """Sum of each named layer's coefficient times its squared kernel."""
     total = jnp.zeros(())
     for layer, coefficient in l2.items():
-        total += coefficient * jnp.sum(taps.at_path(params, layer)["kernel"] ** 2)
+        total += coefficient * jnp.sum(at_path(params, layer)["kernel"] ** 2)
     return total
 
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 
 from jaxprune.arguments import check_count
+from jaxprune.cost.widths import Number, Widths
 from jaxprune.errors import InputError
-from jaxprune.shrinking.costs import Number, Widths
 from jaxprune.shrinking.curves import Curve
 
 

@@ -4,7 +4,6 @@ A budget takes a greedy descent and a pass of least squares; nothing is trained,
 label is used.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxprune.channels.groups import Groups
-from jaxprune.compaction.compact import OtherWayError, compact_groups
+from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.network import Compact
+from jaxprune.cost.latency import LatencyTable, measure_latency
+from jaxprune.cost.widths import Costs, Number, Widths
 from jaxprune.errors import InputError
+from jaxprune.graph.groups import Groups
+from jaxprune.graph.network import Network
 from jaxprune.shrinking.allocation import allocate
 from jaxprune.shrinking.budget import Budget
-from jaxprune.shrinking.costs import Costs, Number, Widths
 from jaxprune.shrinking.curves import Curve, divergence
-from jaxprune.shrinking.latency import LatencyTable, measure_latency
 from jaxprune.shrinking.refit import refit
 
 # Of the narrower networks that are timed beside the whole one.
@@ -42,11 +42,11 @@ class Cut(NamedTuple):
 
     Attributes:
       small: the smaller network.
-      variables: of the whole network's shapes, with zeros for all that is pruned.
+      arrays: of the whole network's shapes by path, with zeros for all that is pruned.
     """
 
     small: Compact
-    variables: Any
+    arrays: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Analysis:
     """What is known of a network before it is cut.
 
     Attributes:
-      whole: the network.
+      whole: the network, of which nothing has been removed; see `as_compact`.
       images: calibration images.
       groups: of its channels.
       curves: of each group that may be cut.
@@ -62,7 +62,7 @@ class Analysis:
       latency: table of measured times, for budgets of latency.
     """
 
-    whole: Compact
+    whole: Network
     images: Array
     groups: Groups
     curves: Mapping[str, Curve]
@@ -126,7 +126,7 @@ class Analysis:
         )  # fmt: skip
         return replace(self, latency=table)
 
-    def _narrower(self) -> Iterator[tuple[Compact, Widths]]:
+    def _narrower(self) -> Iterator[tuple[Network, Widths]]:
         """Networks as budgets make them, but for the fit, where they can be cut so."""
         for speedup in _SPEEDUPS:
             with suppress(InputError):
@@ -135,11 +135,12 @@ class Analysis:
                     name: (self.curves[name].keep(width), "drop")
                     for name, width in widths.items()
                 }
-                small = compact_groups(
-                    self.whole, self.whole.variables, drops,
-                    example=self.images[:_EXAMPLES],
-                )  # fmt: skip
-                yield small, {**self.costs.whole, **widths}
+                small = compact_groups(self.whole, drops, example=self._example)
+                yield small.network, {**self.costs.whole, **widths}
+
+    @property
+    def _example(self) -> Array:
+        return self.images[:_EXAMPLES]
 
     def shrink(self, budget: Budget, *, multiple_of: int = 1) -> Compact:
         """The network cut to a budget, its layers fitted to the whole network's."""
@@ -158,28 +159,17 @@ class Analysis:
         Args:
           candidates: units that each group keeps.
           on_layer: called with each layer's name once it is fitted, or left as it is.
-
-        Raises:
-          OtherWayError: none of them can be cut, see `cut`.
         """
-        cuts: list[tuple[dict[str, int], Cut]] = []
-        refused: list[OtherWayError] = []
-        for widths in candidates:
-            try:
-                cuts.append((widths, self.cut(widths, on_layer=on_layer)))
-            except OtherWayError as error:
-                refused.append(error)
-        if not cuts:
-            raise refused[0]
+        cuts = [(widths, self.cut(widths, on_layer=on_layer)) for widths in candidates]
         if len(cuts) == 1:
             return cuts[0]
-        program = jax.jit(self.whole.apply)
+        program = jax.jit(self.whole.function)
         lost = np.zeros(len(cuts))
         for start in range(0, len(self.images), _AT_ONCE):
             x = self.images[start : start + _AT_ONCE]
-            whole = program(self.whole.variables, x)
+            whole = program(dict(self.whole.arrays), x)
             for i, (_, cut) in enumerate(cuts):
-                lost[i] += float(divergence(program(cut.variables, x), whole).sum())
+                lost[i] += float(divergence(program(dict(cut.arrays), x), whole).sum())
         return cuts[int(np.argmin(lost))]
 
     def cut(
@@ -187,44 +177,21 @@ class Analysis:
     ) -> "Cut":
         """The network with these widths, its layers fitted to the whole network's.
 
-        Where the model's code would call other layers, as one that compares shapes at
-        a residual sum, a group keeps one unit less.
-
         Args:
           widths: units that each group keeps.
           on_layer: called with each layer's name once it is fitted, or left as it is.
         """
-        try:
-            return self._cut(widths, on_layer)
-        except OtherWayError:
-            same = [
-                b
-                for a, b in itertools.combinations(widths, 2)
-                if widths[a] == widths[b] > 1
-            ]
-            for name in dict.fromkeys(same):
-                try:
-                    return self._cut({**widths, name: widths[name] - 1}, on_layer)
-                except OtherWayError:
-                    continue
-            raise
-
-    def _cut(self, widths: Widths, on_layer: Callable[[str], Any]) -> "Cut":
         keeps = {
             name: self.curves[name].keep(width)
             for name, width in widths.items()
             if width < self.costs.whole[name]
         }
         if not keeps:
-            return Cut(self.whole, self.whole.variables)
-        whole = self.whole
-        fitted = refit(
-            whole.apply, whole.variables, self.images, self.groups, keeps,
-            on_layer=on_layer,
-        )  # fmt: skip
+            return Cut(self.whole.origin, self.whole.arrays)
+        fitted = refit(self.whole, self.images, self.groups, keeps, on_layer=on_layer)
         drops = {name: (keep, "drop") for name, keep in keeps.items()}
-        example = self.images[:_EXAMPLES]
-        return Cut(compact_groups(whole, fitted, drops, example=example), fitted)
+        network = self.whole.with_params(fitted)
+        return Cut(compact_groups(network, drops, example=self._example), fitted)
 
 
 def cost_of(

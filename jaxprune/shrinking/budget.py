@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxprune import arguments
+from jaxprune.cost.widths import Number
 from jaxprune.errors import InputError
-from jaxprune.shrinking.costs import Number
 
 
 @dataclass(frozen=True)

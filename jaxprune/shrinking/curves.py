@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
-from jaxprune.channels import masking, taps
-from jaxprune.channels.fills import Fill
-from jaxprune.channels.flow import ChannelFlow
-from jaxprune.channels.linear import Nested
+from jaxprune.cost.widths import Number
+from jaxprune.fills.fill import LinearFill
+from jaxprune.fills.linear import Nested
+from jaxprune.fills.masked import Mask, run_masked
+from jaxprune.graph.groups import PruningGroup
+from jaxprune.graph.network import Network
 from jaxprune.ranking.order import prefix_masks
-from jaxprune.shrinking.costs import Number
 from jaxprune.shrinking.selection import selection_order
 
 # Widths, as shares of a group's units, for which the loss is measured.
@@ -58,39 +59,36 @@ class Curve:
 
 
 def loss_curves(
-    apply: taps.Apply,
-    variables: Any,
+    network: Network,
     images: Num[Array, "N ..."] | Num[np.ndarray, "N ..."],
-    flows: Iterable[ChannelFlow],
-    fills: Mapping[str, Fill],
+    groups: Iterable[PruningGroup],
+    fills: Mapping[str, LinearFill],
 ) -> Iterator[tuple[str, Curve]]:
     """Measures the groups one after another; a program for each, masks as its data.
 
     Args:
-      apply: the network, see `jaxprune.channels.taps`.
-      variables: its variables.
+      network: the network.
       images: calibration images.
-      flows: the groups.
+      groups: of its channels.
       fills: the linear fill of each, by its name.
 
     Yields:
       A group's name and its curve.
     """
-    for flow in flows:
-        fill = fills[flow.layer]
+    for group in groups:
+        fill = fills[group.name]
         order = selection_order(fill)
-        shares = {max(1, round(flow.channels * share)) for share in SHARES}
-        widths = sorted(shares - {flow.channels}, reverse=True)
+        shares = {max(1, round(group.units * share)) for share in SHARES}
+        widths = sorted(shares - {group.units}, reverse=True)
         losses = [0.0]
         if widths:
-            masks = prefix_masks(order, [flow.channels - width for width in widths])
-            nested = {name: m.nest(order) for name, m in fill.moments.items()}
-            losses += _divergences(apply, variables, images, nested, masks)
+            masks = prefix_masks(order, [group.units - width for width in widths])
+            losses += _divergences(network, images, fill.nested(order), masks)
         yield (
-            flow.layer,
+            group.name,
             Curve(
                 order=tuple(order.tolist()),
-                widths=(flow.channels, *widths),
+                widths=(group.units, *widths),
                 losses=tuple(np.maximum.accumulate(losses).tolist()),
             ),
         )
@@ -104,8 +102,7 @@ def divergence(logits: Float[Array, "N C"], whole: Float[Array, "N C"]) -> Array
 
 
 def _divergences(
-    apply: taps.Apply,
-    variables: Any,
+    network: Network,
     images: Any,
     nested: Mapping[str, Nested],
     masks: Bool[np.ndarray, "L P"],
@@ -113,12 +110,12 @@ def _divergences(
     """The mean loss under each mask."""
 
     @jax.jit
-    def losses(variables: Any, x: Array, nested: Any, masks: Array) -> Array:
-        whole = apply(variables, x)
+    def losses(arrays: Any, x: Array, nested: Any, masks: Array) -> Array:
+        whole = run_masked(network, arrays, x, [])
 
         def one(keep: Array) -> Array:
-            cut = masking.mask_readers(apply, nested, keep)
-            return divergence(cut(variables, x), whole)
+            mask = Mask("", keep, None, nested)
+            return divergence(run_masked(network, arrays, x, [mask]), whole)
 
         # What comes before the readers is not mapped over: it is computed once.
         return jax.vmap(one)(masks)
@@ -128,6 +125,8 @@ def _divergences(
     for start in range(0, len(images), size):
         batch = np.asarray(images[start : start + size])
         padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-        found = np.asarray(losses(variables, np.pad(batch, padding), nested, masks))
+        found = np.asarray(
+            losses(network.arrays, np.pad(batch, padding), nested, masks)
+        )
         total += found[:, : len(batch)].sum(1)
     return (total / len(images)).tolist()

@@ -12,7 +12,7 @@ Axes: N images, U outputs of a layer.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxprune.channels.program import Program, Run, Step
+from jaxprune.graph.evaluate import is_relu, run_original
+from jaxprune.graph.layers import Layer
+from jaxprune.graph.stepwise import Stepwise
+from jaxprune.graph.trace import Equation, Program
 
 _UNCHANGED = {"convert_element_type", "copy", "stop_gradient", "reduce_precision"}
 _SUMS = {"add", "add_any", "sub"}
@@ -32,18 +35,18 @@ class Destination:
 
     Attributes:
       value: the last one that is affine in it, and depends on it alone of its path.
-      path: the steps to it, each behind the value of the path that it is given.
+      path: the equations to it, each behind the value of the path that it is given.
       rectified: whether a ReLU is all that reads it.
     """
 
     value: int
-    path: tuple[tuple[int, Step], ...] = ()
+    path: tuple[tuple[int, Equation], ...] = ()
     rectified: bool = False
 
 
 def find_destinations(
-    program: Program, unknowns: Mapping[int, int]
-) -> dict[int, Destination]:
+    program: Program, layers: Mapping[str, Layer]
+) -> dict[str, Destination]:
     """The destination that each layer is to be fitted for.
 
     Where several layers meet in one sum, the one with the most unknowns is to give the
@@ -51,73 +54,70 @@ def find_destinations(
 
     Args:
       program: the network.
-      unknowns: for each layer that may be fitted, by its index, those of an output.
+      layers: those that may be fitted, in order.
     """
-    uses, live = program.uses(), program.depends()
-    reader = {value: step for step in program.steps for value in step.inputs}
-    ends = {*program.given, *program.results}
 
-    def alone(value: int) -> bool:
-        return uses[value] == 1 and value not in ends
+    def reader(value: int) -> Equation | None:
+        """The equation that alone reads a value, if there is one."""
+        readers = program.read_by[value]
+        return readers[0] if program.used_by(value) == len(readers) == 1 else None
 
-    found: dict[int, Destination] = {}
-    meeting: dict[int, list[int]] = defaultdict(list)
-    for i in unknowns:
-        value, path = program.returned[i], []
-        while alone(value) and _is_affine(program, reader[value], value, live):
-            path.append((value, reader[value]))
-            (value,) = reader[value].outputs
-        rectified = alone(value) and _is_relu(program, reader[value])
-        found[i] = Destination(value, tuple(path), rectified)
-        meeting[value].append(i)
-    for layers in meeting.values():
-        first = max(layers, key=lambda i: (unknowns[i], i))
-        for i in set(layers) - {first}:
-            found[i] = Destination(program.returned[i])
+    found: dict[str, Destination] = {}
+    meeting: dict[int, list[str]] = defaultdict(list)
+    for name, layer in layers.items():
+        value, path = layer.output, []
+        while (eqn := reader(value)) and _is_affine(program, eqn, value):
+            path.append((value, eqn))
+            (value,) = eqn.outputs
+        eqn = reader(value)
+        rectified = eqn is not None and is_relu(program, eqn)
+        found[name] = Destination(value, tuple(path), rectified)
+        meeting[value].append(name)
+    order = {name: i for i, name in enumerate(layers)}
+    for names in meeting.values():
+        first = max(names, key=lambda n: (layers[n].products_per_output, order[n]))
+        for name in set(names) - {first}:
+            found[name] = Destination(layers[name].output)
     return found
 
 
-def _is_affine(program: Program, step: Step, value: int, live: Collection[int]) -> bool:
-    """Whether a step is affine in a value, each element by itself."""
-    if program.shapes[step.outputs[0]] != program.shapes[value]:
+def _is_affine(program: Program, eqn: Equation, value: int) -> bool:
+    """Whether an equation is affine in a value, each element by itself."""
+    if program.shape(eqn.outputs[0]) != program.shape(value):
         return False
-    if step.name in _UNCHANGED | _SUMS or step.name == "neg":
+    if eqn.name in _UNCHANGED | _SUMS or eqn.name == "neg":
         return True
-    fixed = not any(v in live for v in step.inputs if v != value)
-    divided = step.name == "div" and step.inputs[0] == value
-    return fixed and (divided or step.name == "mul")
-
-
-def _is_relu(program: Program, step: Step) -> bool:
-    constants = [program.constants[v] for v in step.inputs if v in program.constants]
-    return step.name == "max" and any(not np.any(np.asarray(c)) for c in constants)
+    fixed = not any(v in program.live for v in eqn.inputs if v != value)
+    divided = eqn.name == "div" and eqn.inputs[0] == value
+    return fixed and (divided or eqn.name == "mul")
 
 
 def follow(
-    run: Run, destination: Destination, dtype: Any
-) -> tuple[Float[np.ndarray, " U"], Float[np.ndarray, "N *axes U"]]:
+    run: Stepwise, destination: Destination, layer: Layer
+) -> tuple[Float[np.ndarray, " U"], Any]:
     """The factor of a layer's output in its destination, and the rest of that.
 
     Args:
       run: of the network, in which the layer has not been run.
       destination: of the layer.
-      dtype: of its output.
+      layer: the layer.
 
     Returns:
       The factor, NaN where it differs from position to position; and the rest.
     """
-    shape = run.program.shapes[destination.value]
-    factor: np.ndarray = np.ones(shape[-1], np.float32)
-    rest = jnp.zeros(shape, dtype)
-    for value, step in destination.path:
-        others = {v: run.read(v) for v in step.inputs if v != value}
-        (rest,) = step.run(*(others.get(v, rest) for v in step.inputs))
-        if step.name == "neg" or (step.name == "sub" and step.inputs[1] == value):
+    program = run.program
+    shape = program.shape(destination.value)
+    factor: np.ndarray = np.ones(layer.channels, np.float32)
+    rest = jnp.zeros(shape, program.types[layer.output].dtype)
+    for value, eqn in destination.path:
+        others = {v: run.read(v) for v in eqn.inputs if v != value}
+        (rest,) = run_original(eqn, [others.get(v, rest) for v in eqn.inputs])
+        if eqn.name == "neg" or (eqn.name == "sub" and eqn.inputs[1] == value):
             factor = -factor
-        elif step.name in ("mul", "div"):
+        elif eqn.name in ("mul", "div"):
             (other,) = others.values()
             rows = np.broadcast_to(np.asarray(other, np.float32), shape)
-            rows = rows.reshape(-1, shape[-1])
+            rows = layer.outputs(rows).reshape(-1, layer.channels)
             row = np.where((rows == rows[0]).all(0), rows[0], np.nan)
-            factor = factor * row if step.name == "mul" else factor / row
+            factor = factor * row if eqn.name == "mul" else factor / row
     return factor, np.asarray(rest)

@@ -3,15 +3,11 @@
 Axes: n rows, k features, T taps, U targets.
 """
 
-from typing import Any
-
 import numpy as np
-from flax.linen.linear import canonicalize_padding
-from jax import lax
 from jaxtyping import Float
 from scipy import linalg
 
-_WRAPPED = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+from jaxprune.graph.layers import Layer
 
 
 def centred(rows: np.ndarray) -> Float[np.ndarray, "n F"]:
@@ -45,32 +41,28 @@ def least_squares(
 
 
 def patches(
-    module: Any, x: np.ndarray, pick: np.ndarray, output_shape: tuple[int, ...]
+    layer: Layer, x: Float[np.ndarray, "N *positions k"], pick: np.ndarray
 ) -> Float[np.ndarray, "n Tk"]:
-    """What the kernel of a convolution meets at the picked positions of its output."""
-    spatial = len(module.kernel_size)
-    x = x.reshape(-1, *x.shape[-spatial - 1 :])
-    strides, dilation = (
-        np.broadcast_to(1 if value is None else value, spatial)
-        for value in (module.strides, module.kernel_dilation)
-    )
-    reach = [(k - 1) * d + 1 for k, d in zip(module.kernel_size, dilation, strict=True)]
-    padding = canonicalize_padding(module.padding, spatial)
-    mode: Any = "constant"
-    if isinstance(padding, str) and padding in _WRAPPED:
-        mode = _WRAPPED[padding]
-        padding = [((r - 1) // 2, r // 2) for r in reach]
-    elif padding == "CAUSAL":
-        padding = [(r - 1, 0) for r in reach]
-    elif isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:-1], reach, strides, padding)
-    x = np.pad(x, [(0, 0), *padding, (0, 0)], mode=mode)
-    shape = (-1, *output_shape[-spatial - 1 : -1])
-    image, *places = np.unravel_index(pick, (len(x), *shape[1:]))
+    """What the kernel of a convolution meets at the picked positions of its output.
+
+    Args:
+      layer: the convolution, of which the positions of operand and result come in the
+        order of the kernel's, and nothing lies between the operand's elements.
+      x: its operand; not all of its features need be there.
+      pick: rows of the result [N *positions, U].
+    """
+    params = layer.equation.params
+    kernel = layer.program.shape(layer.kernel_value)
+    sizes = [kernel[axis] for axis in layer.axes.taps]
+    x = np.pad(x, [(0, 0), *params["padding"], (0, 0)])
+    shape = layer.program.shape(layer.product)
+    positions = [shape[a] for a in params["dimension_numbers"].out_spec[2:]]
+    image, *places = np.unravel_index(pick, (len(x), *positions))
 
     def at(tap: tuple[int, ...]) -> np.ndarray:
-        steps = zip(places, strides, tap, dilation, strict=True)
+        steps = zip(
+            places, params["window_strides"], tap, params["rhs_dilation"], strict=True
+        )
         return x[image, *(place * s + t * d for place, s, t, d in steps)]
 
-    columns = [at(tap) for tap in np.ndindex(*module.kernel_size)]
-    return np.concatenate(columns, axis=1)
+    return np.concatenate([at(tap) for tap in np.ndindex(*sizes)], axis=1)

@@ -31,16 +31,20 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from flax.core import unfreeze
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float
 
-from jaxprune.channels import taps
-from jaxprune.channels.fills import kept_features
-from jaxprune.channels.flow import READERS
-from jaxprune.channels.groups import Groups
-from jaxprune.channels.program import Run, trace_program
+from jaxprune.compaction.cut import (
+    has_own_kernel,
+    offset_change,
+    offset_paths,
+    put_bias,
+    put_kernel,
+)
+from jaxprune.graph.evaluate import run
+from jaxprune.graph.groups import Groups, kept_indices
+from jaxprune.graph.layers import Layer
+from jaxprune.graph.network import Network
+from jaxprune.graph.stepwise import Stepwise
 from jaxprune.shrinking.destinations import find_destinations, follow
 from jaxprune.shrinking.goals import Fitted, Goal, fit
 from jaxprune.shrinking.least_squares import centred, least_squares, patches
@@ -56,39 +60,48 @@ _PATCH_RIDGE = 0.4
 
 
 def refit(
-    apply: taps.Apply,
-    variables: Any,
+    network: Network,
     images: Any,
     groups: Groups,
     keeps: Mapping[str, Bool[np.ndarray, " P"]],
     *,
     seed: int = 0,
     on_layer: Callable[[str], Any] = lambda name: None,
-) -> Any:
-    """Variables of the whole network's shapes, for the network as cut.
+) -> dict[str, Any]:
+    """Arrays of the whole network's shapes, for the network as cut.
 
     Args:
-      apply: the network, see `jaxprune.channels.taps`. It runs layer by layer, so that
-        feature maps of all images, twice, are in memory at once.
-      variables: its variables.
+      network: the network. It runs layer by layer, so that feature maps of all images,
+        twice, are in memory at once.
       images: calibration images [N, ...].
       groups: of its channels.
       keeps: masks of the groups that are cut.
       seed: of the draw of rows.
       on_layer: called with each layer's name once it is fitted, or left as it is.
 
-    Raises:
-      InputError: the network calls a layer where what it is given cannot be seen.
+    Returns:
+      Arrays by path; those of `jaxprune.compaction.cut` are added.
     """
-    images = jnp.asarray(images)
-    pair = _Pair(apply, variables, images, groups, keeps, seed, on_layer)
-    return unflatten_dict(pair.run(), sep="/")
+    return _Pair(network, jnp.asarray(images), groups, keeps, seed, on_layer).run()
 
 
-def _is_open(module: nn.Module) -> bool:
-    """Whether a layer may be fitted: no groups that tie its outputs to its inputs."""
-    kind = type(module) in READERS
-    return kind and getattr(module, "feature_group_count", 1) == 1
+def may_be_fitted(layer: Layer) -> bool:
+    """Whether a layer's kernel can be set by itself, and its operand's rows be read."""
+    if layer.leaf is None or layer.in_a_loop or layer.groups != 1:
+        return False
+    own = {layer.bias, *offset_paths(layer)}
+    if not set(layer.added) <= own or not has_own_kernel(layer):
+        return False
+    if layer.kind == "dense":
+        return not layer.axes.taps
+    params = layer.equation.params
+    numbers = params["dimension_numbers"]
+    ordered = all(
+        list(spec[2:]) == sorted(spec[2:])
+        for spec in (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)
+    )
+    low = min(min(pair) for pair in params["padding"]) if params["padding"] else 0
+    return ordered and set(params["lhs_dilation"]) <= {1} and low >= 0
 
 
 class _Pair:
@@ -96,71 +109,71 @@ class _Pair:
 
     def __init__(
         self,
-        apply: taps.Apply,
-        variables: Any,
+        network: Network,
         images: Array,
         groups: Groups,
         keeps: Mapping[str, Bool[np.ndarray, " P"]],
         seed: int,
         on_layer: Callable[[str], Any],
     ):
-        self.before = flatten_dict(unfreeze(variables), sep="/")
-        self.flat = dict(self.before)
+        self.before = {path: np.asarray(a) for path, a in network.arrays.items()}
+        self.arrays = dict(self.before)
         self.groups, self.keeps, self.seed = groups, keeps, seed
         self.on_layer = on_layer
-        self.program = program = trace_program(apply, variables, images, _is_open)
-        calls = Counter(call.name for call in program.layers)
-        # One that is called twice would have to serve two places at once.
-        unknowns = {
-            i: int(np.prod(self.flat[f"params/{call.name}/kernel"].shape[:-1]))
-            for i, call in enumerate(program.layers)
-            if calls[call.name] == 1
-        }
-        self.ends = find_destinations(program, unknowns)
+        graph = network.graph(images)
+        self.program = graph.program
+        fitted = {n: layer for n, layer in graph.layers.items() if may_be_fitted(layer)}
+        self.ends = find_destinations(graph.program, fitted)
         also: Counter[int] = Counter()
-        for i, end in self.ends.items():
-            also.update([program.given[i], program.returned[i], end.value])
-        self.whole = Run(program, self.before, images, self._whole_layer, also)
-        self.cut = Run(program, self.before, images, self._cut_layer, Counter())
+        for name, layer in fitted.items():
+            also.update([layer.input, layer.output, self.ends[name].value])
+        layers = {layer.output: layer for layer in fitted.values()}
+        self.fitted = layers
+        self.whole = Stepwise(
+            graph, self.before, images, layers, self._whole_layer, also
+        )
+        self.cut = Stepwise(
+            graph, self.before, images, layers, self._cut_layer, Counter()
+        )
 
     def run(self) -> dict[str, Any]:
-        """The cut network's variables by path."""
-        for value in self.program.returned:
+        """The cut network's arrays by path."""
+        for value in self.fitted:
             if value not in self.cut.done:
                 self.cut.read(value)
-        return self.flat
+        return self.arrays
 
-    def _whole_layer(self, i: int, x: Array) -> Array:
-        return _run_layer(self.program.layers[i], self.before, x)
+    def _whole_layer(self, layer: Layer, x: Array) -> Array:
+        return _output(layer, self.before, x)
 
-    def _cut_layer(self, i: int, x: Array) -> Array:
-        call = self.program.layers[i]
-        if i in self.ends:
-            self._fit(i, np.asarray(x))
-        self.on_layer(call.name)
-        return _run_layer(call, self.flat, x)
+    def _cut_layer(self, layer: Layer, x: Array) -> Array:
+        self._fit(layer, np.asarray(x))
+        self.on_layer(layer.name)
+        return _output(layer, self.arrays, x)
 
-    def _fit(self, i: int, cut: np.ndarray) -> None:
+    def _fit(self, layer: Layer, cut: np.ndarray) -> None:
         """Fits a layer that is given `cut`, if anything has changed for it."""
-        program, call, end = self.program, self.program.layers[i], self.ends[i]
-        reads = program.given[i], program.returned[i], end.value
+        end = self.ends[layer.name]
+        reads = layer.input, layer.output, end.value
         whole, output, target = (np.asarray(self.whole.read(v)) for v in reads)
         for value in reads:
             self.whole.release(value)
-        factor, rest = follow(self.cut, end, call.output.dtype)
+        factor, rest = follow(self.cut, end, layer)
         rectified = end.rectified
         if not np.isfinite(factor).all():
             factor, rest, target = np.ones_like(factor), np.zeros_like(output), output
             rectified = False
-        keep = self._kept(call.name, "readers", cut.shape[-1])
-        used = self._kept(call.name, "producers", output.shape[-1])
+        whole, cut = layer.features(whole), layer.features(cut)
+        output, target, rest = (layer.outputs(a) for a in (output, target, rest))
+        keep = self._kept(layer.name, "readers", cut.shape[-1])
+        used = self._kept(layer.name, "producers", output.shape[-1])
         goal = Goal(_rows(target[..., used]), _rows(rest[..., used]), factor[used])
         if keep.all() and (whole == cut).all():
             now = goal.factor * _rows(output[..., used]) + goal.rest
             if np.allclose(now, goal.target, rtol=1e-4, atol=1e-4):
                 return
         goal = replace(goal, rectified=rectified)
-        self._set(call, keep, used, *self._fitted(call, keep, used, whole, cut, goal))
+        self._set(layer, keep, used, *self._fitted(layer, keep, used, whole, cut, goal))
 
     def _kept(self, layer: str, role: str, features: int) -> Bool[np.ndarray, " F"]:
         """Features of a layer that no group prunes."""
@@ -168,12 +181,12 @@ class _Pair:
         for name, mask in self.keeps.items():
             owner = getattr(self.groups.groups[name], role).get(layer)
             if owner is not None:
-                keep &= kept_features(mask, owner)
+                keep &= kept_indices(mask, owner)
         return keep
 
     def _fitted(
         self,
-        call: taps.Layer,
+        layer: Layer,
         keep: Bool[np.ndarray, " F"],
         used: Bool[np.ndarray, " _"],
         whole: np.ndarray,
@@ -183,47 +196,38 @@ class _Pair:
         """The kernel for kept inputs and the outputs that are used; and the bias."""
         x, k = _rows(whole), _rows(cut[..., keep])
         pick = self._draw(len(x), _ROWS)
-        if isinstance(call.module, nn.Dense):
+        if layer.kind == "dense":
             return fit(k[pick].astype(np.float32), goal.rows(pick), _CHANNEL_RIDGE)
         a = least_squares(centred(k[pick]), centred(x[pick]), _CHANNEL_RIDGE)
-        kernel = np.asarray(self.before[f"params/{call.name}/kernel"])[..., used]
-        kernel = kernel.astype(np.float32)
+        kernel = kernel_rows(layer, self.before)[..., used].astype(np.float32)
         towards = np.einsum("kf,...fu->...ku", a, kernel, optimize=True)
         towards = towards.reshape(-1, towards.shape[-1])
         unknowns = len(towards)
         count = max(_ELEMENTS // unknowns, _ROWS_PER_UNKNOWN * unknowns)
         pick = self._draw(len(goal.target), min(count, _ROWS))
-        z = patches(call.module, cut[..., keep], pick, call.output.shape)
+        z = patches(layer, cut[..., keep], pick)
         ridge = _PATCH_RIDGE * unknowns / len(pick)
         return fit(z.astype(np.float32), goal.rows(pick), ridge, towards)
 
     def _set(
         self,
-        call: taps.Layer,
+        layer: Layer,
         keep: Bool[np.ndarray, " F"],
         used: Bool[np.ndarray, " _"],
         fitted: Float[np.ndarray, "_ _"],
         bias: Float[np.ndarray, " _"],
     ) -> None:
         """Sets a layer's kernel and bias, or the map of one that has no bias."""
-        path = f"params/{call.name}"
         # What is pruned of the layer's own outputs stays as it was: nobody reads it.
-        result = np.array(self.flat[f"{path}/kernel"])
+        result = np.array(kernel_rows(layer, self.before))
         result[..., ~keep, :] = 0
         rows = result[..., keep, :]
         rows[..., used] = fitted.reshape(rows[..., used].shape)
         result[..., keep, :] = rows
-        self.flat[f"{path}/kernel"] = result
+        put_kernel(self.arrays, layer, result)
         shift = np.zeros(result.shape[-1], np.float32)
         shift[used] = bias
-        for name in ("rows", "index"):
-            self.flat.pop(f"offsets/{call.name}/{name}", None)
-        if f"{path}/bias" in self.flat:
-            self.flat[f"{path}/bias"] = shift.astype(result.dtype)
-        else:
-            positions = call.output.shape[1:-1]
-            self.flat[f"offsets/{call.name}/rows"] = shift[None]
-            self.flat[f"offsets/{call.name}/index"] = np.zeros(positions, np.uint8)
+        put_bias(self.arrays, layer, shift)
 
     def _draw(self, rows: int, count: int) -> np.ndarray:
         return np.random.default_rng(self.seed).permutation(rows)[:count]
@@ -234,20 +238,18 @@ def _rows(features: np.ndarray) -> np.ndarray:
     return features.reshape(-1, features.shape[-1])
 
 
-def _run_layer(call: taps.Layer, flat: Mapping[str, Any], x: Array) -> Array:
-    """A layer on its own, with the variables that it has."""
-    module: Any = call.module
-    path, offsets = f"params/{call.name}", f"offsets/{call.name}"
-    kernel = flat[f"{path}/kernel"]
-    # Without a bias, and without a map that a compact network adds: both come below.
-    product = "dot_general" if type(module) is nn.Dense else "conv_general_dilated"
-    plain = module.clone(
-        parent=None, use_bias=False, features=kernel.shape[-1], **{product: None}
-    )
-    output = plain.apply({"params": {"kernel": kernel}}, x)
-    if f"{path}/bias" in flat:
-        output = output + jnp.asarray(flat[f"{path}/bias"], output.dtype)
-    if f"{offsets}/rows" in flat:
-        rows = jnp.asarray(flat[f"{offsets}/rows"], output.dtype)
-        output = output + rows[jnp.asarray(flat[f"{offsets}/index"])]
+def kernel_rows(
+    layer: Layer, arrays: Mapping[str, Any]
+) -> Float[np.ndarray, "*taps F U"]:
+    """The kernel that a layer multiplies by."""
+    (kernel,) = run(layer.program, arrays, None, want=[layer.kernel_value])
+    return layer.rows(np.asarray(kernel))
+
+
+def _output(layer: Layer, arrays: Mapping[str, Any], x: Array) -> Array:
+    """What a layer returns by itself, with the arrays that it has."""
+    (output,) = run(
+        layer.program, arrays, None, given={layer.input: x}, want=[layer.output],
+        after=offset_change(layer, arrays),
+    )  # fmt: skip
     return output

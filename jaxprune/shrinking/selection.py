@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxprune.channels.fills import Fill
+from jaxprune.fills.fill import LinearFill
 
 # Units that are chosen one by one; a few hundred images do not tell more apart.
 _CHOSEN = 1024
@@ -31,11 +31,11 @@ Reader = tuple[
 ]
 
 
-def selection_order(fill: Fill) -> Int[np.ndarray, " P"]:
+def selection_order(fill: LinearFill) -> Int[np.ndarray, " P"]:
     """The order in which a group's units are to be pruned.
 
     Args:
-      fill: the group's linear fill, see `jaxprune.channels.calibration.linear_fills`.
+      fill: the group's linear fill, see `jaxprune.fills.calibration.linear_fills`.
     """
     parts: list[Reader] = []
     for moments in fill.moments.values():

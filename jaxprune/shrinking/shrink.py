@@ -14,18 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Num
 
 from jaxprune import arguments
-from jaxprune.channels.calibration import linear_fills
-from jaxprune.channels.groups import find_groups
-from jaxprune.compaction.compact import as_compact
-from jaxprune.compaction.network import Compact
+from jaxprune.adapters.networks import takes_network
+from jaxprune.compaction.network import Compact, as_compact
+from jaxprune.cost.widths import Costs, Number, network_costs
 from jaxprune.errors import InputError
+from jaxprune.fills.calibration import linear_fills, why_not_fitted
+from jaxprune.graph.groups import Groups
+from jaxprune.graph.network import Network
 from jaxprune.shrinking.analysis import Analysis, cost_of
 from jaxprune.shrinking.budget import Budget
-from jaxprune.shrinking.costs import Costs, Number, model_costs
 from jaxprune.shrinking.curves import Curve, loss_curves
 
 # Of the linear fill in the loss curves, in units of the mean variance.
@@ -37,12 +37,11 @@ _FEWEST = 16
 _MOST = 512
 
 
+@takes_network
 def analyse(
-    model: nn.Module | Compact,
-    variables: Any,
+    network: Network,
     images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
     *,
-    call: Mapping[str, Any] | None = None,
     keep_whole: Collection[str] = (),
     budget: Budget | None = None,
     known: Mapping[str, Curve] | None = None,
@@ -52,11 +51,11 @@ def analyse(
     """Finds what each group's widths cost.
 
     Args:
-      model: any linen model, or a network that has been compacted before.
-      variables: its variables.
-      images: a few hundred that it was made for, as the model takes them; no labels.
+      network: the network; or in its place a linen model, or a network that has been
+        compacted before, and its variables, with the keyword `call` the arguments of
+        the model's call.
+      images: a few hundred that it was made for, as the network takes them; no labels.
         Widths are found on the first 512, layers fitted on all.
-      call: keyword arguments of the model's call.
       keep_whole: groups, or layers of groups, of which nothing is pruned.
       budget: that is to be met; no latency is known yet.
       known: curves that have been measured before.
@@ -65,67 +64,68 @@ def analyse(
 
     Raises:
       InputError: too few images, a group that there is not, a budget beyond the
-        narrowest network, or a model that does not run or returns no logits.
+        narrowest network, or a network that does not run or returns no logits.
     """
     if np.ndim(images) < 2 or len(images) < _FEWEST:
         raise InputError(
             f"widths are found on at least {_FEWEST} images [N, ...], got an array of "
             f"shape {list(np.shape(images))}; a few hundred are better"
         )
-    arguments.check_variables(variables)
     images = jnp.asarray(arguments.check_finite("images", images))
-    whole = as_compact(model, jax.tree.map(np.asarray, variables), images, call)
-    groups = find_groups(whole.apply, variables, images)
-    logits = jax.eval_shape(whole.apply, variables, images[:1])
+    whole = as_compact(network.with_example(images[:1])).network
+    groups = whole.groups
+    logits = jax.eval_shape(whole.function, whole.params, images[:1])
     if getattr(logits, "ndim", 0) != 2:
         shapes = jax.tree.map(jnp.shape, logits)
         raise InputError(f"the network must return logits [N, C], got {shapes}")
     for name in keep_whole:
         if name not in groups.whole:
             groups.find(name)
+    groups = _fitted(whole, groups)
     kept = set(keep_whole)
-    flows = [f for f in groups.groups.values() if not set(f.producers) & kept]
-    if not flows:
+    cut = [
+        group
+        for group in groups.groups.values()
+        if not {group.name, *group.producers} & kept
+    ]
+    if not cut:
         raise InputError("the network has no channels that can be removed")
-    costs = model_costs(whole.apply, variables, images[:1], groups)
+    costs = network_costs(whole)
     if budget is not None and budget.latency is None:
-        _check_reach(costs, [flow.layer for flow in flows], budget)
+        _check_reach(costs, [group.name for group in cut], budget)
     curves = dict(known or {})
-    missing = [flow for flow in flows if flow.layer not in curves]
+    missing = [group for group in cut if group.name not in curves]
     on_start(len(missing))
     few = images[:_MOST]
-    fills = linear_fills(whole.apply, variables, few, missing, ridge=_RIDGE)
-    for name, curve in loss_curves(whole.apply, variables, few, missing, fills):
+    fills = linear_fills(whole, few, missing, ridge=_RIDGE)
+    for name, curve in loss_curves(whole, few, missing, fills):
         curves[name] = curve
         on_curve(name, curve)
-    ordered = {flow.layer: curves[flow.layer] for flow in flows}
+    ordered = {group.name: curves[group.name] for group in cut}
     return Analysis(whole, images, groups, ordered, costs)
 
 
+@takes_network
 def shrink(
-    model: nn.Module | Compact,
-    variables: Any,
+    network: Network,
     images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
     *,
     speedup: Number | None = None,
     size: Number | None = None,
     latency: Number | None = None,
     batch: int = 1,
-    call: Mapping[str, Any] | None = None,
     keep_whole: Collection[str] = (),
     multiple_of: int = 1,
 ) -> Compact:
     """A smaller network for a budget, without training and without labels.
 
     Args:
-      model: any linen model, or a network that has been compacted before.
-      variables: its variables.
-      images: a few hundred that it was made for, as the model takes them.
+      network: see `analyse`.
+      images: a few hundred that it was made for, as the network takes them.
       speedup: how many times fewer multiply-adds.
       size: share of the parameters that may be left.
       latency: how many times less time, as predicted from layers measured here.
       batch: images in a batch that the latency is for.
-      call: keyword arguments of the model's call.
       keep_whole: groups of which nothing is pruned, see `find_groups`.
       multiple_of: widths are multiples of this, or the group's own.
 
@@ -138,12 +138,21 @@ def shrink(
     """
     budget = Budget(speedup, size, latency)
     arguments.check_count("batch", batch)
-    analysis = analyse(
-        model, variables, images, call=call, keep_whole=keep_whole, budget=budget
-    )
+    analysis = analyse(network, images, keep_whole=keep_whole, budget=budget)
     if latency is not None:
         analysis = analysis.timed(batch)
     return analysis.shrink(budget, multiple_of=multiple_of)
+
+
+def _fitted(network: Network, groups: Groups) -> Groups:
+    """The groups whose units can be predicted; the others' layers are left whole."""
+    found, whole = {}, dict(groups.whole)
+    for name, group in groups.groups.items():
+        if why := why_not_fitted(network, group):
+            whole |= dict.fromkeys(group.producers, why)
+        else:
+            found[name] = group
+    return Groups(found, whole)
 
 
 def _check_reach(costs: Costs, groups: Collection[str], budget: Budget) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from jaxprune.channels.head import Head
 from jaxprune.data.splits import Batch
+from jaxprune.fills.fill import ConstantFill
 from jaxprune.mesh import REPLICATED, SPREAD, Sharded, replicate, round_up
 from jaxprune.sweep.evaluation import (
     EveryPair,
@@ -24,6 +24,7 @@ from jaxprune.sweep.evaluation import (
     collect,
     judge,
 )
+from jaxprune.sweep.masked_head import MaskedHead
 
 # With a larger share of pairs that change, gathering them costs more than it saves.
 _MOST_CHANGED = 0.9
@@ -67,11 +68,14 @@ class ChangedPairs:
     """
 
     def __init__(
-        self, head: Head, mesh: Mesh, plan: Plan, every: EveryPair, pairs: int
+        self, head: MaskedHead, mesh: Mesh, plan: Plan, every: EveryPair, pairs: int
     ):
+        assert isinstance(plan.fill, ConstantFill)
+        values = plan.fill.values
+
         def differs(fm: Array) -> Array:
             middle = tuple(range(1, fm.ndim - 1))
-            return jnp.any(fm != jnp.asarray(plan.fill.values, fm.dtype), axis=middle)
+            return jnp.any(fm != jnp.asarray(values, fm.dtype), axis=middle)
 
         def predict(
             weights: Any, labels: Array, around: Any, fm: Array, rank: Array,

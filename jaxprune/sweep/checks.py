@@ -10,21 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxprune.channels import taps
-from jaxprune.channels.head import is_close, shuffled_with_repeats
+from jaxprune.arguments import is_close
 from jaxprune.errors import InputError
+from jaxprune.graph.evaluate import run
+from jaxprune.graph.network import Network
 from jaxprune.mesh import REPLICATED, Sharded, make_mesh
+from jaxprune.sweep.head import shuffled_with_repeats
+from jaxprune.sweep.taps import TAPS, capture_map, run_from_map
 
 
-def map_of_one(
-    apply: taps.Apply, variables: Any, images: Array, name: str
-) -> jax.ShapeDtypeStruct:
+def map_of_one(network: Network, images: Array, name: str) -> jax.ShapeDtypeStruct:
     """Shape and type of one image's feature map at a convolution.
 
     Raises:
       InputError: no such convolution, or it does not return one map for each image.
     """
-    output = taps.find_conv(apply, variables, images, name).output
+    graph = network.graph(images)
+    layer = graph.conv(name)
+    output = jax.eval_shape(layer.outputs, graph.program.types[layer.output])
     maps, *shape = output.shape
     if maps != len(images):
         raise InputError(
@@ -35,7 +38,7 @@ def map_of_one(
 
 
 def check_tap(
-    apply: taps.Apply, variables: Any, images: Array, name: str, tap: str, classes: int
+    network: Network, images: Array, name: str, tap: str, classes: int
 ) -> float:
     """Raises unless the unmasked feature map, put back, gives the network's logits.
 
@@ -45,14 +48,14 @@ def check_tap(
       Seconds that compilation took.
     """
 
-    def run(variables: Any, images: Array) -> tuple[Any, Any]:
-        feature_map = taps.capture(apply, variables, images, name, taps.TAPS[tap])
-        put_back = taps.run_from(apply, variables, images, name, feature_map)
-        return apply(variables, images), put_back
+    def both_ways(arrays: Any, images: Array) -> tuple[Any, Any]:
+        feature_map = TAPS[tap](capture_map(network, arrays, images, name))
+        put_back = run_from_map(network, arrays, images, name, feature_map)
+        return run(network.graph(images).program, arrays, images), put_back
 
     one = make_mesh(jax.local_devices()[:1])
-    both = Sharded(run, one, (REPLICATED, REPLICATED), REPLICATED)
-    whole, put_back = both(variables, images)
+    both = Sharded(both_ways, one, (REPLICATED, REPLICATED), REPLICATED)
+    whole, put_back = both(network.arrays, images)
     if getattr(whole, "shape", None) != (len(images), classes):
         raise InputError(
             f"the network must return logits [N, {classes}], one for each class name, "
@@ -61,7 +64,7 @@ def check_tap(
     if not np.isfinite(whole).all():
         raise InputError("the network's logits are not finite: check its weights")
     index = shuffled_with_repeats(len(images))
-    if not is_close(whole[index], both(variables, images[index])[0]):
+    if not is_close(whole[index], both(network.arrays, images[index])[0]):
         raise InputError(
             "the network's logits of an image depend on the other images of its batch, "
             "or on chance: give an apply for evaluation, as with train=False"
@@ -69,6 +72,6 @@ def check_tap(
     if not is_close(whole, put_back):
         raise InputError(
             f"tap '{tap}' is not what follows layer '{name}': the network changes when "
-            f"its feature map is put back; choices: {', '.join(taps.TAPS)}"
+            f"its feature map is put back; choices: {', '.join(TAPS)}"
         )
     return both.compile_seconds

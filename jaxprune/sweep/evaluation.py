@@ -3,7 +3,7 @@
 With each prediction goes its cross-entropy.
 
 A mask is True where a channel is kept. What the network's end reads besides the layer's
-feature map is worked out once for each batch, see `jaxprune.channels.head`.
+feature map is worked out once for each batch, see `jaxprune.sweep.head`.
 
 Axes: B images of a batch, P channels, K masks, M pairs.
 """
@@ -22,11 +22,10 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxprune.channels.fills import Fill
-from jaxprune.channels.head import Head
-from jaxprune.channels.linear import Nested
 from jaxprune.data.splits import Batch
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import Fill
+from jaxprune.fills.linear import Nested
 from jaxprune.mesh import (
     DATA,
     MASK,
@@ -38,6 +37,7 @@ from jaxprune.mesh import (
     round_up,
 )
 from jaxprune.ranking.order import prefix_masks
+from jaxprune.sweep.masked_head import MaskedHead
 
 # Elements of an array that one evaluation holds: enough to keep a matrix unit busy,
 # and 16 MiB of float32 on a CPU.
@@ -75,7 +75,7 @@ class Plan:
     @cached_property
     def nested(self) -> dict[str, Nested]:
         """For each reader, the regressions of all K; of the linear fill alone."""
-        return {name: m.nest(self.order) for name, m in self.fill.moments.items()}
+        return self.fill.nested(self.order)
 
 
 class Judged(NamedTuple):
@@ -140,7 +140,7 @@ def evaluate_masks(
 
     Args:
       logits: (weights, *batch, mask) -> logits [B, classes], with one mask [P], True
-        where a channel is kept: `jaxprune.channels.masking.masked_network`, say.
+        where a channel is kept.
       weights: a tree of arrays, kept out of the compiled code.
       batch: trees of arrays with the images on their first axis, such as a feature map.
       masks: True where a channel is kept.
@@ -216,14 +216,14 @@ class EveryPair:
     """Evaluates every (image, mask) pair; what does not depend on the mask, once.
 
     Attributes:
-      weights: the head's, on every device: the network's variables, and what becomes
-        of the readers' inputs.
+      weights: the head's, on every device: the network's arrays, and what becomes of
+        the readers' features.
       around: what the network's end reads besides the feature map, see `Head.around`.
       functions: what was compiled.
     """
 
     def __init__(
-        self, head: Head, weights: Any, mesh: Mesh, plan: Plan, mask_chunk: int
+        self, head: MaskedHead, weights: Any, mesh: Mesh, plan: Plan, mask_chunk: int
     ):
         def one(weights: Any, labels: Array, *batch: Any) -> Judged:
             return judge(head.logits(weights, *batch), labels)

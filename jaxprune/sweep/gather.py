@@ -18,12 +18,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxprune import arguments, processes
-from jaxprune.channels import taps
-from jaxprune.channels.flow import ChannelFlow, channel_flow
 from jaxprune.errors import InputError, check_choice
+from jaxprune.graph.evaluate import run
+from jaxprune.graph.groups import PruningGroup
+from jaxprune.graph.network import Network
 from jaxprune.ranking.criteria import CRITERIA, NEEDS, Criterion
 from jaxprune.ranking.evidence import Activations, Gradients, ReaderInput
 from jaxprune.sweep.evaluation import cross_entropy
+from jaxprune.sweep.taps import TAPS, capture_map
 
 
 def needs_of(criteria: Collection[str | Criterion]) -> frozenset[str]:
@@ -59,9 +61,7 @@ class Gathering:
 
     def __init__(
         self,
-        apply: taps.Apply,
-        variables: Any,
-        images: Array,
+        network: Network,
         layer: str,
         tap: str,
         needs: Collection[str],
@@ -69,27 +69,24 @@ class Gathering:
         """Finds the readers and the norm, where they are needed.
 
         Args:
-          apply: the network.
-          variables: its variables; here only their shapes matter.
-          images: some.
+          network: the network; here only its shapes matter.
           layer: name of the convolution.
-          tap: one of `taps.TAPS`.
+          tap: one of `TAPS`.
           needs: names of NEEDS.
 
         Raises:
           InputError: something that this layer does not have.
         """
         self.needs = frozenset(needs)
-        self._apply, self._layer, self._tap = apply, layer, taps.TAPS[tap]
-        self._example = apply, variables, images[:1], layer
+        self._network, self._layer, self._tap = network, layer, TAPS[tap]
         self._readers: Mapping[str, np.ndarray] = {}
         # A tap before the ReLU has no zeros of its own.
         self._zeros_at_tap = tap == "relu"
         zeros_at_readers = "zeros" in self.needs and not self._zeros_at_tap
         if "reader_inputs" in self.needs or zeros_at_readers:
-            self._readers = self._flow.readers
+            self._readers = self._group.readers
         if "readers" in self.needs:
-            self._flow  # noqa: B018 - raises where the linear fill cannot be fitted
+            self._group  # noqa: B018 - raises where the linear fill cannot be fitted
         if "norm_scale" in self.needs:
             self._find_norm()
         if "gradients" in self.needs:
@@ -102,17 +99,20 @@ class Gathering:
         return not self._readers and "gradients" not in self.needs
 
     @cached_property
-    def _flow(self) -> ChannelFlow:
+    def _group(self) -> PruningGroup:
         """Where the channels go."""
-        return channel_flow(*self._example)
+        return self._network.graph().channels_of(self._layer)
 
-    def _find_norm(self) -> str:
-        """The path of the scale of the BatchNorm that the channels go through."""
-        parameters = self._flow.parameters
+    def _find_norm(self) -> tuple[str, np.ndarray]:
+        """The scale of the BatchNorm that the channels go through: path, and channels.
+
+        Of every element, the channel that it belongs to.
+        """
         found = [
-            path for path in parameters
-            if path.startswith("params/") and path.endswith("/scale")
-        ]  # fmt: skip
+            (path, owner)
+            for (path, _), owner in self._group.leaves.items()
+            if path.endswith("/scale")
+        ]
         if len(found) != 1:
             count = len(found) or "no"
             raise InputError(
@@ -122,38 +122,35 @@ class Gathering:
         return found[0]
 
     def _check_differentiable(self) -> None:
-        _, variables, image, layer = self._example
-        maps = jax.eval_shape(self._capture, variables, image)
-        if not jnp.issubdtype(maps.dtype, jnp.inexact):
+        layer = self._network.layers[self._layer]
+        dtype = layer.program.types[layer.output].dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
             raise InputError(
-                f"criteria taylor and fisher need gradients: what '{layer}' returns is "
-                f"{maps.dtype}, which has none"
+                f"criteria taylor and fisher need gradients: what '{self._layer}' "
+                f"returns is {dtype}, which has none"
             )
 
-    def _capture(self, variables: Any, images: Array) -> Array:
-        return taps.capture(self._apply, variables, images, self._layer, self._tap)
-
-    def compute(self, variables: Any, images: Array, labels: Array) -> dict[str, Any]:
+    def compute(self, arrays: Any, images: Array, labels: Array) -> dict[str, Any]:
         """Of a batch: feature maps [B, *axes, P], and what else is needed.
 
         Args:
-          variables: the network's.
+          arrays: the network's.
           images: a batch.
           labels: class of each, [B].
         """
-        maps = self._capture(variables, images)
+        maps = self._tap(capture_map(self._network, arrays, images, self._layer))
         found: dict[str, Any] = {"maps": maps}
+        graph = self._network.graph(images)
+        layer = graph.layer(self._layer)
+        readers = [graph.layer(name) for name in self._readers]
 
         def end(maps: Array) -> tuple[Array, dict[str, Array]]:
-            logits: list[Array] = []
-
-            def network(variables: Any, images: Array) -> None:
-                logits.append(
-                    taps.run_from(self._apply, variables, images, self._layer, maps)
-                )
-
-            given = taps.capture_inputs(network, variables, images, [*self._readers])
-            return cross_entropy(logits[0], labels).sum(), given
+            given = {layer.output: layer.from_outputs(maps)}
+            want = [*graph.program.results, *(reader.input for reader in readers)]
+            logits, *inputs = run(graph.program, arrays, images, want=want, given=given)
+            pairs = zip(readers, inputs, strict=True)
+            features = {reader.name: reader.features(x) for reader, x in pairs}
+            return cross_entropy(logits, labels).sum(), features
 
         if "gradients" in self.needs:
             gradient, given = jax.grad(end, has_aux=True)(maps)
@@ -182,7 +179,7 @@ class Gathering:
     def _add(self, key: str, part: Any) -> None:
         self._sums[key] = self._sums[key] + part if key in self._sums else part
 
-    def evidence(self, variables: Any) -> dict[str, Any]:
+    def evidence(self) -> dict[str, Any]:
         """What was asked for, of all processes' images; see NEEDS.
 
         Raises:
@@ -191,14 +188,14 @@ class Gathering:
         # Every process comes to the same sums in the same order.
         sums = {key: _over_processes(self._sums[key]) for key in sorted(self._sums)}
         inputs = [
-            ReaderInput(sums[f"reader {name}"], owner, _row_norms(variables, name))
+            ReaderInput(sums[f"reader {name}"], owner, self._row_norms(name))
             for name, owner in self._readers.items()
         ]
         make: dict[str, Callable[[], Any]] = {
             "activations": lambda: sums["tap"],
             "zeros": lambda: self._zeros(sums, inputs),
-            "kernel": lambda: _param(variables, self._layer, "kernel"),
-            "norm_scale": lambda: self._norm_scale(variables),
+            "kernel": lambda: self._network.kernel(self._layer),
+            "norm_scale": self._norm_scale,
             "gradients": lambda: self._gradients(sums["gradients"]),
             "reader_inputs": lambda: inputs,
         }
@@ -210,7 +207,7 @@ class Gathering:
         """Share of zeros: at the tap, or of all the features that readers are given."""
         if self._zeros_at_tap:
             return sums["tap"].zeros / sums["tap"].count
-        channels = self._flow.channels
+        channels = self._group.units
         zeros, count = np.zeros(channels), np.zeros(channels)
         for activations, owner, _ in inputs:
             held = owner >= 0
@@ -218,15 +215,18 @@ class Gathering:
             count += activations.count * np.bincount(owner[held], minlength=channels)
         return zeros / count
 
-    def _norm_scale(self, variables: Any) -> Float[np.ndarray, " P"]:
+    def _norm_scale(self) -> Float[np.ndarray, " P"]:
         """The mean over the features that hold a channel, where there are several."""
-        path = self._find_norm()
-        owner, channels = self._flow.parameters[path], self._flow.channels
-        name = path.removeprefix("params/").removesuffix("/scale")
-        scale = np.abs(_param(variables, name, "scale").astype(np.float64))
-        held = owner >= 0
+        path, owner = self._find_norm()
+        scale = np.abs(np.asarray(self._network.arrays[path], np.float64))
+        held, channels = owner >= 0, self._group.units
         count = np.bincount(owner[held], minlength=channels)
         return np.bincount(owner[held], scale[held], channels) / count
+
+    def _row_norms(self, reader: str) -> Float[np.ndarray, " F"]:
+        """Squared norm of the rows of a reader's kernel [*taps, F, U]."""
+        squares = np.square(self._network.kernel(reader).astype(np.float64))
+        return squares.sum((*range(squares.ndim - 2), squares.ndim - 1))
 
     def _gradients(self, gradients: Gradients) -> Gradients:
         if not gradients.absolute.any():
@@ -246,13 +246,3 @@ def _over_processes(part: Activations | Gradients) -> Any:
         for rows in zip(*columns, strict=True)
     )
     return reduce(add, parts)
-
-
-def _param(variables: Any, layer: str, name: str) -> np.ndarray:
-    return np.asarray(taps.at_path(variables["params"], layer)[name])
-
-
-def _row_norms(variables: Any, layer: str) -> Float[np.ndarray, " F"]:
-    """Squared norm of the rows of a kernel [*taps, F, U]."""
-    squares = np.square(_param(variables, layer, "kernel").astype(np.float64))
-    return squares.sum((*range(squares.ndim - 2), squares.ndim - 1))

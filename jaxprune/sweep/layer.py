@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxprune import arguments, processes
-from jaxprune.channels.fills import Fill, resolve_fill
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import Fill, resolve_fill
 from jaxprune.ranking.order import check_ks, pruning_order
 from jaxprune.sweep import thumbnails
 from jaxprune.sweep.choose import Evaluation, choose_evaluation
@@ -51,7 +51,7 @@ def sweep_layer(
       tapped: the layer's feature maps, and the network they were computed with.
       scores: score of every channel; the lowest is pruned first.
       fill: what a pruned channel becomes: a name, its value for every channel, or what
-        `linear_fill` returns; see `jaxprune.channels.fills`.
+        `linear_fill` returns; see `jaxprune.fills.fill`.
       ks: strictly ascending numbers of pruned channels; by default 0 .. P-1. The
         first is the baseline that losses are measured from.
       mask_chunk: masks of a batch evaluated at once; by default chosen from the

@@ -16,13 +16,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxprune import processes
-from jaxprune.channels.fills import AtReader, Fill
-from jaxprune.channels.flow import ChannelFlow
-from jaxprune.channels.left_out import leave_out
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import AtReader, Fill, LinearFill
+from jaxprune.graph.groups import PruningGroup
 from jaxprune.mesh import DATA, MASK, REPLICATED, SPREAD, Sharded, replicate, round_up
 from jaxprune.ranking.evidence import Losses
-from jaxprune.sweep.choose import elements_of, find_flow, masked_head, reader_head
+from jaxprune.sweep.choose import elements_of, find_group, reader_head
 from jaxprune.sweep.evaluation import (
     Plan,
     chunk_size,
@@ -30,6 +29,7 @@ from jaxprune.sweep.evaluation import (
     cross_entropy,
     fetch,
 )
+from jaxprune.sweep.masked_head import make_masked_head
 from jaxprune.sweep.reader import Reader, find_reader
 from jaxprune.sweep.running_sum import ReadNetwork
 from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
@@ -151,22 +151,21 @@ class _ByMask:
       elements: numbers that an image and a mask take.
     """
 
-    def __init__(self, tapped: TappedLayer, fill: Fill, flow: ChannelFlow | None):
-        self._variables, self._fill = tapped.variables, fill
+    def __init__(self, tapped: TappedLayer, fill: Fill, group: PruningGroup | None):
+        self._arrays, self._fill = tapped.arrays, fill
         whole = np.ones(tapped.channels, bool)
         self._constants: dict[str, AtReader] = {}
-        if not fill.moments and flow is not None:
-            self._constants = fill.at_readers(flow, whole)
-        weights = self.weights(whole)
-        self._head = masked_head(tapped, fill, weights)
+        if not isinstance(fill, LinearFill) and group is not None:
+            self._constants = fill.at_readers(group, whole)
+        self._head = make_masked_head(tapped.network, tapped.images, tapped.name, fill)
         self.elements = math.prod(tapped.mean_feature_map.shape)
-        self.elements += elements_of(self._head.shapes_around(weights, 2))
+        self.elements += elements_of(self._head.head.shapes_around(2))
 
     def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
-        """The variables, and what becomes of the readers' inputs."""
-        moments = self._fill.moments.items()
-        left_out = {name: leave_out(m, kept) for name, m in moments}
-        return self._variables, self._constants | left_out
+        """The arrays, and what becomes of the readers' features."""
+        if isinstance(self._fill, LinearFill):
+            return self._arrays, self._fill.left_out(kept)
+        return self._arrays, self._constants
 
     def begin(self, weights: Any, images: Array, maps: Array) -> Any:
         """What a batch's masks share."""
@@ -188,17 +187,17 @@ class _ByReader:
     def __init__(self, tapped: TappedLayer, fill: Fill, reader: Reader):
         plan = Plan(np.arange(tapped.channels), (0,), fill)
         head = reader_head(tapped, reader)
-        self._network = ReadNetwork(tapped.apply, tapped.name, reader, plan, head)
-        self._weights = self._network.weights(tapped.variables)
+        self._network = ReadNetwork(tapped.network, tapped.name, reader, plan, head)
+        self._weights = self._network.weights(tapped.arrays)
         self._held = len(reader.features)
-        output = reader.layer.output.shape[1:]
+        output = reader.output_shape
         self.elements = max(
-            math.prod(output) + elements_of(head.shapes_around(tapped.variables, 2)),
+            math.prod(output) + elements_of(head.shapes_around(2)),
             self._held * math.prod(output[:-1]),
         )
 
     def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
-        """The variables, the reader's rows, and what is kept."""
+        """The arrays, the reader's rows, and what is kept."""
         return self._weights | {"kept": kept}
 
     def begin(self, weights: Any, images: Array, maps: Array) -> Any:
@@ -208,7 +207,7 @@ class _ByReader:
         change = change[..., : len(kept), :]
         gone = jnp.where(kept[:, None], 0, change)
         total += self._product(weights, gone.reshape(*gone.shape[:-2], -1), 0)
-        return network.head.around(weights["variables"], images), total, change
+        return network.head.around(weights["arrays"], images), total, change
 
     def logits(self, weights: Any, state: Any, mask: Array) -> Array:
         """Under a mask that has all that is kept, or all but one."""
@@ -217,7 +216,7 @@ class _ByReader:
         j = jnp.argmax(missing)
         part = jnp.where(missing.any(), change[..., j, :], 0)
         total += self._product(weights, part, j * self._held)
-        return self._network.head.logits(weights["variables"], around, total)
+        return self._network.logits(weights["arrays"], around, total)
 
     def _product(self, weights: Any, x: Array, start: Any) -> Array:
         """What the reader makes of some features, from row `start` of its kernel on."""
@@ -227,13 +226,13 @@ class _ByReader:
 
 def _choose(tapped: TappedLayer, fill: Fill) -> _ByMask | _ByReader:
     """The fastest way that the network and the fill allow."""
-    flow = find_flow(tapped, fill)
+    group = find_group(tapped, fill)
     # Under the linear fill what becomes of a channel depends on which others are kept.
-    if flow is not None and not fill.moments:
-        reader = find_reader(tapped.apply, tapped.variables, tapped.images, flow)
+    if group is not None and not isinstance(fill, LinearFill):
+        reader = find_reader(tapped.network, group)
         if reader is not None:
             return _ByReader(tapped, fill, reader)
-    return _ByMask(tapped, fill, flow)
+    return _ByMask(tapped, fill, group)
 
 
 def _one_less(kept: Bool[np.ndarray, " P"]) -> Bool[np.ndarray, "K P"]:

@@ -6,7 +6,7 @@ updated instead of worked out again: it is carried from one run of STEP channels
 next by one product, which keeps rounding from adding up, and each pair adds the parts
 of the few channels that were pruned since. With the linear fill the parts are those of
 residuals, each channel less what those pruned later predict for it, and of the rows
-that these meet (`jaxprune.channels.linear`).
+that these meet (`jaxprune.fills.linear`).
 
 Axes: B images, P channels, S as many as fill whole steps, R features of the reader that
 hold one channel, F all its features, U what it returns, M pairs.
@@ -14,7 +14,6 @@ hold one channel, F all its features, U what it returns, M pairs.
 
 import copy
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,12 +22,14 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxprune.channels import taps
-from jaxprune.channels.head import Head
 from jaxprune.data.splits import Batch
+from jaxprune.fills.fill import ConstantFill, MeanFill
+from jaxprune.graph.evaluate import run
+from jaxprune.graph.network import Network
 from jaxprune.mesh import REPLICATED, SPREAD, Sharded, replicate, round_up
 from jaxprune.sweep.changed import carry_forward, changed_pairs
 from jaxprune.sweep.evaluation import Judged, Plan, Predicted, chunks, collect, judge
+from jaxprune.sweep.head import Head
 from jaxprune.sweep.reader import Reader
 
 # Channels between two sums that all pairs of a batch share. More make the pairs' own
@@ -41,24 +42,24 @@ class ReadNetwork:
     """The network up to a reader and from there on, its channels by rank.
 
     Attributes:
-      apply: the network.
+      network: the network.
       layer: whose channels are pruned.
       reader: of these channels.
       plan: which to prune.
       head: from what the reader returns.
     """
 
-    apply: taps.Apply
+    network: Network
     layer: str
     reader: Reader
     plan: Plan
     head: Head
 
-    def weights(self, variables: Any) -> dict[str, Any]:
-        """The variables, the reader's rows by rank [S R, U], and the linear fill's."""
-        kernel = np.asarray(self.reader.params["kernel"])
+    def weights(self, arrays: Any) -> dict[str, Any]:
+        """The arrays, the reader's rows by rank [S R, U], and the linear fill's."""
+        kernel = self.reader.kernel
         order = self.plan.order
-        weights: dict[str, Any] = {"variables": variables, "order": order}
+        weights: dict[str, Any] = {"arrays": arrays, "order": order}
         if self.plan.nested:
             nested = self.plan.nested[self.reader.layer.name]
             weights["nested"] = nested
@@ -80,28 +81,30 @@ class ReadNetwork:
         The changes are those of each channel by rank [B ... S, R], 0 after the last;
         then whether there are any [B, S].
         """
-        variables, name = weights["variables"], self.reader.layer.name
+        graph, name = self.network.graph(images), self.reader.layer.name
+        layer, reader = graph.layer(self.layer), graph.layer(name)
 
-        def given(feature_map: Array) -> Array:
-            network = partial(
-                taps.run_from, self.apply, layer=self.layer, output=feature_map
-            )
-            return taps.capture_inputs(network, variables, images, [name])[name]
+        def given(feature_map: Array) -> tuple[Array, Array]:
+            known = {layer.output: layer.from_outputs(feature_map)}
+            x, y = run(
+                graph.program, weights["arrays"], images, given=known,
+                want=[reader.input, reader.output],
+            )  # fmt: skip
+            return reader.features(x), reader.outputs(y)
 
-        x = given(feature_map)
-        params = taps.at_path(variables["params"], name)
-        whole = self.reader.product(params["kernel"], x) + params.get("bias", 0.0)
-        values = self.plan.fill.values
+        x, whole = given(feature_map)
+        fill = self.plan.fill
         if "nested" in weights:
             residuals = weights["nested"].residuals(x)
             change = -residuals.reshape(*x.shape[:-1], *self.reader.features.shape)
-        elif values is None:
-            held = self.plan.fill.means.get(name, np.float32(0))
-            change = (held - x)[..., self.reader.features]
-        else:
-            filled = jnp.asarray(values, feature_map.dtype)
-            filled = given(jnp.broadcast_to(filled, feature_map.shape))
+        elif isinstance(fill, ConstantFill):
+            filled = jnp.asarray(fill.values, feature_map.dtype)
+            filled, _ = given(jnp.broadcast_to(filled, feature_map.shape))
             change = (filled - x)[..., self.reader.features]
+        else:
+            assert isinstance(fill, MeanFill)
+            held = fill.means.get(name, np.float32(0))
+            change = (held - x)[..., self.reader.features]
         change = _by_rank(change, weights["order"]).swapaxes(-1, -2)
         middle = (*range(1, change.ndim - 2), change.ndim - 1)
         return whole, change, jnp.any(change != 0, axis=middle)
@@ -122,8 +125,14 @@ class ReadNetwork:
         parts = jnp.where(gone, parts[image], 0)
         total = total[image] + self.reader.product(kernel, _flat(parts))
         around = [array[image] for array in around]
-        logits = self.head.logits(weights["variables"], around, total)
+        logits = self.logits(weights["arrays"], around, total)
         return judge(logits, labels[image])
+
+    def logits(self, arrays: Any, around: Any, total: Array) -> Array:
+        """The network's, from what the reader returns [M ... U]."""
+        total = self.reader.layer.from_outputs(total)
+        logits: Array = self.head.results(arrays, around, total)
+        return logits
 
     def _step(self, weights: Any, change: Array, first: Array) -> tuple[Array, Array]:
         """The changes of STEP channels, and the rows of the kernel that they meet."""
@@ -154,8 +163,8 @@ class RunningSum:
 
     def __init__(
         self,
-        apply: taps.Apply,
-        variables: Any,
+        network: Network,
+        arrays: Any,
         layer: str,
         reader: Reader,
         head: Head,
@@ -163,22 +172,22 @@ class RunningSum:
         plan: Plan,
         pairs: int,
     ):
-        self._network = network = ReadNetwork(apply, layer, reader, plan, head)
+        self._network = read = ReadNetwork(network, layer, reader, plan, head)
         whole, spread = (REPLICATED,), (SPREAD, SPREAD)
-        self._read = Sharded(network.read, mesh, (*whole, *spread), SPREAD)
+        self._read = Sharded(read.read, mesh, (*whole, *spread), SPREAD)
         self._around = Sharded(head.around, mesh, (*whole, SPREAD), SPREAD)
-        self._advance = Sharded(network.advance, mesh, whole * 4, REPLICATED)
-        self._predict = Sharded(network.predict, mesh, (*whole * 6, *spread), SPREAD)
+        self._advance = Sharded(read.advance, mesh, whole * 4, REPLICATED)
+        self._predict = Sharded(read.predict, mesh, (*whole * 6, *spread), SPREAD)
         self.functions = [self._read, self._around, self._advance, self._predict]
-        self._weights = replicate(network.weights(variables), mesh)
+        self._weights = replicate(read.weights(arrays), mesh)
         self._mesh, self._plan = mesh, plan
         self._pairs = round_up(pairs, mesh.size)
 
     def reordered(self, plan: Plan) -> "RunningSum":
         """The same programs for another order of the same fill."""
         other = copy.copy(self)
-        other._plan, network = plan, replace(self._network, plan=plan)
-        weights = network.weights(self._weights["variables"])
+        other._plan, read = plan, replace(self._network, plan=plan)
+        weights = read.weights(self._weights["arrays"])
         other._weights = replicate(weights, self._mesh)
         return other
 
@@ -192,7 +201,7 @@ class RunningSum:
         pairs = np.stack([image, ks[mask]], axis=1).astype(np.int32)
         firsts = np.arange(0, ks[-1] + 1, STEP, dtype=np.int32)
         steps = np.split(pairs, np.searchsorted(pairs[:, 1], firsts[1:]))
-        around = self._around(weights["variables"], batch.images)
+        around = self._around(weights["arrays"], batch.images)
         labels, around, total, change = replicate(
             (batch.labels, around, total, change), self._mesh
         )

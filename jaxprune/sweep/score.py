@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxprune import arguments
-from jaxprune.channels.fills import Fill, resolve_fill
 from jaxprune.errors import InputError
+from jaxprune.fills.fill import Fill, LinearFill, resolve_fill
 from jaxprune.ranking.criteria import Criterion, Scores
 from jaxprune.sweep.gather import find_criterion
 from jaxprune.sweep.oracle import MaskLosses
@@ -49,7 +49,7 @@ def score(
     made["seed"] = seed
     if "readers" in chosen.needs:
         linear = fill if linear is None and isinstance(fill, Fill) else linear
-        if linear is None or not linear.moments:
+        if not isinstance(linear, LinearFill):
             raise InputError(
                 f"criterion {name} goes by the linear fill: give what "
                 "jaxprune.linear_fill returns"

@@ -16,9 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxprune import arguments, processes, sealed
-from jaxprune.channels import taps
+from jaxprune.adapters.networks import takes_network
 from jaxprune.data.splits import Batch, Split, batches
 from jaxprune.errors import InputError, check_choice
+from jaxprune.fills.masked import layer_bias
+from jaxprune.graph.network import Network
 from jaxprune.mesh import (
     REPLICATED,
     SPREAD,
@@ -31,6 +33,7 @@ from jaxprune.ranking.criteria import Criterion
 from jaxprune.sweep import maps as places
 from jaxprune.sweep.checks import check_tap, map_of_one
 from jaxprune.sweep.gather import Gathering, needs_of
+from jaxprune.sweep.taps import TAPS, capture_map
 
 # Images that a tap is tried on.
 _TRIED = 16
@@ -54,8 +57,8 @@ class TappedLayer:
       batch_size: images in a batch, B.
       bias: a channel's output at the tap when its kernel is zeroed.
       mean_feature_map: mean over the ranking split.
-      apply: the network.
-      variables: the network's, from which all this was computed.
+      network: the network, from which all this was computed.
+      arrays: its parameters by path, on every device.
       mesh: the devices.
       trunk_seconds: time to compute the feature maps.
       compile_seconds: time to compile what computes them.
@@ -72,8 +75,8 @@ class TappedLayer:
     batch_size: int
     bias: Float[np.ndarray, " P"]
     mean_feature_map: Float[np.ndarray, "*axes P"]
-    apply: taps.Apply
-    variables: Any
+    network: Network
+    arrays: Mapping[str, Any]
     mesh: Mesh
     trunk_seconds: float
     compile_seconds: float
@@ -94,8 +97,8 @@ class TappedLayer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the variables."""
-        return sealed.fingerprint(self.variables)
+        """SHA-256 of the network's parameters."""
+        return sealed.fingerprint(self.network.params)
 
     @cached_property
     def images(self) -> Array:
@@ -113,9 +116,9 @@ class TappedLayer:
             yield batch, feature_map
 
 
+@takes_network
 def tap_layer(
-    apply: taps.Apply,
-    variables: Any,
+    network: Network,
     split: Split,
     *,
     layer: str | None = None,
@@ -135,12 +138,12 @@ def tap_layer(
     share of them.
 
     Args:
-      apply: `apply(variables, images, **kwargs)` -> logits, which takes the split's
-        images as they are, so it scales them; see `jaxprune.channels.taps`.
-      variables: the network's variables.
+      network: the network, images -> logits, which takes the split's images as they
+        are, so it scales them; or in its place a function or `apply`, and its
+        variables.
       split: the images to evaluate.
       layer: name of the convolution; by default the last one.
-      tap: one of `taps.TAPS`, where the feature map is taken.
+      tap: one of `TAPS`, where the feature map is taken.
       rank_split: the images to average over; by default `split`.
       criteria: those that `score` will be asked for; without any, those that go by the
         mean feature map. What they need is gathered in the same pass.
@@ -158,14 +161,13 @@ def tap_layer(
         have, a tap that changes the network, a network that does not treat images one
         by one, more processes than images, or feature maps that do not fit on the disk.
     """
-    check_choice("tap", tap, taps.TAPS)
+    check_choice("tap", tap, TAPS)
     check_choice("maps", maps, places.KINDS)
     ranking = split if rank_split is None else rank_split
     for what, given in (("split", split), ("rank_split", ranking)):
         arguments.check_kind(what, given, Split, "a Split, as image_split returns")
     if ranking.image_shape != split.image_shape:
         raise InputError(f"images: {ranking.image_shape} are not {split.image_shape}")
-    arguments.check_variables(variables)
     needs = needs_of(criteria)
     mesh = make_mesh() if mesh is None else mesh
     arguments.check_kind("mesh", mesh, Mesh, "a mesh, as make_mesh returns")
@@ -173,24 +175,24 @@ def tap_layer(
     if not len(split):
         raise InputError("the split has no images")
     images = _some_images(split)
-    name = taps.last_conv(apply, variables, images) if layer is None else layer
-    one = map_of_one(apply, variables, images, name)
+    network = network.with_example(images)
+    name = network.graph().last_conv() if layer is None else layer
+    one = map_of_one(network, images, name)
     counts = arguments.check_counts("oracle_images", oracle_images)
     counts = (counts or {len(ranking)}) if "losses" in needs else set()
     if maps == "disk":
         kept = sum(len(processes.own(n)) for n in (len(split), *counts))
         places.check_space(maps_dir, kept * one.size * one.dtype.itemsize)
     classes = len(split.class_names)
-    gathering = Gathering(apply, variables, images, name, tap, needs)
-    check_seconds = check_tap(apply, variables, images, name, tap, classes)
-    variables = replicate(variables, mesh)
-    params = taps.at_path(variables["params"], name)
-    bias = taps.TAPS[tap](jnp.asarray(params.get("bias", jnp.zeros(one.shape[-1]))))
+    gathering = Gathering(network, name, tap, needs)
+    check_seconds = check_tap(network, images, name, tap, classes)
+    arrays = replicate(network.arrays, mesh)
+    bias = TAPS[tap](jnp.asarray(layer_bias(network, network.layers[name])))
     specs = (REPLICATED, SPREAD, SPREAD)
-    program = Sharded(_only_maps(apply, name, taps.TAPS[tap]), mesh, specs, SPREAD)
+    program = Sharded(_only_maps(network, name, tap), mesh, specs, SPREAD)
 
     def trunk(batch: Batch) -> np.ndarray:
-        found = program(variables, batch.images, batch.labels)
+        found = program(arrays, batch.images, batch.labels)
         return np.asarray(found["maps"])
 
     def place(own: Split) -> places.Maps:
@@ -202,7 +204,7 @@ def tap_layer(
     tapped = TappedLayer(
         name=name, split=split, own=own, batch_size=batch_size,
         bias=np.asarray(bias, np.float32),
-        mean_feature_map=np.zeros(one.shape), apply=apply, variables=variables,
+        mean_feature_map=np.zeros(one.shape), network=network, arrays=arrays,
         mesh=mesh, trunk_seconds=0.0, compile_seconds=check_seconds,
         dtype=np.dtype(one.dtype), maps=place(own),
     )  # fmt: skip
@@ -211,13 +213,11 @@ def tap_layer(
     return _run_trunk(tapped, program, rank_split, gathering, on_images)
 
 
-def _only_maps(
-    apply: taps.Apply, name: str, activation: taps.Activation
-) -> Callable[..., dict[str, Any]]:
-    def run(variables: Any, images: Array, labels: Array) -> dict[str, Any]:
+def _only_maps(network: Network, name: str, tap: str) -> Callable[..., dict[str, Any]]:
+    def run(arrays: Any, images: Array, labels: Array) -> dict[str, Any]:
         del labels
-        maps = taps.capture(apply, variables, images, name, activation)
-        return {"maps": maps, "given": {}}
+        return {"maps": TAPS[tap](capture_map(network, arrays, images, name)),
+                "given": {}}  # fmt: skip
 
     return run
 
@@ -266,7 +266,7 @@ def _run_trunk(
         program = rank if source is own_ranking else trunk
         for batch in batches(source, empty.batch_size):
             here = slice(batch.start, batch.start + batch.size)
-            found = program(empty.variables, batch.images, batch.labels)
+            found = program(empty.arrays, batch.images, batch.labels)
             maps = np.asarray(found["maps"])[: batch.size]
             if source is empty.own:
                 empty.maps.write(maps)
@@ -283,7 +283,7 @@ def _run_trunk(
     return replace(
         empty,
         mean_feature_map=mean,
-        evidence=gathering.evidence(empty.variables) | {"mean_feature_map": mean},
+        evidence=gathering.evidence() | {"mean_feature_map": mean},
         ranked=ranked,
         trunk_seconds=seconds - compiled,
         compile_seconds=compiled + empty.compile_seconds,

@@ -99,7 +99,10 @@ class Keeper:
                 "fill": plan.fill.name,
             }
         )
-        self._numbers = _numbers(plan)
+        self._numbers = {
+            name: np.asarray(array, np.float64)
+            for name, array in plan.fill.numbers.items()
+        }
         self._masks = len(plan.ks)
         self._since = time.monotonic()
         self._waiting: list[Finished] = []
@@ -184,19 +187,6 @@ def _range(path: Path, name: str) -> tuple[int, int]:
     words = path.stem.removeprefix(f"{name}-").split("-")
     whole = len(words) == 2 and all(word.isdecimal() for word in words)
     return (int(words[0]), int(words[1])) if whole else (-1, -1)
-
-
-def _numbers(plan: Plan) -> dict[str, np.ndarray]:
-    """What tells a fill from another of that name."""
-    fill = plan.fill
-    found = {f"mean {name}": mean for name, mean in fill.means.items()}
-    if fill.values is not None:
-        found["values"] = fill.values
-    for name, moments in fill.moments.items():
-        found[f"moments {name}"] = np.stack(
-            [moments.mean, np.diagonal(moments.ridged, axis1=1, axis2=2)]
-        )
-    return {name: np.asarray(array, np.float64) for name, array in found.items()}
 
 
 def _close(before: np.ndarray, now: np.ndarray) -> bool:

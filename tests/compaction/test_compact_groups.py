@@ -3,19 +3,20 @@
 import functools
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxprune.channels import taps
-from jaxprune.channels.calibration import linear_fills, mean_fills
-from jaxprune.channels.groups import find_groups
-from jaxprune.channels.masking import make_pruning, mask_channels
+from jaxprune.adapters.queries import find_groups
 from jaxprune.compaction import compact
-from jaxprune.compaction.compact import OtherWayError
 from jaxprune.compaction.network import load_compact
 from jaxprune.errors import InputError
+from jaxprune.fills.calibration import linear_fills, mean_fills
+from jaxprune.fills.masked import make_pruning
+from masked import given_to, masked_logits, network_of
 from random_data import random_split, random_variables
 from zoo import CLASSES, EXAMPLE_SHAPE, ZOO
 
@@ -58,9 +59,9 @@ def cut(name, masks, fill):
 def test_compact_equals_masked(name, fill):
     rng = np.random.default_rng(0)
     masks = {
-        g: rng.permutation(flow.channels) < rng.integers(1, flow.channels)
-        for g, flow in network(name)[3].groups.items()
-        if flow.channels > 1
+        g: rng.permutation(group.units) < rng.integers(1, group.units)
+        for g, group in network(name)[3].groups.items()
+        if group.units > 1
     }
     small = cut(name, masks, fill)
     assert small.proof.different_predictions == 0
@@ -72,7 +73,7 @@ def test_compact_equals_masked(name, fill):
 def test_means_are_those_of_what_readers_are_given():
     """By a reader of its own for each position behind a flatten."""
     model, variables, images, _ = network("vgg_plain")
-    given = taps.capture_inputs(model.apply, variables, images, ["conv2", "fc1"])
+    given = given_to(model.apply, variables, images, ["conv2", "fc1"])
     for group, reader in (("conv1", "conv2"), ("conv3", "fc1")):
         x = np.asarray(given[reader], np.float64)
         expected = x.reshape(-1, x.shape[-1]).mean(0)
@@ -89,8 +90,9 @@ def test_a_mean_at_the_readers_is_what_they_are_given():
     model, variables, images, groups = network("vgg_plain")
     keep = np.arange(24) % 3 > 0
     fill = fills("vgg_plain", "mean")["fc1"]
-    pruning = make_pruning(variables, groups.groups["fc1"], keep, fill)
-    masked = mask_channels(model.apply, [pruning.mask])(variables, images)
+    whole = network_of(model.apply, variables, images)
+    pruning = make_pruning(whole, groups.groups["fc1"], keep, fill)
+    masked = masked_logits(model.apply, variables, images, [pruning])
     dense = variables["params"]["fc2"]
     bias = dense["bias"] + fill.means["fc2"][~keep] @ dense["kernel"][~keep]
     written = {"bias": bias, "kernel": dense["kernel"] * keep[:, None]}
@@ -116,25 +118,42 @@ def test_means_of_another_network_are_refused():
 
 def test_a_saved_network_is_read_again(tmp_path):
     model, _, images, groups = network("resnet_groupnorm")
-    masks = {g: np.arange(f.channels) != 1 for g, f in groups.groups.items()}
+    masks = {g: np.arange(f.units) != 1 for g, f in groups.groups.items()}
     small = cut("resnet_groupnorm", masks, "drop")
     small.save(tmp_path / "small")
     again = load_compact(tmp_path / "small", model)
     np.testing.assert_array_equal(again(images[:2]), small(images[:2]))
+    np.testing.assert_allclose(
+        again.apply(again.variables, images[:2]), small(images[:2]), atol=1e-5
+    )
 
 
-def test_a_projection_that_would_vanish_is_refused():
-    """8 -> 32 channels, stride 1: cut to equal widths, the code adds without it."""
-    groups = network("resnet_v15")[3].groups
+def written(variables, paths):
+    """Variables with zeros in some channels of kernels' outputs or inputs."""
+    flat = flatten_dict(jax.tree.map(np.copy, variables), sep="/")
+    for path, (axis, gone) in paths.items():
+        np.moveaxis(flat[path], axis, 0)[gone] = 0
+    return unflatten_dict(flat, sep="/")
+
+
+def test_a_projection_whose_code_compares_shapes_stays():
+    """8 -> 32 channels, stride 1: at equal widths, the code would add without it."""
+    model, variables, images, groups = network("resnet_v15")
     stem, block = "conv_init", "BottleneckBlock_0/Conv_2"
-    assert groups[stem].channels < groups[block].channels
-    keep = np.arange(groups[block].channels) < groups[stem].channels
-    with pytest.raises(InputError, match="'BottleneckBlock_0/conv_proj' is called in"):
-        cut("resnet_v15", {block: keep}, "drop")
+    assert groups.groups[stem].units < groups.groups[block].units
+    keep = np.arange(groups.groups[block].units) < groups.groups[stem].units
+    small = cut("resnet_v15", {block: keep}, "drop")
+    assert small.arrays["params/BottleneckBlock_0/conv_proj/kernel"].shape[-1] == 8
+    readers = groups.groups[block].readers
+    zeroed = {f"params/{name}/kernel": (-2, ~keep) for name in readers}
+    expected = jax.jit(model.apply)(written(variables, zeroed), images[:2])
+    np.testing.assert_allclose(small(images[:2]), expected, atol=1e-5)
+    with pytest.raises(InputError, match="own code computes something else"):
+        small.apply  # noqa: B018
 
 
-def test_a_sum_that_would_arise_is_refused():
-    """12 -> 8 channels, stride 1: cut to equal widths, the code adds, with no layer."""
+def test_a_sum_that_would_arise_does_not():
+    """12 -> 8 channels, stride 1: cut to equal widths, the code would add."""
 
     class Arising(nn.Module):
         @nn.compact
@@ -144,11 +163,15 @@ def test_a_sum_that_would_arise_is_refused():
             x = x + y if x.shape == y.shape else y
             return nn.Dense(CLASSES)(x.mean((1, 2)))
 
-    x = jnp.ones((1, 4, 4, 3))
+    x = jnp.linspace(0, 1, 48).reshape(1, 4, 4, 3)
     model = Arising()
-    how = {"stem": (np.arange(12) < 8, "drop")}
-    with pytest.raises(OtherWayError, match="the operation 'add' is found in one"):
-        compact.compact_groups(model, random_variables(model, x), how, example=x)
+    variables = random_variables(model, x)
+    keep = np.arange(12) < 8
+    small = compact.compact_groups(
+        model, variables, {"stem": (keep, "drop")}, example=x
+    )
+    zeroed = written(variables, {"params/block/kernel": (-2, ~keep)})
+    np.testing.assert_allclose(small(x), model.apply(zeroed, x), atol=1e-5)
 
 
 def test_a_layer_that_would_return_nothing_is_named():

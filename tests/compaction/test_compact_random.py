@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxprune
-from jaxprune.channels import masking
-from jaxprune.channels.flow import channel_flow
+from masked import masked_logits, pruning_of
 from random_data import random_variables
 
 
@@ -104,13 +103,10 @@ def _check(model, data):
     x = jnp.asarray(rng.normal(size=(3, 9, 8, 2)), jnp.float32)
     variables = random_variables(model, x, seed)
     small = jaxprune.compact(model, variables, layer, keep, fill=fill, example=x)
-    flow = channel_flow(model.apply, variables, x, layer)
-    pruning = masking.make_pruning(variables, flow, keep, fill)
+    pruning = pruning_of(model.apply, variables, x, layer, keep, fill)
     # Other inputs than those that were traced and compared.
     other = jnp.asarray(rng.normal(size=(2, 9, 8, 2)), jnp.float32)
-    masked = jax.jit(
-        lambda v, x: masking.mask_channels(model.apply, [pruning.mask])(v, x)
-    )(variables, other)
+    masked = masked_logits(model.apply, variables, other, [pruning])
     # Sums of at most a few hundred float32 products of numbers near 1.
     scale = max(1.0, float(np.abs(masked).max()))
     np.testing.assert_allclose(small(other), masked, atol=5e-5 * scale, rtol=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxprune.channels import taps
+import jaxprune
 from jaxprune.networks import models
 from jaxprune.networks.models import CifarVGG
 from random_data import random_variables
@@ -116,7 +116,7 @@ def test_the_same_forward_pass(variables, images):
     expected = np.asarray(apply(variables, images))
     np.testing.assert_allclose(logits, expected, atol=2e-6 * np.abs(expected).max())
     expected = np.asarray(
-        taps.capture(apply, variables, images, LAYER, taps.TAPS["relu"])
+        jaxprune.capture(apply, variables, images, LAYER, jaxprune.TAPS["relu"])
     )
     np.testing.assert_allclose(
         feature_map, expected, atol=2e-6 * np.abs(expected).max()

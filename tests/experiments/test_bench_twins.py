@@ -10,7 +10,8 @@ from absl.testing import flagsaver
 
 from experiments import cli, finetuning, job
 from experiments.bench import __main__ as bench
-from jaxprune.compaction import cost
+from jaxprune.cost.multiply_adds import multiply_adds
+from jaxprune.graph.network import Network
 from jaxprune.networks.models import CifarResNet, CifarVGG
 from random_data import random_variables
 
@@ -53,7 +54,7 @@ def test_the_same_logits(pair, images):
 
 def test_the_same_counts(pair, images):
     model, variables, twin = pair
-    expected = cost.multiply_adds(model.apply, variables, images[:1])
+    expected = multiply_adds(Network(model.apply, variables, images[:1]))
     assert twins.multiply_adds(twin, channels_first(images[:1])) == expected
     assert twins.multiply_adds(twin, channels_first(images)) == 5 * expected
     leaves = jax.tree.leaves(variables)

@@ -245,11 +245,11 @@ def test_a_training_log_of_another_shape(script, swept, content, message):
 LOG = [LINE, LINE | {"epoch": 2, "loss": 0.4}]
 
 
+@pytest.mark.parametrize("module", [train, pytest.param(plot, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "found",
     [None, "", LOG[:1], [LOG[0] | {"loss": 0.7}, LOG[1]], LOG[::-1], [*LOG, LINE]],
 )
-@pytest.mark.parametrize("module", [train, plot])
 def test_the_training_log_is_the_checkpoint_s(script, swept, module, found):
     """What was lost of it, or changed in it, is written again."""
     conf = json.loads((RUN / "config.json").read_text())

@@ -142,7 +142,7 @@ BAD = [
     ),
     (sweep, ["--model=cifar_vgg", "--dataset=digits"], "at least 32 pixels"),
     (sweep, [*SMALL, "--layer=conv9"], "choices: conv1, conv2, conv3"),
-    (sweep, [*SMALL, "--layer=bn1"], "no convolution but a BatchNorm"),
+    (sweep, [*SMALL, "--layer=bn1"], "unknown layer 'bn1'"),
     (sweep, [*SMALL, "--criterion=abs"], "choices: mean, abs_mean"),
     (sweep, [*SMALL, "--fill=zeros"], "did you mean 'zero'"),
     (sweep, [*SMALL, "--tap=relus"], "did you mean 'relu'"),

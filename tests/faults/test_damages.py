@@ -25,19 +25,19 @@ from damage import damage, reseal
 from experiments import cli, config, job, lock, log, sweep  # noqa: F401 - flags
 from experiments.recipes import RECIPES
 from experiments.shrink import ladder
-from jaxprune.channels import taps
-from jaxprune.channels.fills import resolve_fill
+from jaxprune.adapters.linen import called_layers
 from jaxprune.compaction import artefact
 from jaxprune.compaction.network import load_compact
+from jaxprune.cost.clock import Clock
 from jaxprune.data import tfds
 from jaxprune.errors import InputError
 from jaxprune.files import sha256
+from jaxprune.fills.fill import resolve_fill
 from jaxprune.networks import checkpoint, training
 from jaxprune.networks.keras_import import import_keras
 from jaxprune.networks.models import PairCNN
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import pruning_order
-from jaxprune.shrinking.clock import Clock
 from jaxprune.sweep import evaluation, layer, unfinished
 from jaxprune.sweep.comparison import Comparison
 from jaxprune.sweep.result import SweepResult
@@ -226,7 +226,7 @@ def kinds(made, tmp_path_factory):
     keras = root / "keras"
     keras.mkdir()
     variables = random_variables(KERAS, KERAS_X)
-    calls = taps.list_layers(KERAS.apply, variables, KERAS_X)
+    calls = called_layers(KERAS.apply, variables, KERAS_X)
     layers = [call.name for call in calls]
     write_keras(keras / "model.h5", variables, layers)
     KERAS_SUM.append(f"sha256:{sha256(keras / 'model.h5')}")

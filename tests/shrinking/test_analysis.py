@@ -7,14 +7,13 @@ import pytest
 from flax import linen as nn
 
 import jaxprune
-from jaxprune.compaction.compact import OtherWayError
-from jaxprune.compaction.cost import multiply_adds
+from jaxprune.cost.multiply_adds import multiply_adds
 from jaxprune.errors import InputError
 from jaxprune.shrinking import shrink as module
-from jaxprune.shrinking.analysis import Cut
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.shrink import analyse
 from random_data import random_split, random_variables
+from selected import quick
 from zoo import EXAMPLE_SHAPE, ZOO
 
 SOME = ("vgg_plain",)
@@ -27,19 +26,16 @@ def network(name="vgg_plain"):
     return model, variables, jnp.asarray(images)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in ZOO]
-)
+@pytest.mark.parametrize("name", quick(ZOO, SOME))
 def test_the_budget_is_kept_and_the_network_proved(name):
     model, variables, images = network(name)
     analysis = analyse(model, variables, images)
-    before = multiply_adds(model.apply, variables, images[:1])
+    before = multiply_adds(analysis.whole)
     for budget in (Budget(speedup=1.4), Budget(size=0.6)):
         small = analysis.shrink(budget)
         assert small.proof.different_predictions == 0
         if budget.speedup:
-            after = multiply_adds(small.apply, small.variables, images[:1])
-            assert before / after >= 1.4
+            assert before / multiply_adds(small.network) >= 1.4
         else:
             candidates = analysis.candidates(budget)
             parameters = analysis.costs.parameters
@@ -65,7 +61,8 @@ def test_known_curves_are_not_measured_again_and_groups_can_stay_whole():
     assert measured == [first, *rest] and list(again.curves) == rest
     assert first not in again.shrink(Budget(speedup=1.3)).layers
     # What is timed beside the whole network; four times is out of reach with it whole.
-    ((small, widths),) = again._narrower()
+    ((narrow, widths),) = again._narrower()
+    small = narrow.origin
     assert widths[first] == again.costs.whole[first] and first not in small.layers
     assert all(len(small.layers[name].kept) == widths[name] for name in rest)
     multiply_adds = again.costs.multiply_adds
@@ -78,7 +75,7 @@ def test_widths_are_found_on_some_of_many_images_and_layers_fitted_on_all(monkey
     few, many = (analyse(model, variables, images[:n]) for n in (20, 48))
     assert few.curves == many.curves
     (widths,) = few.candidates(Budget(speedup=1.3))
-    cut, other = (analysis.cut(widths).variables for analysis in (few, many))
+    cut, other = (analysis.cut(widths).arrays for analysis in (few, many))
     pairs = zip(jax.tree.leaves(cut), jax.tree.leaves(other), strict=True)
     assert any(np.abs(a - b).max() > 1e-3 for a, b in pairs)
 
@@ -90,13 +87,14 @@ def residual():
 
 
 @pytest.mark.slow
-def test_widths_that_change_the_models_way_are_moved(residual):
-    """The identity shortcut would come back where both widths are equal."""
+def test_widths_that_change_the_models_way_are_kept(residual):
+    """With equal widths the code would add without its projection: another network."""
     equal = min(residual.costs.whole.values()) // 2
-    widths = dict.fromkeys(residual.curves, equal)
-    small = residual.cut(widths).small
-    kept = [len(layer.kept) for layer in small.layers.values()]
-    assert sum(kept) in (equal * len(kept), equal * len(kept) - 1)
+    small = residual.cut(dict.fromkeys(residual.curves, equal)).small
+    assert {len(layer.kept) for layer in small.layers.values()} == {equal}
+    assert small.proof.different_predictions == 0
+    with pytest.raises(InputError, match="the model's own code computes something"):
+        small.apply  # noqa: B018
 
 
 @pytest.mark.slow
@@ -112,10 +110,10 @@ def test_what_meets_in_sums_is_weighed_and_the_best_is_measured(residual):
     least = dict.fromkeys(residual.curves, 1)
     two = [least, found[-1]]
     losses = []
-    apply, images = residual.whole.apply, residual.images
-    p = jax.nn.log_softmax(apply(residual.whole.variables, images))
+    function, images = jax.jit(residual.whole.function), residual.images
+    p = jax.nn.log_softmax(function(residual.whole.params, images))
     for widths in two:
-        q = jax.nn.log_softmax(apply(residual.cut(widths).variables, images))
+        q = jax.nn.log_softmax(function(residual.cut(widths).arrays, images))
         losses.append(float((jnp.exp(p) * (p - q)).sum()))
     assert losses[1] < losses[0]
     layers = []
@@ -123,21 +121,6 @@ def test_what_meets_in_sums_is_weighed_and_the_best_is_measured(residual):
     assert widths == found[-1] and len(layers) == 2 * len(costs.layers)
     assert all(len(cut.small.layers[n].kept) <= widths[n] for n in cut.small.layers)
     assert residual.best(two[:1])[0] == least
-
-
-def test_one_that_cannot_be_cut_leaves_the_others(monkeypatch, residual):
-    whole = Cut(residual.whole, {})
-
-    def cut(self, widths, *, on_layer):
-        if widths != {"c": 3}:
-            raise OtherWayError("another way")
-        return whole
-
-    monkeypatch.setattr(type(residual), "cut", cut)
-    assert residual.best([{"a": 1}, {"c": 3}]) == ({"c": 3}, whole)
-    assert residual.best([{"c": 3}, {"a": 1}]) == ({"c": 3}, whole)
-    with pytest.raises(OtherWayError):
-        residual.best([{"a": 1}, {"b": 2}])
 
 
 def test_shrink_is_all_of_it():

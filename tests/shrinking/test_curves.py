@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.channels import taps
-from jaxprune.channels.calibration import linear_fills
-from jaxprune.channels.groups import find_groups
+from jaxprune.adapters.queries import find_groups
+from jaxprune.fills.calibration import linear_fills
 from jaxprune.networks.models import PairCNN
 from jaxprune.shrinking.curves import Curve, divergence, loss_curves
+from masked import network_of, overwritten
 from random_data import random_split
 from toys import network as toy
 
@@ -24,9 +24,10 @@ def network():
 
 def curves_of(apply, variables, images, names):
     groups = find_groups(apply, variables, images)
-    flows = [groups.find(name) for name in names]
-    fills = linear_fills(apply, variables, images, flows, ridge=0.01)
-    return dict(loss_curves(apply, variables, images, flows, fills)), groups, fills
+    network = network_of(apply, variables, images)
+    found = [groups.find(name) for name in names]
+    fills = linear_fills(network, images, found, ridge=0.01)
+    return dict(loss_curves(network, images, found, fills)), groups, fills
 
 
 def softmax(z):
@@ -39,10 +40,8 @@ def slow_loss(apply, variables, images, fill, keep, reader):
     regression = fill.regressions(keep)[reader]
     whole = softmax(np.asarray(apply(variables, images), np.float64))
 
-    def masked(call):
-        if call.name != reader:
-            return call.run()
-        x = np.array(call.input, np.float64)
+    def masked(run, x):
+        x = np.array(x, np.float64)
         for features, a, c in zip(
             regression.features, regression.coefficients, regression.constants,
             strict=True,
@@ -51,9 +50,9 @@ def slow_loss(apply, variables, images, fill, keep, reader):
             part = x[..., features]
             predicted = part @ a + c
             x[..., features] = np.where(kept, part, predicted)
-        return call.run_on(jnp.asarray(x, jnp.float32))
+        return run(jnp.asarray(x, jnp.float32))
 
-    cut = softmax(np.asarray(taps.intercept(apply, masked)(variables, images)))
+    cut = softmax(np.asarray(overwritten(apply, reader, masked)(variables, images)))
     return (whole * np.log(whole / cut)).sum(-1).mean()
 
 

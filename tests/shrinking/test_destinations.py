@@ -6,17 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
 
-from jaxprune.channels.flow import READERS
-from jaxprune.channels.groups import find_groups
-from jaxprune.channels.program import Run, trace_program
+from jaxprune.adapters.linen import from_linen
 from jaxprune.compaction.compact import compact_groups
+from jaxprune.compaction.network import as_compact
+from jaxprune.graph.network import Network
+from jaxprune.graph.stepwise import Stepwise
 from jaxprune.shrinking import refit as refitting
 from jaxprune.shrinking.destinations import Destination, find_destinations, follow
 from jaxprune.shrinking.goals import Goal, fit
 from jaxprune.shrinking.refit import refit
 from random_data import random_split, random_variables
+from selected import quick
 from zoo import EXAMPLE_SHAPE, ZOO
 
 SHAPE = (6, 6, 2)
@@ -43,25 +44,10 @@ def block():
     return variables, random_split(n=96, shape=SHAPE).images.astype(np.float32) / 255
 
 
-def is_open(module):
-    return type(module) in READERS
-
-
-def program_of(model, variables, x):
-    return trace_program(model.apply, variables, jnp.asarray(x), is_open)
-
-
-def unknowns_of(program, variables):
-    flat = flatten_dict(variables, sep="/")
-    shapes = [flat[f"params/{call.name}/kernel"].shape for call in program.layers]
-    return {i: int(np.prod(shape[:-1])) for i, shape in enumerate(shapes)}
-
-
 def test_the_strongest_of_a_sum_gives_the_sum_and_a_gate_ends_the_way():
     variables, x = block()
-    program = program_of(Block(), variables, x[:2])
-    ends = find_destinations(program, unknowns_of(program, variables))
-    found = {program.layers[i].name: end for i, end in ends.items()}
+    graph = Network(Block().apply, variables, x).graph(x[:2])
+    found = find_destinations(graph.program, graph.layers)
     names = [step.name for _, step in found["branch"].path]
     assert names == ["sub", "mul", "add", "add"] and found["branch"].rectified
     assert not found["short"].path and not found["short"].rectified
@@ -76,15 +62,15 @@ def test_factor_and_rest_are_the_norm_and_the_other_branch():
     state = Block().apply(variables, x[:2], capture_intermediates=True, mutable=True)[1]
     seen = {k: np.asarray(v["__call__"][0]) for k, v in
             state["intermediates"].items() if isinstance(v, dict)}  # fmt: skip
-    program = program_of(Block(), variables, x[:2])
-    ends = find_destinations(program, unknowns_of(program, variables))
-    index = [call.name for call in program.layers].index("branch")
-    outputs = [jnp.asarray(seen[call.name]) for call in program.layers]
-    run = Run(
-        program, flatten_dict(variables, sep="/"), jnp.asarray(x[:2]),
-        lambda i, _: outputs[i], Counter(),
+    network = Network(Block().apply, variables, x)
+    graph = network.graph(x[:2])
+    ends = find_destinations(graph.program, graph.layers)
+    run = Stepwise(
+        graph, network.arrays, jnp.asarray(x[:2]),
+        {layer.output: layer for layer in graph.layers.values()},
+        lambda layer, _: jnp.asarray(seen[layer.name]), Counter(),
     )  # fmt: skip
-    factor, rest = follow(run, ends[index], jnp.float32)
+    factor, rest = follow(run, ends["branch"], graph.layer("branch"))
     norm, stats = variables["params"]["norm"], variables["batch_stats"]["norm"]
     slow = norm["scale"] / np.sqrt(stats["var"] + 1e-5)
     np.testing.assert_allclose(factor, slow, rtol=1e-5)
@@ -94,10 +80,10 @@ def test_factor_and_rest_are_the_norm_and_the_other_branch():
 
 def cut(keeps):
     variables, x = block()
-    groups = find_groups(Block().apply, variables, x)
-    fitted = refit(Block().apply, variables, x, groups, keeps)
+    network = as_compact(from_linen(Block(), variables, x[:1])).network
+    fitted = refit(network, x, network.groups, keeps)
     drops = {name: (keep, "drop") for name, keep in keeps.items()}
-    small = compact_groups(Block(), fitted, drops, example=x[:4])
+    small = compact_groups(network.with_params(fitted), drops, example=x[:4])
     assert small.proof.different_predictions == 0
     whole = np.asarray(Block().apply(variables, x))
     return np.abs(np.asarray(small(x)) - whole).max() / whole.std()
@@ -108,8 +94,8 @@ def test_what_the_shortcut_has_lost_the_branch_makes_good(monkeypatch):
     keeps = {"wide": np.arange(WIDTH) < 2}
     repaired = cut(keeps)
 
-    def nowhere(program, unknowns):
-        return {i: Destination(program.returned[i]) for i in unknowns}
+    def nowhere(program, layers):
+        return {name: Destination(layer.output) for name, layer in layers.items()}
 
     monkeypatch.setattr(refitting, "find_destinations", nowhere)
     assert repaired < 0.05 and cut(keeps) > 5 * repaired
@@ -154,21 +140,26 @@ ORDINARY = ("cifar_resnet", "resnet_v1")
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ORDINARY else pytest.param(n, marks=pytest.mark.slow) for n in ZOO],
+    quick(ZOO, ORDINARY),
 )
 def test_a_program_run_by_hand_is_the_network(name):
     model = ZOO[name]()
     variables = random_variables(model, jnp.zeros((1, *EXAMPLE_SHAPE)))
     images = random_split(n=16, shape=EXAMPLE_SHAPE).images[:2].astype(np.float32) / 255
     x = jnp.asarray(images)
-    program = trace_program(model.apply, variables, x, refitting._is_open)
-    flat = flatten_dict(variables, sep="/")
+    network = Network(model.apply, variables, x)
+    graph = network.graph(x)
+    layers = {
+        layer.output: layer
+        for layer in graph.layers.values()
+        if refitting.may_be_fitted(layer)
+    }
 
-    def layer(i, x):
-        return refitting._run_layer(program.layers[i], flat, x)
+    def layer(layer, x):
+        return refitting._output(layer, network.arrays, x)
 
-    run = Run(program, flat, x, layer, Counter())
-    (result,) = (run.read(value) for value in program.results)
+    run = Stepwise(graph, network.arrays, x, layers, layer, Counter())
+    (result,) = (run.read(value) for value in graph.program.results)
     np.testing.assert_allclose(result, model.apply(variables, x), atol=1e-4, rtol=1e-4)
     # Nothing is kept that nobody will read.
     assert len(run.values) - len(run.fixed) <= 2

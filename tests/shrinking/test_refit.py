@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import unflatten_dict
 
-from jaxprune.channels.groups import find_groups
+from jaxprune.adapters.linen import from_linen
 from jaxprune.compaction.compact import compact_groups
-from jaxprune.errors import InputError
+from jaxprune.compaction.network import as_compact
+from jaxprune.graph.network import Network
 from jaxprune.shrinking.least_squares import least_squares, patches
 from jaxprune.shrinking.refit import refit
 from random_data import random_split, random_variables
@@ -52,8 +54,18 @@ def test_patches_times_the_kernel_are_the_convolution(options):
     kernel = kernel.astype(np.float32)
     y = np.asarray(conv.apply({"params": {"kernel": kernel}}, x))
     pick = np.random.default_rng(2).permutation(y[..., 0].size)[:40]
-    found = patches(conv, x, pick, y.shape) @ kernel.reshape(-1, 5)
+    layer, operand = only_layer(conv, kernel, x)
+    found = patches(layer, operand, pick) @ kernel.reshape(-1, 5)
     np.testing.assert_allclose(found, y.reshape(-1, 5)[pick], atol=1e-5)
+
+
+def only_layer(conv, kernel, x):
+    """The convolution of a network that is no more, and what it is given."""
+    variables = {"params": {"kernel": kernel}}
+    network = Network(conv.apply, variables, x)
+    (layer,) = network.graph(x).layers.values()
+    (operand,) = network.evaluate(x, want=[layer.input])
+    return layer, np.asarray(operand)
 
 
 def test_patches_of_a_causal_convolution():
@@ -61,7 +73,8 @@ def test_patches_of_a_causal_convolution():
     x = np.random.default_rng(0).normal(size=(2, 9, 2)).astype(np.float32)
     kernel = np.random.default_rng(1).normal(size=(4, 2, 3)).astype(np.float32)
     y = np.asarray(conv.apply({"params": {"kernel": kernel}}, x))
-    found = patches(conv, x, np.arange(18), y.shape) @ kernel.reshape(-1, 3)
+    layer, operand = only_layer(conv, kernel, x)
+    found = patches(layer, operand, np.arange(18)) @ kernel.reshape(-1, 3)
     np.testing.assert_allclose(found, y.reshape(-1, 3), atol=1e-5)
 
 
@@ -82,10 +95,16 @@ def network():
 
 
 def cut(model, variables, x, keeps):
-    groups = find_groups(model.apply, variables, x)
-    fitted = refit(model.apply, variables, x, groups, keeps)
+    return cut_again(as_compact(from_linen(model, variables, x[:1])), x, keeps)
+
+
+def cut_again(small, x, keeps):
+    """The fitted variables of a network's shapes, and what is left of it."""
+    network = small.network
+    fitted = refit(network, x, network.groups, keeps)
     drops = {name: (keep, "drop") for name, keep in keeps.items()}
-    return fitted, compact_groups(model, fitted, drops, example=x[:4])
+    cut = compact_groups(network.with_params(fitted), drops, example=x[:4])
+    return unflatten_dict(fitted, sep="/"), cut
 
 
 def test_copies_of_units_leave_without_a_trace():
@@ -157,34 +176,25 @@ def test_a_network_can_be_cut_again():
     first = {"first": np.arange(6) < 4}
     _, small = cut(model, variables, x, first)
     keeps = {"second": np.arange(8) < 5, "third": np.arange(7) < 6}
-    groups = find_groups(small.apply, small.variables, x)
-    fitted = refit(small.apply, small.variables, x, groups, keeps)
-    drops = {name: (keep, "drop") for name, keep in keeps.items()}
-    again = compact_groups(small, fitted, drops, example=x[:4])
+    _, again = cut_again(small, x, keeps)
     assert again.proof.different_predictions == 0
     assert set(again.layers) == {"first", "second", "third"}
     difference = np.abs(np.asarray(again(x)) - np.asarray(small(x))).mean()
     assert difference < np.asarray(small(x)).std()
 
 
-def test_a_jitted_part_is_refused():
+def test_a_jitted_part_is_fitted_like_any_other():
     class Jitted(nn.Module):
+        jit: bool
+
         @nn.compact
         def __call__(self, x):
-            x = nn.relu(nn.jit(nn.Conv)(4, (3, 3), name="first")(x))
-            return nn.jit(nn.Dense)(3, name="last")(x.mean((1, 2)))
+            lift = nn.jit if self.jit else lambda module: module
+            x = nn.relu(lift(nn.Conv)(4, (3, 3), name="first")(x))
+            return lift(nn.Dense)(3, name="last")(x.mean((1, 2)))
 
-    model = Jitted()
-    variables = random_variables(model, jnp.zeros((1, *SHAPE)))
-    x = images(8)
-
-    def jitted(v, x):
-        return jax.jit(model.apply)(v, x)
-
-    groups = find_groups(Jitted().apply, variables, x)
-    for keep in ({}, {"first": np.arange(4) < 2}):
-        if keep and "first" not in groups.groups:
-            continue
-        if keep:
-            with pytest.raises(InputError, match="inside a transformation"):
-                refit(jitted, variables, x, groups, keep)
+    variables = random_variables(Jitted(False), jnp.zeros((1, *SHAPE)))
+    x, keeps = images(64), {"first": np.arange(4) < 2}
+    plain, jitted = (cut(Jitted(jit), variables, x, keeps)[0] for jit in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, plain, jitted)
+    assert not plain["params"]["last"]["kernel"][2:].any()

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from jaxprune.channels.fills import Fill
-from jaxprune.channels.linear import Moments
+from jaxprune.fills.fill import LinearFill
+from jaxprune.fills.linear import Moments
 from jaxprune.shrinking.selection import forward_selection, selection_order
 
 
@@ -71,5 +71,5 @@ def test_a_reader_with_several_features_of_a_unit_counts_each_position():
     moments = Moments(features, 5, np.zeros((1, 10)), joined(0), joined(1), 0.01)
     ridge = (moments.ridged - moments.covariance)[0, :5, :5]
     slow = forward_selection([(c, g, ridge) for c, g, _ in pairs])
-    order = selection_order(Fill("linear", moments={"reader": moments}))
+    order = selection_order(LinearFill("linear", moments={"reader": moments}))
     np.testing.assert_array_equal(order, slow)

@@ -16,7 +16,8 @@ import numpy_programs
 import reference
 from drawn_networks import draw_network
 from jaxprune import mesh
-from jaxprune.channels import taps
+from jaxprune.adapters.linen import called_layers
+from masked import overwritten
 from random_data import random_split, random_variables
 from tally import FULL, trials
 from zoo import EXAMPLE_SHAPE
@@ -52,7 +53,7 @@ def with_both_classes(model, seed):
         return model.apply(variables, images.astype(jnp.float32) / 255, **kwargs)
 
     images = random_split(n=6, shape=EXAMPLE_SHAPE, classes=2, seed=seed).images
-    last = taps.list_layers(apply, variables, images)[-1].name
+    last = called_layers(apply, variables, images)[-1].name
     program = jax.make_jaxpr(apply)(variables, images)
     (logits,) = numpy_programs.run(program, variables, images)
     # Of one that returns the same for all images nothing but rounding would stay.
@@ -65,11 +66,10 @@ def naive(apply, variables, images, layer, order, fill):
     """Logits [K, N, C]: the whole network once for every K, its map overwritten."""
 
     def masked(variables, images, keep, values):
-        def overwrite(call):
-            output = call.run()
-            return jnp.where(keep, output, values) if call.name == layer else output
+        def overwrite(run, *args):
+            return jnp.where(keep, run(*args), values)
 
-        return taps.intercept(apply, overwrite)(variables, images)
+        return overwritten(apply, layer, overwrite)(variables, images)
 
     p = len(order)
     keep, values = np.ones(p, bool), fill.astype(np.float32)
@@ -92,7 +92,7 @@ def test_drawn_sweeps(part, tally, record_property):
         kinds, model = draw_network(rng)
         apply, variables = with_both_classes(model, seed)
         split = random_split(n=6, shape=EXAMPLE_SHAPE, classes=2, seed=seed)
-        calls = taps.list_layers(apply, variables, jnp.asarray(split.images))
+        calls = called_layers(apply, variables, jnp.asarray(split.images))
         convs = [c.name for c in calls if type(c.module).__name__ == "Conv"]
         layer = convs[rng.integers(len(convs))]
         what = f"{seed}: {kinds}, {layer}"

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 import reference
-from jaxprune.channels.fills import Fill
+from jaxprune.fills.fill import ConstantFill
 from jaxprune.mesh import make_mesh
 from jaxprune.sweep.changed import carry_forward, changed_pairs
 from jaxprune.sweep.choose import choose_evaluation
@@ -228,7 +228,9 @@ def test_few_units_that_read_many_features_make_no_large_batches():
 
     apply, variables = network(Flat(), (8, 8, 3))
     tapped = tap_layer(apply, variables, random_split(), tap="relu")
-    plan = Plan(np.arange(6), tuple(range(6)), Fill("zero", np.zeros(6, np.float32)))
+    plan = Plan(
+        np.arange(6), tuple(range(6)), ConstantFill("zero", np.zeros(6, np.float32))
+    )
     way, images = choose_evaluation(tapped, plan, None, False)
     assert isinstance(way, RunningSum)
     assert way._pairs <= STEP * images

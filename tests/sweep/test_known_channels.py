@@ -13,12 +13,14 @@ import jaxprune
 import readers
 import reference
 import toys
-from jaxprune.channels import left_out
-from jaxprune.channels.fills import Fill
+from jaxprune.fills import left_out
+from jaxprune.fills.fill import ConstantFill, MeanFill
+from jaxprune.fills.linear import Moments
 from jaxprune.mesh import make_mesh
 from jaxprune.ranking.criteria import CRITERIA, Criterion
 from jaxprune.ranking.evidence import Activations
 from jaxprune.sweep import gather, oracle
+from masked import given_to, masked_logits, pruning_of
 from random_data import random_split
 
 DEAD, CONSTANT, FIRST, SECOND, DUPLICATE = range(5)
@@ -197,9 +199,7 @@ def test_zeros_at_the_readers_where_the_tap_is_before_the_relu():
     tapped = jaxprune.tap_layer(
         apply, variables, split, tap="conv", criteria=["apoz"], batch_size=8
     )
-    given = jaxprune.channels.taps.capture_inputs(
-        apply, variables, jnp.asarray(split.images), ["out"]
-    )["out"]
+    given = given_to(apply, variables, split.images, ["out"])["out"]
     zeros = (np.asarray(given).reshape(21 * 6, 4) == 0).mean(0)
     assert 0 < zeros.min() < 1
     np.testing.assert_allclose(jaxprune.score(tapped, "apoz"), 1 - zeros, rtol=1e-12)
@@ -251,7 +251,7 @@ def test_losses_of_some_ranking_images_evenly_spaced():
     assert set(tapped.ranked) == {3, 7}
     chosen = [0, 2, 5, 8, 10, 13, 16]
     np.testing.assert_array_equal(tapped.ranked[7].split.labels, ranking.labels[chosen])
-    fill = jaxprune.Fill("values", np.full(5, 0.25, np.float32))
+    fill = ConstantFill("values", np.full(5, 0.25, np.float32))
     found = jaxprune.sweep.score.mask_losses(tapped, fill)(np.ones(5, bool))
     maps = maps_of(ranking, "relu")[chosen]
     assert found.before == pytest.approx(
@@ -282,25 +282,24 @@ def test_losses_with_several_pruned_are_those_of_the_mask(monkeypatch, fill, by_
     apply, variables, split = known()
     resolved = linear_fill() if fill == "linear" else fill
     if fill == "means":  # at the reader
-        resolved = Fill(fill, means={"out": np.linspace(-1, 2, 5, dtype=np.float32)})
+        resolved = MeanFill(
+            fill, means={"out": np.linspace(-1, 2, 5, dtype=np.float32)}
+        )
     tapped = tap(criteria=["oracle"])
     losses = jaxprune.sweep.score.mask_losses(tapped, resolved)
     kept = np.array([True, False, True, True, True])
     assert type(losses._way).__name__ == ("_ByReader" if by_reader else "_ByMask")
     found = losses(kept)
     assert found.without[1] == np.inf
-    flow = jaxprune.channel_flow(apply, variables, jnp.asarray(split.images), "only")
     masks = {None: kept}
     masks |= {j: kept & (np.arange(5) != j) for j in np.flatnonzero(kept)}
     if fill == "mean":
         resolved = tapped.channel_means.astype(np.float32)
     for j, mask in masks.items():
-        pruning = jaxprune.channels.masking.make_pruning(
-            variables, flow, mask, resolved
-        )
-        masked = jaxprune.channels.masking.mask_channels(apply, [pruning.mask])
+        given = apply, variables, split.images
+        pruning = pruning_of(*given, "only", mask, resolved)
         # The tap is behind the ReLU, and a mean of a ReLU's values passes it.
-        logits = np.asarray(masked(variables, split.images), np.float64)
+        logits = np.float64(masked_logits(*given, [pruning]))
         picked = logits[np.arange(21), split.labels]
         expected = (np.log(np.exp(logits).sum(1)) - picked).mean()
         value = found.before if j is None else found.without[j]
@@ -332,7 +331,7 @@ def test_one_more_left_out_is_a_regression_without_it():
     features = np.arange(channels * held)[None]
     rows = rng.normal(size=(60, 12)) @ rng.normal(size=(12, 12))
     gram = np.eye(12)[None]
-    moments = jaxprune.channels.linear.Moments(
+    moments = Moments(
         features, channels, rows.mean(0)[None], np.cov(rows.T, bias=True)[None], gram,
         0.01,
     )  # fmt: skip

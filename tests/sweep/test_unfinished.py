@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxprune.channels.calibration import linear_fill
 from jaxprune.data.splits import image_split
+from jaxprune.fills.calibration import linear_fill
 from jaxprune.mesh import make_mesh
 from jaxprune.networks.models import PairCNN
 from jaxprune.sweep import evaluation, unfinished

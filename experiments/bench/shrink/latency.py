@@ -97,7 +97,7 @@ def _ours(run: job.Job, images: Mapping[int, np.ndarray]) -> Calls:
     networks: dict[str, tuple[Any, Any]] = {WHOLE: (whole, train_or_restore(run))}
     for path in (Path(FLAGS.networks) / OURS).iterdir():
         small = load_compact(path)
-        networks[path.name] = small.apply, small.variables
+        networks[path.name] = small.function, dict(small.arrays)
     inputs = {batch: jax.jit(run.scale)(x) for batch, x in images.items()}
 
     def calls(apply: Any, variables: Any) -> dict[int, Callable[[], Any]]:

@@ -9,6 +9,7 @@ from experiments import finetuning
 from experiments.bench.plan import OURS
 from experiments.bench.shrink.stages import Competitor
 from experiments.shrink.ladder import Ladder, Rung
+from jaxprune.compaction.network import flat
 from jaxprune.data.splits import Split
 
 METHOD = "refitted"
@@ -23,18 +24,16 @@ def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
       calibration: images to recalibrate on.
     """
     run, whole, small = ladder.run, ladder.whole, ladder.cut(rung).small
-    program = whole.program(small.apply)
+    program = whole.program(small.function)
 
     def accuracy(variables: Any) -> float:
-        return whole.accuracy(whole.evaluate(program, variables, OURS))
+        return whole.accuracy(whole.evaluate(program, flat(variables), OURS))
 
     def recalibrated(variables: Any) -> Any:
-        return finetuning.recalibrated(run, small.apply, variables, calibration)[0]
+        return finetuning.recalibrated(run, small, variables, calibration)[0]
 
     def finetuned(variables: Any, way: finetuning.Way) -> Any:
-        *_, last = finetuning.finetune(
-            run, small.apply, variables, whole.variables, way
-        )
+        *_, last = finetuning.finetune(run, small, variables, whole.variables, way)
         return jax.tree.map(np.asarray, last.state.variables)
 
     return Competitor(
@@ -50,6 +49,6 @@ def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
         accuracy=accuracy,
         recalibrated=recalibrated,
         finetuned=finetuned,
-        loss=lambda v: finetuning.loss(run, small.apply, v, whole.variables),
+        loss=lambda v: finetuning.loss(run, small, v, whole.variables),
         save=lambda path: small.save(path),
     )

@@ -1,0 +1,1 @@
+"""What a pruned channel becomes, and how that is fitted."""

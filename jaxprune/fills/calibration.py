@@ -1,0 +1,245 @@
+"""Fitting the fills `linear` and `mean` on unlabelled images.
+
+Axes: N images, P channels, G groups of Q features of a reader as in
+`jaxprune.fills.linear`, n rows, which are images and positions.
+"""
+
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Int, Num
+
+from jaxprune import arguments, processes
+from jaxprune.adapters.networks import takes_network
+from jaxprune.errors import InputError
+from jaxprune.fills.fill import LinearFill, MeanFill
+from jaxprune.fills.linear import group_features, regressed_together
+from jaxprune.fills.moments import Sums
+from jaxprune.fills.operands import Pair, check_images, operand_rows
+from jaxprune.graph.groups import PruningGroup
+from jaxprune.graph.network import Network
+
+# Ridges to choose from, in units of the mean variance. Where channels predict one
+# another poorly, larger ones have less squared error, and yet cost accuracy.
+RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+
+# Rows of a reader's input that the ridge is chosen on: neighbouring positions say
+# nearly the same.
+_PRESS_ROWS = 2**14
+
+
+@takes_network
+def linear_fill(
+    network: Network,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    *,
+    layer: str | None = None,
+    ridge: float | None = None,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> LinearFill:
+    """Fits what the kept channels say for a pruned one; see `jaxprune.fills.linear`.
+
+    One pass over a few hundred images, without labels. Where several processes run
+    together, each gives the same images and works on its share of them.
+
+    Args:
+      network: the network, or in its place a function or `apply`, and its variables.
+      images: what the network takes; not those that it is evaluated on.
+      layer: name of the convolution; by default the last one.
+      ridge: in units of the mean variance, positive; by default the one of RIDGES with
+        the smallest leave-one-out error (`press`).
+      batch_size: images in a batch.
+      mesh: the devices; by default all of this process.
+
+    Returns:
+      The fill, for `sweep_layer` and `compact`.
+
+    Raises:
+      InputError: no images, a ridge that is not positive, activations that are not
+        finite, or channels that cannot be followed to the layers that read them.
+    """
+    check_images(images)
+    graph = network.with_example(images[:1]).graph()
+    group = graph.channels_of(graph.last_conv() if layer is None else layer)
+    fills = linear_fills(
+        network, images, [group], ridge=ridge, batch_size=batch_size, mesh=mesh
+    )
+    found: LinearFill = fills[group.name]
+    return found
+
+
+@takes_network
+def linear_fills(
+    network: Network,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    groups: Iterable[PruningGroup],
+    *,
+    ridge: float | None = None,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> dict[str, LinearFill]:
+    """`linear_fill` for several layers or groups, in one pass over the images.
+
+    Args:
+      network: the network, or in its place a function or `apply`, and its variables.
+      images: what the network takes; not those that it is evaluated on.
+      groups: such as `find_groups(...).groups.values()`.
+      ridge: in units of the mean variance, positive; by default chosen for each.
+      batch_size: images in a batch.
+      mesh: the devices; by default all of this process.
+
+    Returns:
+      The fill of each, by its name.
+
+    Raises:
+      InputError: no images, a ridge that is not positive, activations that are not
+        finite, or a group that is read by a product of two values of an image.
+    """
+    check_images(images)
+    if ridge is not None and not (isinstance(ridge, Real) and 0 < ridge < np.inf):
+        raise InputError(f"ridge must be positive and finite, got {ridge!r}")
+    arguments.check_count("batch_size", batch_size)
+    network = network.with_example(images[:1])
+    groups = _checked(groups)
+    sums = _read(network, np.asarray(images), groups, batch_size, mesh)
+    kernels = {reader: network.kernel(reader) for _, reader in sums}
+    fills = {}
+    for group in groups:
+        own = {reader: sums[group.name, reader] for reader in group.readers}
+        facts: dict[str, Any] = {"images": len(images)}
+        best = ridge
+        if best is None:
+            errors = {c: sum(s.press(c) for s in own.values()) for c in RIDGES}
+            best = min(errors, key=errors.__getitem__)
+            facts["press"] = {f"{c:g}": float(error) for c, error in errors.items()}
+        facts["ridge"] = best
+        moments = {
+            reader: s.moments(kernels[reader], best) for reader, s in own.items()
+        }
+        fills[group.name] = LinearFill("linear", moments=moments, facts=facts)
+    return fills
+
+
+def _checked(groups: Any) -> list[PruningGroup]:
+    """Groups as a list; InputError where they are none."""
+    found = list(groups) if isinstance(groups, Iterable) else [groups]
+    for group in found:
+        kind = "a PruningGroup, as find_groups(...).groups holds them"
+        arguments.check_kind("each of the groups", group, PruningGroup, kind)
+    return found
+
+
+@takes_network
+def mean_fills(
+    network: Network,
+    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    groups: Iterable[PruningGroup],
+    *,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
+) -> dict[str, MeanFill]:
+    """At each reader, the mean of what it is given for a channel.
+
+    What `linear_fills` tends to with an ever larger ridge. A mean at the layer's own
+    output is another fill: the maximum of a mean is not the mean of the maximum.
+
+    Args:
+      network: the network, or in its place a function or `apply`, and its variables.
+      images: what the network takes; not those that it is evaluated on.
+      groups: such as `find_groups(...).groups.values()`.
+      batch_size: images in a batch.
+      mesh: the devices; by default all of this process.
+
+    Returns:
+      The fill of each, by its name.
+
+    Raises:
+      InputError: no images, activations that are not finite, or a group that is read
+        by a product of two values of an image.
+    """
+    check_images(images)
+    arguments.check_count("batch_size", batch_size)
+    network = network.with_example(images[:1])
+    groups = _checked(groups)
+    _check_linear(network, groups)
+    owners = {
+        (g.name, name): owner for g in groups for name, owner in g.readers.items()
+    }
+    held = {key: np.flatnonzero(owner >= 0) for key, owner in owners.items()}
+    sums = {key: np.zeros(len(owner)) for key, owner in owners.items()}
+    counts = dict.fromkeys(owners, 0)
+    for key, rows, _ in operand_rows(
+        network, np.asarray(images), held, batch_size, mesh
+    ):
+        sums[key][held[key]] += rows.sum(0, dtype=np.float64)
+        counts[key] += len(rows)
+    means: dict[str, dict[str, np.ndarray]] = {g.name: {} for g in groups}
+    for (group, reader), total in sums.items():
+        count = processes.total(np.array([counts[group, reader]]))
+        means[group][reader] = (processes.total(total) / count).astype(np.float32)
+    facts = {"images": len(images)}
+    return {
+        name: MeanFill("mean", means=own, facts=facts) for name, own in means.items()
+    }
+
+
+def why_not_fitted(network: Network, group: PruningGroup) -> str:
+    """Why units cannot be predicted where they are read; "" where they can."""
+    for name, owner in group.readers.items():
+        if network.layers[name].in_a_loop:
+            return f"'{name}' reads them inside a loop or a branch"
+        if network.layers[name].kernel is None:
+            return f"'{name}' reads them as a product of two values of an image"
+        if group_features(owner, group.units) is None:
+            return f"'{name}' has another number of features for some than for others"
+    return ""
+
+
+def _check_linear(network: Network, groups: Sequence[PruningGroup]) -> None:
+    """Raises InputError where two values of an image are multiplied to read units."""
+    for group in groups:
+        for reader in group.readers:
+            if network.layers[reader].kernel is None:
+                raise InputError(
+                    f"'{reader}' reads '{group.name}' as a product of two values of "
+                    "an image: it takes the fill 'drop' alone"
+                )
+
+
+def _read(
+    network: Network,
+    images: np.ndarray,
+    groups: Sequence[PruningGroup],
+    batch_size: int,
+    mesh: Mesh | None,
+) -> dict[Pair, Sums]:
+    """What each group's readers are given for the images, added up."""
+    _check_linear(network, groups)
+    features = {
+        (g.name, name): _features(g, name) for g in groups for name in g.readers
+    }
+    channels = {g.name: g.units for g in groups}
+    sums: dict[Pair, Sums] = {}
+    found = operand_rows(network, images, features, batch_size, mesh)
+    for key, rows, total in found:
+        if key not in sums:
+            count, members = features[key].shape
+            zeros = np.zeros((count, members)), np.zeros((count, *2 * (members,)))
+            sums[key] = Sums(features[key], channels[key[0]], 0, *zeros, [])
+        sums[key].add(rows, -(-total // _PRESS_ROWS))
+    return {key: s.over_processes() for key, s in sums.items()}
+
+
+def _features(group: PruningGroup, reader: str) -> Int[np.ndarray, "G Q"]:
+    features = group_features(group.readers[reader], group.units)
+    if features is None:
+        raise InputError(
+            f"the linear fill needs as many input features of '{reader}' for one "
+            f"channel of '{group.name}' as for another"
+        )
+    return regressed_together(features)

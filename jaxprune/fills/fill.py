@@ -1,0 +1,263 @@
+"""What a pruned channel becomes.
+
+A fill takes effect at one of two places. `zero`, `bias`, `mean` and a user's own values
+are constants at the layer's output. `drop`, `linear` and what `mean_fills` returns
+change what the layers that read the channels are given: there a pruned channel is 0,
+what the kept channels predict for it (`jaxprune.fills.linear`), or its mean. A fill
+means the same in a network that is masked, swept or compact.
+
+Axes: P channels of the layer, F input features of a reader.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxprune import arguments
+from jaxprune.errors import InputError, check_choice
+from jaxprune.fills.left_out import leave_out
+from jaxprune.fills.linear import Moments, Nested, Regression
+from jaxprune.graph.groups import PruningGroup, kept_indices
+
+# The fills that have a name, in the order in which they are shown.
+FILLS = ("zero", "bias", "mean", "drop", "linear")
+
+# (features of a reader's operand [..., F], mask [P]) -> what it is given instead.
+AtReader = Callable[[Array, Any], Array]
+
+
+@dataclass(frozen=True)
+class Fill:
+    """What a pruned channel becomes, resolved for one layer or group.
+
+    Attributes:
+      name: one of FILLS, or "values".
+      facts: how it was made, as JSON.
+    """
+
+    name: str
+    facts: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def channels(self) -> int | None:
+        """How many it was made for; None where that does not matter."""
+        return None
+
+    @property
+    def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """What tells it from another fill of its name."""
+        return {}
+
+    def check(self, group: PruningGroup) -> None:
+        """Raises InputError if it was fitted for other readers."""
+
+    def at_readers(
+        self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
+    ) -> dict[str, AtReader]:
+        """What becomes of each reader's operand; none where it acts at the layer."""
+        return {}
+
+    def nested(self, order: Int[np.ndarray, " P"]) -> dict[str, Nested]:
+        """For each reader, the regressions of all K; of the linear fill alone."""
+        return {}
+
+
+@dataclass(frozen=True)
+class ConstantFill(Fill):
+    """A constant at the layer's output.
+
+    Attributes:
+      values: the channel's output at every position.
+    """
+
+    values: Float[np.ndarray, " P"]
+
+    @property
+    def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """What tells it from another fill of its name."""
+        return {"values": self.values}
+
+    @property
+    def channels(self) -> int | None:
+        """How many it was made for."""
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class MeanFill(Fill):
+    """A constant at each reader: `drop`, which is 0, and what `mean_fills` returns.
+
+    Attributes:
+      means: of each reader's features, 0 where no channel is; empty for `drop`.
+    """
+
+    means: Mapping[str, Float[np.ndarray, " F"]] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """What tells it from another fill of its name."""
+        return {f"mean {name}": np.asarray(m) for name, m in self.means.items()}
+
+    def check(self, group: PruningGroup) -> None:
+        """Raises InputError if it was fitted for other readers."""
+        _check_readers(self, self.means, group)
+        for name, means in self.means.items():
+            if np.shape(means) != group.readers[name].shape:
+                raise InputError(
+                    f"fill '{self.name}' was fitted on {len(means)} input features of "
+                    f"'{name}', which has {len(group.readers[name])}"
+                )
+
+    def at_reader(self, group: PruningGroup, name: str) -> Float[np.ndarray, " F"]:
+        """What a reader's features hold once they are pruned."""
+        return self.means.get(name, np.zeros(len(group.readers[name]), np.float32))
+
+    def at_readers(
+        self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
+    ) -> dict[str, AtReader]:
+        """What becomes of each reader's operand."""
+        return {
+            name: Constant(owner, self.at_reader(group, name))
+            for name, owner in group.readers.items()
+        }
+
+
+@dataclass(frozen=True)
+class LinearFill(Fill):
+    """What the kept channels predict at each reader, see `jaxprune.fills.linear`.
+
+    Attributes:
+      moments: of each reader's operand.
+    """
+
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """What tells it from another fill of its name."""
+        return {
+            f"moments {name}": np.stack(
+                [m.mean, np.diagonal(m.ridged, axis1=1, axis2=2)]
+            )
+            for name, m in self.moments.items()
+        }
+
+    @property
+    def readers(self) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """Covariance, gram and P of each reader: what criteria go by."""
+        return [(m.ridged, m.gram, m.channels) for m in self.moments.values()]
+
+    @property
+    def channels(self) -> int | None:
+        """How many it was made for."""
+        return next((m.channels for m in self.moments.values()), None)
+
+    def check(self, group: PruningGroup) -> None:
+        """Raises InputError if it was fitted for other readers."""
+        _check_readers(self, self.moments, group)
+
+    def regressions(self, keep: Bool[np.ndarray, " P"]) -> dict[str, Regression]:
+        """For each reader, pruned channels as predicted from those that are kept."""
+        return {name: m.regress(keep) for name, m in self.moments.items()}
+
+    def at_readers(
+        self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
+    ) -> dict[str, AtReader]:
+        """What becomes of each reader's operand."""
+        return dict(self.regressions(keep))
+
+    def nested(self, order: Int[np.ndarray, " P"]) -> dict[str, Nested]:
+        """For each reader, the regressions of all K in this order of pruning."""
+        return {name: m.nest(order) for name, m in self.moments.items()}
+
+    def left_out(self, kept: Bool[np.ndarray, " P"]) -> dict[str, AtReader]:
+        """What becomes of each reader's operand where one channel more may go."""
+        return {name: leave_out(m, kept) for name, m in self.moments.items()}
+
+
+def _check_readers(fill: Fill, fitted: Mapping[str, Any], group: PruningGroup) -> None:
+    if unknown := set(fitted) - set(group.readers):
+        raise InputError(
+            f"fill '{fill.name}' was fitted on what '{min(unknown)}' reads, which "
+            f"does not read '{group.name}'"
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Constant:
+    """A reader's features with a constant in the place of each pruned one.
+
+    Attributes:
+      owner: the channel that each feature holds, [F], negative for none.
+      values: the constants, [F].
+    """
+
+    owner: Any
+    values: Any
+
+    def __call__(self, x: Array, keep: Any) -> Array:
+        """The features [..., F], masked."""
+        values = jnp.asarray(self.values, x.dtype)
+        return jnp.where(kept_features(keep, self.owner), x, values)
+
+
+def kept_features(keep: Any, owner: Any) -> Any:
+    """Channels' mask [..., P] -> mask [..., F] of the features that they hold."""
+    if isinstance(keep, np.ndarray) and keep.ndim == 1:
+        return kept_indices(keep, owner)
+    return (owner < 0) | keep[..., owner.clip(0)]
+
+
+def resolve_fill(
+    fill: str | np.ndarray | Fill,
+    *,
+    layer: str,
+    bias: Float[np.ndarray, " P"],
+    mean: Float[np.ndarray, " P"] | None = None,
+) -> Fill:
+    """The fill that a name, an array or a `Fill` stands for.
+
+    Args:
+      fill: "zero", "bias" (kernel zeroed, bias kept), "mean" (the channel's own mean),
+        "drop" (whatever reads the channel reads 0), the value of every channel, or a
+        fill that has been made, such as `linear_fill` returns.
+      layer: its name, for messages.
+      bias: what a channel becomes when its kernel is zeroed.
+      mean: of every channel, where that is known.
+
+    Raises:
+      InputError: an unknown name, one that needs what is not given, or values that are
+        not finite or not one for each channel.
+    """
+    if isinstance(fill, Fill):
+        if fill.channels not in (None, len(bias)):
+            raise InputError(
+                f"fill '{fill.name}' was made for {fill.channels} channels, '{layer}' "
+                f"has {len(bias)}"
+            )
+        return fill
+    if not isinstance(fill, str):
+        what = f"fill, a number for each channel of '{layer}',"
+        values = arguments.check_numbers(what, fill, bias.shape)
+        return ConstantFill("values", values.astype(np.float32))
+    check_choice("fill", fill, FILLS)
+    if fill == "linear":
+        raise InputError(
+            "fill 'linear' is fitted on images: give "
+            "jaxprune.linear_fill(apply, variables, images, layer=...)"
+        )
+    if fill == "mean" and mean is None:
+        raise InputError(
+            "fill 'mean' depends on images: give the channels' means, such as a "
+            f"sweep's result.channel_means, an array of {len(bias)} numbers"
+        )
+    if fill == "drop":
+        return MeanFill(fill)
+    constants = {"zero": np.zeros(len(bias)), "bias": bias, "mean": mean}
+    return ConstantFill(fill, np.asarray(constants[fill], np.float32))

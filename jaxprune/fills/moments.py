@@ -1,0 +1,102 @@
+"""Moments of what a reader is given, added up row by row; and which ridge to choose.
+
+Axes: P channels, G groups of Q features of a reader as in `jaxprune.fills.linear`,
+n rows, which are images and positions.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxprune import processes
+from jaxprune.fills.linear import Moments, channel_blocks
+
+
+def press(rows: Float[np.ndarray, "n G Q"], channels: int, ridge: float) -> float:
+    """Leave-one-out error of each channel's regression on all others (PRESS).
+
+    With centred rows X, M = (X'X + n lambda I)^{-1} and Z = XM, the regression of the
+    features J of a channel leaves Z_iJ M_JJ^{-1} at row i, and the leverage of row i in
+    it is h_i - Z_iJ M_JJ^{-1} Z_iJ' with h_i = X_i Z_i'. Left out, row i is predicted
+    with an error larger by 1 / (1 - 1/n - leverage): nothing is fitted again (Allen
+    1974).
+
+    Args:
+      rows: features, in groups.
+      channels: their number, P.
+      ridge: in units of the mean variance.
+
+    Returns:
+      The mean square error over features, in units of their variance.
+    """
+    x = rows.astype(np.float64).swapaxes(0, 1)
+    x -= x.mean(1, keepdims=True)
+    count, features = x.shape[1:]
+    if count < 3:
+        return 0.0
+    error = 0.0
+    for centred in x:
+        covariance = centred.T @ centred / count
+        variance = np.trace(covariance) / features
+        if variance == 0:
+            continue
+        penalty = ridge * variance * np.eye(features)
+        inverse = np.linalg.inv(count * (covariance + penalty))
+        z = centred @ inverse
+        blocks = np.linalg.inv(channel_blocks(inverse, channels))
+        of_channels = z.reshape(count, -1, channels)
+        left = np.einsum("nrp,prs->nsp", of_channels, blocks)
+        leverage = (centred * z).sum(1)[:, None] - (left * of_channels).sum(1)
+        left /= np.maximum(1 - 1 / count - leverage, 1e-12)[:, None]
+        error += float(np.square(left).mean() / variance)
+    return error / len(x)
+
+
+@dataclass
+class Sums:
+    """Of a reader's channels over rows.
+
+    Attributes:
+      features: which hold the channels.
+      channels: their number, P.
+      count: of rows.
+      total: sum of each feature.
+      squares: sums of products, in each group.
+      kept: rows for `press`, batch by batch.
+    """
+
+    features: Int[np.ndarray, "G Q"]
+    channels: int
+    count: int
+    total: Float[np.ndarray, "G Q"]
+    squares: Float[np.ndarray, "G Q Q"]
+    kept: list[Float[np.ndarray, "n G Q"]]
+
+    def add(self, rows: Float[np.ndarray, "n G Q"], every: int) -> None:
+        """Adds rows, and keeps one of `every`."""
+        x = rows.astype(np.float64).swapaxes(0, 1)
+        self.count += x.shape[1]
+        self.total += x.sum(1)
+        self.squares += x.swapaxes(1, 2) @ x
+        self.kept.append(rows[::every])
+
+    def over_processes(self) -> "Sums":
+        """The sums of all processes."""
+        kept = np.concatenate(processes.gather(np.concatenate(self.kept)))
+        count = int(processes.total(np.array([self.count]))[0])
+        totals = processes.total(self.total), processes.total(self.squares)
+        return Sums(self.features, self.channels, count, *totals, [kept])
+
+    def press(self, ridge: float) -> float:
+        """Leave-one-out error on the rows that were kept."""
+        return press(np.concatenate(self.kept), self.channels, ridge)
+
+    def moments(self, kernel: Any, ridge: float) -> Moments:
+        """Mean and covariance, beside the kernel that reads the channels."""
+        rows = np.asarray(kernel, np.float64)[..., self.features, :]
+        gram = np.einsum("...gpu,...gqu->gpq", rows, rows, optimize=True)
+        mean = self.total / self.count
+        covariance = self.squares / self.count - mean[:, :, None] * mean[:, None, :]
+        return Moments(self.features, self.channels, mean, covariance, gram, ridge)

@@ -1,0 +1,94 @@
+"""What readers of channels are given for calibration images, batch by batch.
+
+Axes: N images, n rows, which are images and positions.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxprune import arguments, processes
+from jaxprune.errors import InputError
+from jaxprune.graph.network import Network
+from jaxprune.mesh import REPLICATED, SPREAD, Sharded, make_mesh, replicate, round_up
+
+# A group's name, and a reader of its channels.
+Pair = tuple[str, str]
+
+
+def check_images(images: Any) -> None:
+    """Raises an InputError if there are no images [N, ...]."""
+    array = arguments.as_array("images", images)
+    if array.dtype.kind == "c":
+        raise InputError("a fill is fitted on images of real numbers, got complex ones")
+    if array.ndim < 2 or not len(array):
+        raise InputError(
+            f"a fill needs images [N, ...] to be fitted on, got shape "
+            f"{list(array.shape)}"
+        )
+
+
+def operand_rows(
+    network: Network,
+    images: np.ndarray,
+    features: Mapping[Pair, np.ndarray],
+    batch_size: int,
+    mesh: Mesh | None,
+) -> Iterator[tuple[Pair, np.ndarray, int]]:
+    """Runs this process's share of the images.
+
+    Args:
+      network: the network.
+      images: of all processes.
+      features: which input features of a reader are asked for, in an array of any
+        shape [*F].
+      batch_size: images in a batch.
+      mesh: the devices; by default all of this process.
+
+    Yields:
+      Batch by batch, the rows [n, *F] of each reader, and how many rows it has in all
+      batches of all processes.
+
+    Raises:
+      InputError: a value is not finite, or a reader is inside a loop.
+    """
+    for _, reader in features:
+        if network.layers[reader].in_a_loop:
+            raise InputError(
+                f"what '{reader}' is given cannot be read: it is inside a loop or a "
+                "branch (nn.scan, lax.cond); the fill 'drop' needs no reading"
+            )
+
+    def given(arrays: Any, x: Array) -> list[Array]:
+        layers = network.graph(x).layers
+        want = [layers[reader].input for _, reader in features]
+        values = network.evaluate(x, arrays=arrays, want=want)
+        return [
+            jnp.asarray(layers[reader].features(value)[..., asked])
+            for value, ((_, reader), asked) in zip(
+                values, features.items(), strict=True
+            )
+        ]
+
+    mesh = mesh or make_mesh()
+    run = Sharded(given, mesh, (REPLICATED, SPREAD), SPREAD)
+    arrays = replicate(network.arrays, mesh)
+    own = images[processes.own(len(images))]
+    size = round_up(min(batch_size, len(own)), mesh.size)
+    for start in range(0, len(own), size):
+        batch = own[start : start + size]
+        padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+        outputs = run(arrays, np.pad(batch, padding))
+        for (key, asked), x in zip(features.items(), outputs, strict=True):
+            x = np.asarray(x)[: len(batch)].astype(np.float32)
+            rows = x.reshape(-1, *asked.shape)
+            if not np.isfinite(rows).all():
+                raise InputError(
+                    f"what '{key[1]}' is given is not finite on the calibration "
+                    "images: check the network's weights and the images' scale"
+                )
+            yield key, rows, len(rows) // len(batch) * len(images)

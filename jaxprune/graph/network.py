@@ -1,0 +1,285 @@
+"""A network: a function of parameters and a batch, and what is known of it.
+
+    network = Network(function, params, example)
+    network.layers, network.groups.groups, network(images)
+
+Whatever framework a network is written in, it is a JAX function of a tree of arrays.
+It is traced once for each shape of a batch; everything else is read from these traces.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxprune import arguments
+from jaxprune.errors import InputError, check_choice
+from jaxprune.graph.evaluate import Change, Narrowing, run
+from jaxprune.graph.groups import Grouping, Groups, LeafAxis, PruningGroup
+from jaxprune.graph.labels import STAYS, Labels, Splits, find_labels
+from jaxprune.graph.layers import Layer
+from jaxprune.graph.trace import Program, path_name, shape_of, trace
+
+Function = Callable[[Any, Any], Any]
+
+# Images in the trace that a network's layers and groups are read from: with one image,
+# code may take an axis of one for something else.
+IMAGES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network for batches of one shape.
+
+    Attributes:
+      labels: which indices of its arrays go together.
+    """
+
+    labels: Labels
+
+    @property
+    def program(self) -> Program:
+        """Its equations."""
+        return self.labels.program
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """Every call of a layer by name, in order of execution."""
+        return self.labels.layers
+
+    def layer(self, name: str) -> Layer:
+        """A layer by its name.
+
+        Raises:
+          InputError: there is none.
+        """
+        check_choice("layer", name, self.layers)
+        return self.layers[name]
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Its channels, in groups that are pruned together."""
+        return Grouping(self.labels).groups()
+
+    def channels_of(self, layer: str) -> PruningGroup:
+        """The channels of one layer, each a unit; see `Grouping.of_layer`."""
+        self.layer(layer)
+        return Grouping(self.labels).of_layer(layer)
+
+    def last_conv(self) -> str:
+        """Name of the convolution that is executed last.
+
+        Raises:
+          InputError: the network has no convolution whose kernel is a parameter.
+        """
+        return self._convs()[-1]
+
+    def conv(self, name: str) -> Layer:
+        """The convolution of this name, which is called once.
+
+        Raises:
+          InputError: there is none (the convolutions are listed), it is another kind
+            of layer, it is called more than once, or inside a loop.
+        """
+        if name not in self.layers:
+            check_choice("layer", name, self._convs())
+        layer = self.layers[name]
+        if layer.kind != "conv":
+            raise InputError(f"layer '{name}' is no convolution but {layer.described}")
+        calls = sum(other.leaf == layer.leaf for other in self.layers.values())
+        if calls > 1:
+            raise InputError(
+                f"layer '{name}' is called {calls} times in one forward pass; its "
+                "channels have no single feature map to rank or mask"
+            )
+        if layer.in_a_loop:
+            raise InputError(
+                f"layer '{name}' is inside a loop or a branch: its feature map cannot "
+                "be read there"
+            )
+        return layer
+
+    def _convs(self) -> list[str]:
+        names = [
+            name
+            for name, layer in self.layers.items()
+            if layer.kind == "conv" and layer.leaf is not None
+        ]
+        if not names:
+            raise InputError(
+                "the network calls no convolution, of what it is given, with a kernel"
+            )
+        return names
+
+    def narrowing(self, kept: Mapping[LeafAxis, Bool[np.ndarray, " _"]]) -> Narrowing:
+        """What goes of every value where indices of leaves do.
+
+        Args:
+          kept: for axes of leaves, True where an index is left.
+
+        Raises:
+          InputError: for a batch of this shape other indices belong together.
+        """
+        labels = self.labels
+        removed = np.zeros(labels.unions.count, bool)
+        for (path, axis), keep in kept.items():
+            roots = labels.unions.roots(labels.leaf(path)[axis])
+            removed[roots[~keep]] = True
+        narrowing = Narrowing(labels, removed) if not removed[STAYS] else None
+        for (path, axis), keep in kept.items():
+            value = labels.program.leaves[path]
+            if narrowing is None or (narrowing.kept(value)[axis] != keep).any():
+                raise InputError(
+                    f"for a batch of this shape the network's code goes another way: "
+                    f"the channels of {path} do not go together as they did"
+                )
+        assert narrowing is not None
+        return narrowing
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A function of parameters and a batch, with its parameters.
+
+    Attributes:
+      function: (params, batch) -> a tree of arrays; in evaluation mode, so that what it
+        returns for an image depends on that image alone.
+      params: a tree of arrays, such as a linen model's variables.
+      example: a batch, or its shape; what the network is traced for where nothing else
+        is given.
+      origin: the framework's own network that this is read from, if it is one; see
+        `jaxprune.adapters`.
+    """
+
+    function: Function
+    params: Any
+    example: Any = None
+    origin: Any = None
+    _graphs: dict[Any, Graph] = field(default_factory=dict, repr=False)
+    _choice: list[Splits] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise InputError(
+                "a network is a function of parameters and a batch, got "
+                f"{type(self.function).__name__}"
+            )
+        arguments.check_parameters(self.params)
+
+    def __call__(self, batch: Any) -> Any:
+        """What the network returns for a batch."""
+        return self.function(self.params, batch)
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"Network({name}, {len(self.arrays)} arrays)"
+
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """The parameters by path, "params/block_1/conv/kernel"."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        return {path_name(path): leaf for path, leaf in leaves}
+
+    def tree(self, arrays: Mapping[str, Any]) -> Any:
+        """Arrays by path as a tree like the parameters'."""
+        structure = jax.tree.structure(self.params)
+        return jax.tree.unflatten(structure, [arrays[path] for path in self.arrays])
+
+    def with_params(self, params: Any) -> "Network":
+        """The same function with other parameters."""
+        return replace(self, params=params)
+
+    def with_example(self, example: Any) -> "Network":
+        """The same network, traced for another batch."""
+        return replace(self, example=example)
+
+    def graph(self, batch: Any = None) -> Graph:
+        """The network for batches of this shape; by default, of the example's.
+
+        Raises:
+          InputError: it does not run on them, or there is no example.
+        """
+        batch = self.few if batch is None else jax.tree.map(shape_of, batch)
+        leaves = jax.tree.leaves(batch)
+        key = (
+            self._signature,
+            jax.tree.structure(batch),
+            *((leaf.shape, leaf.dtype) for leaf in leaves),
+            jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
+        )
+        if key not in self._graphs:
+            program = trace(self.function, self.params, batch)
+            choice = self._choice[0] if self._choice else None
+            labels = find_labels(program, choice)
+            if choice is None:
+                self._choice.append(labels.choice)
+            self._graphs[key] = Graph(labels)
+        return self._graphs[key]
+
+    @cached_property
+    def _signature(self) -> Any:
+        """Structure and shapes of the parameters."""
+        leaves, structure = jax.tree.flatten(jax.tree.map(shape_of, self.params))
+        return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+    @property
+    def few(self) -> Any:
+        """The shape of a batch of a few images like the example's.
+
+        Raises:
+          InputError: there is no example.
+        """
+        if self.example is None:
+            raise InputError("give the network an example: Network(..., example=batch)")
+        return jax.tree.map(_few, self.example)
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """Every call of a layer by name, in order of execution."""
+        return self.graph().layers
+
+    @property
+    def groups(self) -> Groups:
+        """Its channels, in groups that are pruned together."""
+        return self.graph().groups
+
+    def kernel(self, layer: str) -> Float[np.ndarray, "*taps F U"]:
+        """The kernel that a layer multiplies by, see `Layer.rows`."""
+        found = self.layers[layer]
+        value = found.kernel_value
+        (kernel,) = run(found.program, self.arrays, None, want=[value])
+        return np.asarray(found.rows(np.asarray(kernel)))
+
+    def evaluate(
+        self,
+        batch: Any,
+        *,
+        arrays: Mapping[str, Any] | None = None,
+        want: Sequence[int] | None = None,
+        given: Mapping[int, Any] | None = None,
+        before: Mapping[int, Change] | None = None,
+        after: Mapping[int, Change] | None = None,
+    ) -> Any:
+        """Values of the network; see `jaxprune.graph.evaluate.run`."""
+        return run(
+            self.graph(batch).program, self.arrays if arrays is None else arrays, batch,
+            want=want, given=given, before=before, after=after,
+        )  # fmt: skip
+
+
+def _few(array: Any) -> jax.ShapeDtypeStruct:
+    """The shape of a batch of a few images."""
+    one = shape_of(array)
+    if not one.shape:
+        raise InputError("a batch has images on its first axis, got a number")
+    return jax.ShapeDtypeStruct((IMAGES, *one.shape[1:]), one.dtype)
+
+
+def size_of(batch: Any) -> int:
+    """How many images a batch has."""
+    return int(jnp.shape(jax.tree.leaves(batch)[0])[0])
