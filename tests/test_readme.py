@@ -27,7 +27,7 @@ class Somebodys(nn.Module):
 )
 def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sweep, compact, shrink, groups = (
+    sweep, function, compact, shrink, groups = (
         block.split("```")[0] for block in README.read_text().split("```python\n")[1:]
     )
     assert len([line for line in sweep.splitlines() if line]) <= 10
@@ -45,6 +45,10 @@ def test_the_lines_for_ones_own_model(dtype, capsys, tmp_path, monkeypatch):
     result = names["result"]
     assert result.predictions.shape == (8, 40)
     assert capsys.readouterr().out
+    names |= {"f": names["apply"], "params": variables}
+    exec(function, names)
+    assert len(names["small"].layers["Conv_0"].kept) == 4
+    assert names["logits"].shape == (40, 4)
     exec(compact, names)
     assert len(names["small"].layers["Conv_0"].kept) == 8 - names["k"]
     row = result.ks.index(names["k"])
