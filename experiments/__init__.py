@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments import signals
+from jaxprune.cli import signals
 
 if sys.argv[0] == "-m":  # one of them is about to be imported, which takes seconds
     signals.quit_at_once()

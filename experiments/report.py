@@ -1,38 +1,7 @@
-r"""Writes the report of a run directory, one HTML file, from saved files alone.
+"""`python -m experiments.report`: the command `jaxprune report`."""
 
-python -m experiments.report --workdir=runs/cifar_vgg
-
-Writes report.html there: a slider for K, and everything that is known of the network
-with K channels pruned. It needs no network, and can be handed on; its links to smaller
-networks lead to files of the run directory. experiments.sweep writes it, too.
-"""
-
-from pathlib import Path
-
-from absl import flags
-
-from experiments import cli, lock
-from experiments.flags import define_workdir
-from jaxprune.errors import InputError
-from jaxprune.report import page
-
-FLAGS = flags.FLAGS
-define_workdir()
-
-NAME = "report.html"
-
-
-def main() -> None:
-    """Writes the report."""
-    if FLAGS.workdir is None:
-        raise InputError("say which run with --workdir")
-    workdir = Path(FLAGS.workdir)
-    if not any(workdir.glob("sweep-*/summary.json")):
-        raise InputError(f"{workdir} holds no sweep: run experiments.sweep first")
-    lock.hold(workdir)
-    page.write(workdir, workdir / NAME)
-    cli.finish(workdir / NAME)
-
+from jaxprune.cli import process
+from jaxprune.cli.commands.report import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    process.run(main)

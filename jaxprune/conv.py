@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from jaxprune import winograd
+from jaxprune._base import winograd
 
 # Winograd's algorithm pays from this number of channels in and out, where there are
 # enough tiles of 2 x 2 that transforming the kernel costs little beside them.

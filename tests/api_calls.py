@@ -346,9 +346,9 @@ CALLS |= {
     "ks nan": lambda: sweep(ks=[np.nan]),
     "mask chunk true": lambda: sweep(mask_chunk=True),
     "mask chunk text": lambda: sweep(mask_chunk="4"),
-    "unfinished text": lambda: sweep(unfinished="folder"),
+    "unfinished text": lambda: sweep(checkpoint="folder"),
     "unfinished without json": lambda: sweep(
-        unfinished=jp.Unfinished(FOLDER / "u", {"x": object()})),
+        checkpoint=jp.SweepCheckpoint(FOLDER / "u", {"x": object()})),
     "about text": lambda: sweep(about="x"),
     "about in a circle": lambda: sweep(about=(lambda d: d.update(d=d) or d)({})),
     "about nan": lambda: sweep(about={"x": float("nan")}),

@@ -50,7 +50,7 @@ class Campaign:
 
     def _moments(self, group):
         found = {}
-        for name, owner in group.readers.items():
+        for name, owner in group.consumers.items():
             features = group_features(owner, group.units)
             if features is None:
                 return {}
@@ -73,8 +73,8 @@ class Campaign:
                 fill = LinearFill("linear", moments=self.moments[name])
             elif self.rng.random() < 0.7:
                 means = {
-                    reader: self.rng.normal(size=owner.shape).astype(np.float32)
-                    for reader, owner in group.readers.items()
+                    consumer: self.rng.normal(size=owner.shape).astype(np.float32)
+                    for consumer, owner in group.consumers.items()
                 }
                 fill = MeanFill("mean", means=means)
             prunings.append(make_pruning(self.network, group, keep, fill))
@@ -85,7 +85,7 @@ class Campaign:
         while True:
             kept = self.rng.integers(1, group.units + 1)
             keep = self.rng.permutation(group.units) < kept
-            held = (*group.producers.values(), *group.readers.values())
+            held = (*group.producers.values(), *group.consumers.values())
             whole = [owner for owner in held if (owner >= 0).all()]
             if all(keep[owner].any() for owner in whole):
                 return keep

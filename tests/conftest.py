@@ -31,7 +31,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{_run}/hypothesis"
 
 # Where `forked` is: in a folder of its own that children of tests may have on their
-# path. Beside tests/experiments it would hide the scripts from them.
+# path.
 sys.path.append(str(Path(__file__).parent / "faults"))
 
 

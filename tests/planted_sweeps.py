@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from jaxprune import sealed
-from jaxprune.sweep import thumbnails
-from jaxprune.sweep.result import SweepResult
+from jaxprune._base import manifest
+from jaxprune.results import thumbnails
+from jaxprune.results.result import SweepResult
 
 EVIL = "<script>window.hacked = true</script>\"'&"
 
@@ -62,7 +62,9 @@ def plant_network(folder, **measured):
     """A folder like that of a compact network."""
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(b"weights")
-    sealed.write(folder, "spec.json", {"about": {"measured": {**MEASURED, **measured}}})
+    manifest.write(
+        folder, "spec.json", {"about": {"measured": {**MEASURED, **measured}}}
+    )
 
 
 def plant_ladder(workdir):

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import config
-from experiments.recipes import RECIPES
-from jaxprune import sealed
-from jaxprune.files import sha256
-from jaxprune.networks import checkpoint
+from jaxprune._base import manifest
+from jaxprune._base.files import sha256
+from jaxprune.recipes import checkpoint, config
+from jaxprune.recipes.recipe import RECIPES
 from random_data import random_variables
 
 SMALL = (
@@ -73,7 +72,7 @@ def reseal(folder, change, record="summary.json"):
     facts = json.loads((folder / record).read_text())
     change(facts)
     (folder / record).unlink()
-    sealed.write(folder, record, facts)
+    manifest.write(folder, record, facts)
 
 
 def plant_cifar10(folder):
@@ -94,5 +93,5 @@ def plant_cifar10(folder):
         np.save(entry / f"{split}_labels.npy", np.arange(40) % 10)
         for key in ("images", "labels"):
             about["sha256"][key] = sha256(entry / f"{split}_{key}.npy")
-        about["sha256"]["class_names"] = sealed.digest(about["class_names"])
+        about["sha256"]["class_names"] = manifest.digest(about["class_names"])
         (entry / f"{split}.json").write_text(json.dumps(about))

@@ -13,9 +13,9 @@ from flax.core.scope import Scope
 from hypothesis import HealthCheck, settings
 
 import tally
-from experiments import cli, cluster  # noqa: F401 - defines flags of all scripts
 from forked import Starter
-from jaxprune.cost import clock
+from jaxprune.cli import process
+from jaxprune.costs import clock
 from jaxprune.shrinking import analysis
 from jaxprune.sweep import maps
 
@@ -155,8 +155,8 @@ def script(capsys, tmp_path, monkeypatch):
             try:
                 # JAX keeps the first cache folder of a process for good: the tests'.
                 no_cache = "--nocompilation_cache"
-                cli._parse([module.__name__, no_cache, *map(str, arguments)])
-                cli._guard(module.main)
+                process._parse([module.__name__, no_cache, *map(str, arguments)])
+                process._guard(module.main)
             except SystemExit as end:
                 code = end.code
         captured = capsys.readouterr()

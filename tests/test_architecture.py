@@ -1,8 +1,10 @@
 """Which module may know which; and that the core needs neither TensorFlow nor torch."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,45 +12,38 @@ import pytest
 import jaxprune
 
 PACKAGE = Path(jaxprune.__file__).parent
-# The ground, a module a row; then the rooms. What each imports, no more and no less.
+# The rooms from the ground up. What each imports, no more and no less.
 IMPORTS = {
-    "errors": set(),
-    "files": set(),
-    "winograd": set(),
-    "mesh": {"errors"},
-    "arguments": {"errors"},
-    "processes": {"errors"},
-    "schema": {"errors"},
-    "sealed": {"errors", "files", "schema"},
-    "conv": {"winograd"},
-    "data": {"arguments", "errors", "files", "schema", "sealed"},
-    "graph": {"arguments", "conv", "errors"},
-    "adapters": {"arguments", "conv", "errors", "graph"},
-    "networks": {
-        "adapters", "arguments", "conv", "data", "errors", "graph", "mesh", "schema",
-        "sealed",
-    },
-    "ranking": {"arguments", "errors"},
-    "cost": {"adapters", "errors", "graph", "sealed"},
-    "fills": {"adapters", "arguments", "errors", "graph", "mesh", "processes"},
-    "sweep": {
-        "adapters", "arguments", "data", "errors", "files", "fills", "graph", "mesh",
-        "processes", "ranking", "schema", "sealed",
-    },
-    "compaction": {
-        "adapters", "arguments", "errors", "files", "fills", "graph", "schema",
-        "sealed",
-    },
+    "_base": set(),
+    "conv": {"_base"},
+    "data": {"_base"},
+    "ranking": {"_base"},
+    "graph": {"_base", "conv"},
+    "results": {"_base", "data", "ranking"},
+    "adapters": {"_base", "conv", "graph"},
+    "report": {"_base", "results"},
+    "costs": {"_base", "adapters", "graph"},
+    "fills": {"_base", "adapters", "graph"},
+    "recipes": {"_base", "adapters", "conv", "data"},
+    "compaction": {"_base", "adapters", "fills", "graph"},
+    "evaluation": {"_base", "adapters", "data", "fills", "graph", "ranking"},
     "shrinking": {
-        "adapters", "arguments", "compaction", "cost", "errors", "fills", "graph",
-        "ranking",
+        "_base", "adapters", "compaction", "costs", "fills", "graph", "ranking",
     },
-    "report": {"errors", "files", "schema", "sealed", "sweep"},
+    "sweep": {
+        "_base", "adapters", "data", "evaluation", "fills", "graph", "ranking",
+        "results",
+    },
+    "cli": {
+        "_base", "adapters", "compaction", "costs", "data", "evaluation", "fills",
+        "graph", "ranking", "recipes", "report", "results", "shrinking", "sweep",
+    },
+    "__main__": {"cli"},
 }  # fmt: skip
 
 
 def imports(room: str) -> set[str]:
-    """Other rooms, and modules of the ground, that a room imports."""
+    """Other rooms that a room imports."""
     found = set()
     files = (PACKAGE / room).rglob("*.py")
     for path in files if (PACKAGE / room).is_dir() else [PACKAGE / f"{room}.py"]:
@@ -73,7 +68,7 @@ def test_the_table_names_every_room():
 
 def test_the_core_imports_no_other_framework():
     code = (
-        "import sys, jaxprune, experiments.sweep, experiments.plot;"
+        "import sys, experiments.sweep, experiments.plot;"
         "print([m for m in ('tensorflow', 'torch', 'keras', 'tensorflow_datasets',"
         " 'h5py', 'wandb', 'matplotlib.pyplot') if m in sys.modules])"
     )
@@ -84,3 +79,33 @@ def test_the_core_imports_no_other_framework():
 def test_metadata_lies_in_setup_cfg_alone():
     pyproject = (PACKAGE.parent / "pyproject.toml").read_text()
     assert "[build-system]" in pyproject and "[project]" not in pyproject
+
+
+def test_the_package_imports_nothing_until_it_is_used():
+    code = (
+        "import sys, jaxprune; print(len(jaxprune.__all__));"
+        "print([m for m in ('jax', 'numpy', 'matplotlib') if m in sys.modules]);"
+        "names = [getattr(jaxprune, name) for name in jaxprune.__all__];"
+        "print('tensorflow_datasets' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    names, slow, tfds = out.stdout.split("\n")[:3]
+    assert int(names) > 40, out.stderr
+    assert (slow, tfds) == ("[]", "False")
+
+
+def test_nothing_of_the_library_knows_a_flag():
+    for room in set(IMPORTS) - {"cli", "__main__", "recipes", "report"}:
+        files = (PACKAGE / room).rglob("*.py")
+        for path in files if (PACKAGE / room).is_dir() else [PACKAGE / f"{room}.py"]:
+            assert not re.search(r"(?<![\w-])--[a-z]", path.read_text()), path
+
+
+def test_signatures_are_checked_in_every_room_but_the_command_line():
+    text = (PACKAGE.parent / "pyproject.toml").read_text()
+    options = tomllib.loads(text)["tool"]["pytest"]["ini_options"]["addopts"]
+    (packages,) = re.findall(r"--jaxtyping-packages=(\S+)", options)
+    *rooms, _ = packages.split(",")
+    assert {f"jaxprune.{room}" for room in set(IMPORTS) - {"cli", "__main__"}} == set(
+        rooms
+    )

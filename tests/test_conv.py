@@ -5,9 +5,10 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from jaxprune import conv, winograd
-from jaxprune import mesh as mesh_lib
-from jaxprune.mesh import make_mesh
+from jaxprune import conv
+from jaxprune._base import mesh as mesh_lib
+from jaxprune._base import winograd
+from jaxprune._base.mesh import make_mesh
 from random_data import random_variables
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")

@@ -9,31 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from experiments import facts
+from jaxprune.cli import provenance
 
 CHECKOUT = Path(__file__).parent.parent
-SOURCES = "jaxprune experiments README.md LICENSE pyproject.toml setup.cfg".split()
-ROOMS = "data channels networks ranking sweep compaction report".split()
+SOURCES = "jaxprune README.md LICENSE pyproject.toml setup.cfg".split()
+ROOMS = "data graph recipes ranking sweep compaction cli".split()
 
 # Imports every module, and prints the file of each and of what is read beside them.
-# Only the benchmark's peers may be missing.
 IMPORT = """
 import importlib, importlib.util, pkgutil
 from importlib import resources
-import experiments, jaxprune
-for package in (jaxprune, experiments):
-    print(package.__name__, package.__file__)
-    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        print(found.name, importlib.util.find_spec(found.name).origin)
-        try:
-            importlib.import_module(found.name)
-        except ModuleNotFoundError as error:
-            if error.name not in ("torch", "torch_pruning"):
-                raise
+import jaxprune
+print(jaxprune.__name__, jaxprune.__file__)
+for found in pkgutil.walk_packages(jaxprune.__path__, "jaxprune."):
+    print(found.name, importlib.util.find_spec(found.name).origin)
+    importlib.import_module(found.name)
 files = resources.files(jaxprune)
 for name in ("page.css", "page.html", "page.js"):
     print(name, files / "report" / "page" / "templates" / name)
-print("py.typed", files / "py.typed")
+for name in ("py.typed", "__init__.pyi"):
+    print(name, files / name)
 """
 
 
@@ -73,9 +68,8 @@ def test_every_module_is_imported_from_the_wheel(installed, tmp_path):
     # Every module of the checkout, py.typed and the page's templates, from that folder.
     expected = {
         str(path.relative_to(CHECKOUT))
-        for name in ("jaxprune", "experiments")
-        for path in (CHECKOUT / name).rglob("*")
-        if path.suffix in (".py", ".typed", ".css", ".html", ".js")
+        for path in (CHECKOUT / "jaxprune").rglob("*")
+        if path.suffix in (".py", ".pyi", ".typed", ".css", ".html", ".js")
     }
     assert {str(Path(f).relative_to(installed)) for f in files.values()} == expected
     assert all(Path(file).is_file() for file in files.values())
@@ -88,8 +82,7 @@ def test_the_wheel_holds_every_file_of_the_packages(installed):
     def files(folder):
         return {
             str(path.relative_to(folder))
-            for name in ("jaxprune", "experiments")
-            for path in (folder / name).rglob("*")
+            for path in (folder / "jaxprune").rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
 
@@ -97,7 +90,11 @@ def test_the_wheel_holds_every_file_of_the_packages(installed):
 
 
 def _run(installed, cwd, *command):
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(installed),
+        "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+    }
     done = subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True,
         text=True,
@@ -112,7 +109,27 @@ def test_the_console_command_of_the_wheel(installed, tmp_path):
     assert "sweep     Ranks" in out
     code, out, err = _run(installed, tmp_path, script, "plot", "--workdir=nowhere")
     assert (code, out) == (2, "")
-    assert err == "error: nowhere holds no sweep: run experiments.sweep first\n"
+    assert err == "error: nowhere holds no sweep: run jaxprune sweep first\n"
+
+
+def test_it_installs_nothing_beside_the_package(installed):
+    """Somebody's own `experiments/` is theirs."""
+    found = {path.name for path in installed.iterdir()} - {"bin"}
+    assert {name.split("-")[0] for name in found} == {"jaxprune"}
+
+
+@pytest.mark.slow
+def test_a_sweep_beside_somebodys_own_experiments(installed, tmp_path):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("raise SystemExit('theirs')")
+    script = str(installed / "bin" / "jaxprune")
+    code, out, err = _run(
+        installed, tmp_path, script, "sweep", "--model=digits_pair", "--epochs=1",
+        "--train_pairs=256", "--test_pairs=64", "--widths=4,4,8", "--dense=8",
+        "--warmup_epochs=0",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "open next:" in out
 
 
 def _git(folder, *arguments):
@@ -123,8 +140,10 @@ def _git(folder, *arguments):
 
 def _commit(monkeypatch, folder):
     """As the copy in the folder would record it."""
-    monkeypatch.setattr(facts, "__file__", str(folder / "experiments" / "facts.py"))
-    return facts._commit()
+    monkeypatch.setattr(
+        provenance, "__file__", str(folder / "jaxprune" / "cli" / "provenance.py")
+    )
+    return provenance._commit()
 
 
 def test_a_foreign_repository_s_commit_is_not_recorded(installed, monkeypatch):
@@ -140,8 +159,8 @@ def test_a_foreign_repository_s_commit_is_not_recorded(installed, monkeypatch):
 
 
 def test_the_commit_of_a_clone_is_recorded(tmp_path, monkeypatch):
-    (tmp_path / "experiments").mkdir()
-    source = tmp_path / "experiments" / "facts.py"
+    source = tmp_path / "jaxprune" / "cli" / "provenance.py"
+    source.parent.mkdir(parents=True)
     source.write_text("as it was\n")
     _git(tmp_path, "init", "-q")
     _git(tmp_path, "add", ".")

@@ -21,12 +21,12 @@ from jax.sharding import NamedSharding
 
 import jaxprune
 from jaxprune import conv
+from jaxprune._base.mesh import Sharded, make_mesh, replicate, spread
 from jaxprune.compaction import compact
-from jaxprune.mesh import Sharded, make_mesh, replicate, spread
-from jaxprune.networks import models, training
-from jaxprune.networks.predict import compiled
+from jaxprune.evaluation.predict import compiled
+from jaxprune.recipes import models, training
+from jaxprune.sweep.activations import tap_layer
 from jaxprune.sweep.layer import sweep_layer
-from jaxprune.sweep.trunk import tap_layer
 from random_data import random_split, random_variables
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # bfloat16 in BatchNorm
@@ -149,7 +149,7 @@ def test_a_sweep(programs, dtype, last):
 
 
 def _of_a_sweep(programs, net, last):
-    """All programs of sweeps of a layer with two readers, and of the last."""
+    """All programs of sweeps of a layer with two consumers, and of the last."""
     programs.clear()
     variables = random_variables(net, jnp.zeros((1, *SHAPE)))
     split = random_split(n=BATCH, shape=SHAPE)

@@ -10,8 +10,8 @@ from flax import linen as nn
 
 from jaxprune.adapters.linen import called_layers
 from jaxprune.ranking import criteria
+from jaxprune.sweep.activations import tap_layer
 from jaxprune.sweep.layer import sweep_layer
-from jaxprune.sweep.trunk import tap_layer
 from random_data import random_split, random_variables
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxprune.networks.models import CifarResNet
+from jaxprune.recipes.models import CifarResNet
 
 EXAMPLE_SHAPE = (16, 16, 3)
 CLASSES = 5

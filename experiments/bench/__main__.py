@@ -29,12 +29,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, cluster, facts, finetuning, job
 from experiments.bench import ours, report
 from experiments.bench.measure import Bench, Prepared
 from experiments.bench.plan import OURS, PYTORCH, RACES, Key, Measured
 from experiments.bench.race import race, serve
-from experiments.flags import (
+from jaxprune._base.errors import InputError, check_choice
+from jaxprune.cli import cluster, finetuning, process, provenance, run_directory
+from jaxprune.cli.flags import (
     check_timing,
     define_epochs,
     define_images,
@@ -42,8 +43,7 @@ from experiments.flags import (
     define_timing,
     define_widths,
 )
-from experiments.weights import train_or_restore
-from jaxprune.errors import InputError, check_choice
+from jaxprune.cli.weights import train_or_restore
 
 FLAGS = flags.FLAGS
 define_network()
@@ -111,7 +111,7 @@ def _sweep() -> None:
     if FLAGS.measure:
         serve(_prepare)
         return
-    run = job.load(train_imported=False)
+    run = run_directory.load(train_imported=False)
     cluster.require_one_process("experiments.bench")
     ks = _loop_ks()
     if max(ks) >= run.training.widths[-1]:
@@ -132,7 +132,7 @@ def _sweep() -> None:
     report.show_scaling(scaling)
     report.save(run.workdir, measured, scaling)
     names = ("bench.png", "bench_ratios.csv", "bench.csv")
-    cli.finish(*(run.workdir / name for name in names))
+    process.finish(*(run.workdir / name for name in names))
 
 
 def _loop_ks() -> list[int]:
@@ -153,7 +153,9 @@ def _races() -> list[tuple[Key, ...]]:
 def _prepare() -> tuple[Prepared, dict[str, Any]]:
     """What this process was started for, and facts for its row."""
     by, what = FLAGS.measure.split(":")
-    run = job.load(train_imported=False, alone=False)  # the parent holds the folder
+    run = run_directory.load(
+        train_imported=False, alone=False
+    )  # the parent holds the folder
     split = run.splits.test
     split = split.select(np.arange(FLAGS.images or len(split)))
     if what == "scaling":
@@ -174,7 +176,7 @@ def _prepare() -> tuple[Prepared, dict[str, Any]]:
     about = {
         "images": len(split),
         "channels": bench.channels,
-        "device": facts.device(),
+        "device": provenance.device(),
     }
     if by == PYTORCH:
         from experiments.bench import pytorch
@@ -214,4 +216,4 @@ def _scaling(p: int) -> list[Measured]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    process.run(main)

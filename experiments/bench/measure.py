@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from experiments.job import Job
 from jaxprune.adapters.linen import at_path
+from jaxprune.cli.run_directory import Run
 from jaxprune.data.splits import Split
 
 # Training steps in one timed run of training.
@@ -29,7 +29,7 @@ class Bench:
       loop_ks: values of K that slow loops are measured for.
     """
 
-    run: Job
+    run: Run
     variables: Any
     split: Split
     some: Split

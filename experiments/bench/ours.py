@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cluster
 from experiments.bench.measure import (
     STEPS,
     Bench,
@@ -19,20 +18,21 @@ from experiments.bench.measure import (
     trunk_and_heads,
     turn_of,
 )
-from jaxprune import mesh
+from jaxprune._base import mesh
 from jaxprune.adapters.linen import at_path
-from jaxprune.cost.multiply_adds import of_layer
+from jaxprune.cli import cluster
+from jaxprune.costs.multiply_adds import of_layer
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split, batches
+from jaxprune.evaluation.predict import compiled, predict
 from jaxprune.fills.calibration import linear_fill
 from jaxprune.fills.fill import Fill
 from jaxprune.graph.network import IMAGES
-from jaxprune.networks import training
-from jaxprune.networks.predict import compiled, predict
 from jaxprune.ranking import criteria
+from jaxprune.recipes import training
+from jaxprune.sweep.activations import tap_layer
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.taps import TAPS, capture_map, run_from_map
-from jaxprune.sweep.trunk import tap_layer
 
 MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 # Products in one timed run, of which the median counts.

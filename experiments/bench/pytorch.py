@@ -24,10 +24,10 @@ from experiments.bench.measure import (
     trunk_and_heads,
     turn_of,
 )
-from experiments.bench.twins import modules_of
-from experiments.config import AnyConfig
+from experiments.bench.torch_models import modules_of
 from jaxprune.data.splits import Split, batches
-from jaxprune.networks.models import CifarVGG
+from jaxprune.recipes.config import AnyConfig
+from jaxprune.recipes.models import CifarVGG
 
 _CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if _CUDA else "cpu"

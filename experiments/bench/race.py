@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cluster
 from experiments.bench.measure import Prepared
 from experiments.bench.plan import Key, Measured
-from jaxprune.errors import InputError
+from jaxprune._base.errors import InputError
+from jaxprune.cli import cluster
 
 
 def race(

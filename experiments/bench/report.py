@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from experiments.bench.figure import Bar, bars
 from experiments.bench.plan import (
     LABELS,
     OURS,
@@ -17,9 +18,8 @@ from experiments.bench.plan import (
     rate,
     ratios,
 )
-from jaxprune.files import replacing
+from jaxprune._base.files import replacing
 from jaxprune.report import curves
-from jaxprune.report.bench import Bar, bars
 
 _COLUMNS = (
     "by", "what", "images", "channels", "devices", "seconds", "lowest", "highest",

@@ -14,9 +14,9 @@ from flax.core import meta, unfreeze
 from jax import lax
 from jaxtyping import Array, Num
 
-from jaxprune import arguments
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError
 from jaxprune.conv import with_offset
-from jaxprune.errors import InputError
 from jaxprune.graph.network import Network
 from jaxprune.graph.trace import shape_of, trace
 

@@ -6,9 +6,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from flax import linen as nn
 
-from jaxprune import arguments
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError
 from jaxprune.adapters import linen
-from jaxprune.errors import InputError
 from jaxprune.graph.network import Network
 
 P = ParamSpec("P")

@@ -25,9 +25,9 @@ from pydantic import Field
 from safetensors import numpy as safetensors
 from typing_extensions import TypedDict
 
-from jaxprune import schema, sealed
-from jaxprune.errors import InputError, first_line
-from jaxprune.files import replacing_folder
+from jaxprune._base import manifest, schema
+from jaxprune._base.errors import InputError, first_line
+from jaxprune._base.files import replacing_folder
 
 WEIGHTS, EXAMPLE, SPEC = "weights.safetensors", "example.safetensors", "spec.json"
 FUNCTION, PROGRAM = "function.stablehlo", "model.stablehlo"
@@ -125,7 +125,7 @@ def write(
         (new / EXAMPLE).write_bytes(safetensors.save({"inputs": example}))
         for name, program in programs.items():
             (new / name).write_bytes(program)
-        sealed.write(new, SPEC, {"format": FORMAT, **spec, "tensors": tensors})
+        manifest.write(new, SPEC, {"format": FORMAT, **spec, "tensors": tensors})
 
 
 def check_target(folder: Path) -> None:
@@ -148,7 +148,7 @@ def read(
     if not (folder / SPEC).is_file():
         raise InputError(f"{folder} holds no compact network (no {SPEC})")
     try:
-        spec = sealed.read(folder, SPEC, Spec, (WEIGHTS, EXAMPLE, FUNCTION))
+        spec = manifest.read(folder, SPEC, Spec, (WEIGHTS, EXAMPLE, FUNCTION))
     except InputError as error:
         raise InputError(f"{error}: the artefact was damaged or changed") from error
     arrays = _load(folder / WEIGHTS)
@@ -227,7 +227,7 @@ def export(function: Callable[..., Any], example: Any, *first: Any) -> bytes:
         )
         strip = passmanager.PassManager.parse("builtin.module(strip-debuginfo)")
         strip.run(module.operation)
-        # As jax.export itself: for readers up to four weeks older.
+        # As jax.export itself: for consumers up to four weeks older.
         version = stablehlo.get_version_from_compatibility_requirement(
             stablehlo.StablehloCompatibilityRequirement.WEEK_4
         )

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import arguments
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import takes_network
 from jaxprune.compaction.cut import cut
 from jaxprune.compaction.network import Compact, as_compact, removed
 from jaxprune.compaction.proof import prove
-from jaxprune.errors import InputError
 from jaxprune.fills.fill import ConstantFill, Fill
 from jaxprune.fills.masked import kept_of, make_pruning
 from jaxprune.graph.groups import PruningGroup
@@ -99,7 +99,7 @@ def compact_groups(
     Args:
       network: see `compact`.
       groups: name of a group, see `find_groups` -> (mask of its units, fill). The fill
-        takes effect at what the readers are given: "drop", or of `linear_fills` or
+        takes effect at what the consumers are given: "drop", or of `linear_fills` or
         `mean_fills`.
       example: inputs [N, ...], for tracing and for the comparison; a few images.
 
@@ -112,8 +112,8 @@ def compact_groups(
     """
     network = _with_example(network, groups, "groups", example)
     for name, (_, fill) in groups.items():
-        at_readers = isinstance(fill, Fill) and not isinstance(fill, ConstantFill)
-        if not at_readers and not (isinstance(fill, str) and fill == "drop"):
+        at_consumers = isinstance(fill, Fill) and not isinstance(fill, ConstantFill)
+        if not at_consumers and not (isinstance(fill, str) and fill == "drop"):
             raise InputError(
                 f"group '{name}' takes the fill 'drop', or one of "
                 "jaxprune.linear_fills or jaxprune.mean_fills"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxprune.errors import InputError
+from jaxprune._base.errors import InputError
 from jaxprune.fills.masked import Pruning
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Graph
@@ -16,7 +16,7 @@ from jaxprune.graph.trace import Equation
 
 
 def check_constants(graph: Graph, prunings: Sequence[Pruning]) -> None:
-    """Raises InputError unless pruned channels reach their readers as constants."""
+    """Raises InputError unless pruned channels reach their consumers as constants."""
     for pruning in prunings:
         if not pruning.keep.all():
             _Walk(graph, pruning).check()
@@ -44,9 +44,9 @@ class _Walk:
             for value in eqn.outputs:
                 if value in after and value != self.layer.output:
                     self.varying[value] = self._varying(eqn, value)
-        for name in self.pruning.group.readers:
-            reader = self.graph.layer(name)
-            for found in self._read(reader).values():
+        for name in self.pruning.group.consumers:
+            consumer = self.graph.layer(name)
+            for found in self._read(consumer).values():
                 raise InputError(
                     f"fill '{self.pruning.fill.name}' is no constant where '{name}' "
                     f"reads the channels of '{self.layer.name}': {found.described} "
@@ -54,9 +54,9 @@ class _Walk:
                     "or 'linear'"
                 )
 
-    def _read(self, reader: Layer) -> dict[int, Equation]:
-        roots = self._held(reader.input)
-        varying = self.varying.get(reader.input, {})
+    def _read(self, consumer: Layer) -> dict[int, Equation]:
+        roots = self._held(consumer.input)
+        varying = self.varying.get(consumer.input, {})
         return {root: varying[root] for root in roots if root in varying}
 
     def _varying(self, eqn: Equation, out: int) -> dict[int, Equation]:

@@ -2,10 +2,10 @@
 
 Removing a channel cuts every axis of the parameters that holds it. It still sent
 something to the layers that read it. With a fill at the layer's output that is a
-constant, since all that follows up to the reader is computed from constants; with a
-mean at the readers it is that mean; with the linear fill it is a constant and a share
+constant, since all that follows up to the consumer is computed from constants; with a
+mean at the consumers it is that mean; with the linear fill it is a constant and a share
 of each kept channel, whose rows take up that share (W_k + A W_p). A constant that is
-the same everywhere is added to the reader's bias. A convolution pads with zeros, so
+the same everywhere is added to the consumer's bias. A convolution pads with zeros, so
 that at the border it reads the constant less often: there it is a map, kept as its few
 different rows and an index to them; so is one of a layer without a bias. Arrays that
 the network's own parameters have no place for have paths of their own:
@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxprune._base.errors import InputError
 from jaxprune.compaction.constant import check_constants
-from jaxprune.errors import InputError
 from jaxprune.fills.fill import ConstantFill, LinearFill, MeanFill
 from jaxprune.fills.masked import Pruning, kept_of, mask_changes
 from jaxprune.graph.evaluate import Change, Narrowing, bind, run
@@ -101,12 +101,12 @@ def cut(network: Network, prunings: Sequence[Pruning]) -> dict[str, np.ndarray]:
     whole = {path: np.asarray(array) for path, array in network.arrays.items()}
     arrays = dict(whole)
     given = _given_behind_constants(network, prunings)
-    for reader in dict.fromkeys(name for p in prunings for name in p.group.readers):
-        layer = graph.layer(reader)
+    for consumer in dict.fromkeys(name for p in prunings for name in p.group.consumers):
+        layer = graph.layer(consumer)
         if layer.kernel is None or layer.in_a_loop:  # which takes 'drop' alone
             continue
-        own = [p for p in prunings if reader in p.group.readers]
-        rows = network.kernel(reader).astype(np.float64)
+        own = [p for p in prunings if consumer in p.group.consumers]
+        rows = network.kernel(consumer).astype(np.float64)
         constants = _constants(layer, own, given)
         if constants.any():
             _fold_constants(arrays, layer, _sent(layer, constants, rows), narrowing)
@@ -149,7 +149,7 @@ def _check_something_is_left(prunings: Sequence[Pruning]) -> None:
     for pruning in prunings:
         for role in ("return", "read"):
             owners = pruning.group.producers if role == "return" else (
-                pruning.group.readers
+                pruning.group.consumers
             )  # fmt: skip
             for name, owner in owners.items():
                 kept = kept_indices(pruning.keep, owner)
@@ -162,22 +162,22 @@ def _check_something_is_left(prunings: Sequence[Pruning]) -> None:
 def _given_behind_constants(
     network: Network, prunings: Sequence[Pruning]
 ) -> dict[str, np.ndarray]:
-    """What readers are given where channels are constants at their layer.
+    """What consumers are given where channels are constants at their layer.
 
     Features [*positions, F] of one image; those of channels that are kept, too.
     """
     graph = network.graph()
     filled = [p for p in prunings if isinstance(p.fill, ConstantFill)]
     check_constants(graph, filled)
-    readers = [*dict.fromkeys(name for p in filled for name in p.group.readers)]
-    if not readers:
+    consumers = [*dict.fromkeys(name for p in filled for name in p.group.consumers)]
+    if not consumers:
         return {}
     masks = [p.mask for p in prunings]
 
     @jax.jit
     def read(arrays: Any, x: Any) -> list[Array]:
         before, after = mask_changes(graph, masks)
-        want = [graph.layer(name).input for name in readers]
+        want = [graph.layer(name).input for name in consumers]
         return run(
             graph.program, arrays, x, want=want, before=before, after=after, exact=True
         )
@@ -187,7 +187,7 @@ def _given_behind_constants(
         values = read(jax.tree.map(np.asarray, network.arrays), x)
     return {
         name: np.asarray(graph.layer(name).features(value)[0])
-        for name, value in zip(readers, values, strict=True)
+        for name, value in zip(consumers, values, strict=True)
     }
 
 
@@ -203,13 +203,13 @@ def _constants(
         constants = np.zeros(given[layer.name].shape)
     for pruning in prunings:
         fill = pruning.fill
-        gone = ~kept_indices(pruning.keep, pruning.group.readers[layer.name])
+        gone = ~kept_indices(pruning.keep, pruning.group.consumers[layer.name])
         if isinstance(fill, ConstantFill):
             constants[..., gone] = given[layer.name][..., gone]
         elif isinstance(fill, MeanFill):
-            constants[..., gone] = fill.at_reader(pruning.group, layer.name)[gone]
+            constants[..., gone] = fill.at_consumer(pruning.group, layer.name)[gone]
         elif isinstance(fill, LinearFill):
-            regression = pruning.mask.at_readers[layer.name]
+            regression = pruning.mask.at_consumers[layer.name]
             constants[..., regression.features] = regression.constants
     return _one_row(constants)
 
@@ -228,7 +228,7 @@ def _folded(
     folded = None
     for pruning in prunings:
         if isinstance(pruning.fill, LinearFill) and not pruning.keep.all():
-            regression = pruning.mask.at_readers[layer.name]
+            regression = pruning.mask.at_consumers[layer.name]
             folded = regression.fold(rows if folded is None else folded)
     return folded
 

@@ -16,13 +16,13 @@ from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Num
 
-from jaxprune import arguments, schema
+from jaxprune._base import arguments, schema
+from jaxprune._base.arguments import is_close
+from jaxprune._base.errors import InputError, first_line
 from jaxprune.adapters import linen
-from jaxprune.arguments import is_close
 from jaxprune.compaction import artefact
 from jaxprune.compaction.cut import KERNELS, OFFSETS, STORED, exactly, extras
 from jaxprune.compaction.proof import Proof
-from jaxprune.errors import InputError, first_line
 from jaxprune.fills.masked import Pruning, kept_of
 from jaxprune.graph.evaluate import Narrowing, run
 from jaxprune.graph.groups import LeafAxis

@@ -31,9 +31,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxprune.arguments import half_of_digits
+from jaxprune._base.arguments import half_of_digits
+from jaxprune._base.errors import InputError
 from jaxprune.compaction.cut import KERNELS, OFFSETS, cpu, extras
-from jaxprune.errors import InputError
 from jaxprune.fills.masked import Mask, mask_changes
 from jaxprune.graph.evaluate import Narrowing, Runner
 from jaxprune.graph.labels import ELEMENTWISE, RULES
@@ -175,9 +175,9 @@ class Masked(NamedTuple):
     """What the masked network computes, in float64.
 
     Attributes:
-      values: those that depend on the batch, by their numbers, before readers are
+      values: those that depend on the batch, by their numbers, before consumers are
         masked; and those that are stored.
-      sizes: for each reader that is masked, by its equation's number, the sums of the
+      sizes: for each consumer that is masked, by its equation's number, the sums of the
         absolute products.
     """
 
@@ -196,8 +196,8 @@ def masked_values(
     runner.equations(program.equations, env)
     sizes: dict[int, Array] = {}
     for mask in masks:
-        for reader, how in mask.at_readers.items():
-            layer = graph.layer(reader)
+        for consumer, how in mask.at_consumers.items():
+            layer = graph.layer(consumer)
             if layer.in_a_loop:
                 continue
             features = jnp.abs(layer.features(env[layer.input]))

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxprune._base.errors import InputError, check_choice
 from jaxprune.data import tfds
 from jaxprune.data.pairs import pair_split
 from jaxprune.data.splits import Split, image_split
-from jaxprune.errors import InputError, check_choice
 
 DIGITS_TEST_SHARE = 0.2
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import arguments
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError, first_line
 from jaxprune.data.datasets import Splits
 from jaxprune.data.splits import Split, image_split
-from jaxprune.errors import InputError, first_line
 
 _SHARE, _MOST = 0.2, 512
 _TRAIN = ("train_images", "train_labels")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from jaxprune._base.errors import InputError
 from jaxprune.data.splits import Split
-from jaxprune.errors import InputError
 
 
 def pair_split(split: Split, count: int, rng: np.random.Generator) -> Split:

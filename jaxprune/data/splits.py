@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Num
 
-from jaxprune.arguments import as_array, check_labels, check_names, check_numbers
-from jaxprune.errors import InputError
+from jaxprune._base.arguments import as_array, check_labels, check_names, check_numbers
+from jaxprune._base.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jaxprune import schema, sealed
-from jaxprune.errors import InputError
-from jaxprune.files import replacing, sha256, write_text
+from jaxprune._base import manifest, schema
+from jaxprune._base.errors import InputError
+from jaxprune._base.files import replacing, sha256, write_text
 
 _PROBE_SECONDS = 8
 _ARRAYS = ("images", "labels")
@@ -99,7 +99,7 @@ def _only_entry(cache: Path, split: str) -> Path | None:
         sources = ", ".join(_about(entry, split)["source"] for entry in entries)
         raise InputError(
             f"{cache} holds several datasets called {cache.name}, decoded from "
-            f"{sources}: say which with --data_dir, or remove all but one"
+            f"{sources}: say which with data_dir, or remove all but one"
         )
     return entries[0] if entries else None
 
@@ -122,7 +122,7 @@ def _read(entry: Path, split: str) -> Decoded | None:
         for key in _ARRAYS:
             if sha256(entry / f"{split}_{key}.npy") != about["sha256"][key]:
                 raise ValueError(f"{split}_{key}.npy does not match its checksum")
-        names = sealed.digest(about["class_names"])
+        names = manifest.digest(about["class_names"])
         # A cache that is older than the sum of the names has none.
         if about["sha256"].get("class_names", names) != names:
             raise ValueError("the class names do not match their checksum")
@@ -142,7 +142,7 @@ def _decode(name: str, split: str, prepared: Path, entry: Path) -> None:
     if info.get("fileFormat") != "array_record":
         raise InputError(
             f"{prepared} is stored as {info.get('fileFormat', 'tfrecord')}, which only "
-            "TensorFlow reads: give a new --data_dir and it is prepared as array_record"
+            "TensorFlow reads: give a new data_dir and it is prepared as array_record"
         )
     tfds = _import_tfds()
     try:
@@ -167,7 +167,7 @@ def _decode(name: str, split: str, prepared: Path, entry: Path) -> None:
         "class_names": builder.info.features["label"].names,
         "sha256": {
             **{key: sha256(entry / f"{split}_{key}.npy") for key in _ARRAYS},
-            "class_names": sealed.digest(builder.info.features["label"].names),
+            "class_names": manifest.digest(builder.info.features["label"].names),
         },
     }
     write_text(entry / f"{split}.json", json.dumps(about, indent=2) + "\n")
@@ -177,7 +177,7 @@ def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
     """Downloads and prepares the dataset; returns its folder."""
     folder = _data_dir(data_dir)
     missing = (
-        f"{name} is not in {folder} and cannot be downloaded ({{}}): with --data_dir "
+        f"{name} is not in {folder} and cannot be downloaded ({{}}): with data_dir "
         "give a folder that holds it as TFDS prepares it (file_format='array_record'), "
         f"or copy another machine's decoded {cache} here"
     )

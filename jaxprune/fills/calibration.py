@@ -1,6 +1,6 @@
 """Fitting the fills `linear` and `mean` on unlabelled images.
 
-Axes: N images, P channels, G groups of Q features of a reader as in
+Axes: N images, P channels, G groups of Q features of a consumer as in
 `jaxprune.fills.linear`, n rows, which are images and positions.
 """
 
@@ -13,9 +13,9 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Int, Num
 
-from jaxprune import arguments, processes
+from jaxprune._base import arguments, processes
+from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import takes_network
-from jaxprune.errors import InputError
 from jaxprune.fills.fill import LinearFill, MeanFill
 from jaxprune.fills.linear import group_features, regressed_together
 from jaxprune.fills.moments import Sums
@@ -27,7 +27,7 @@ from jaxprune.graph.network import Network
 # another poorly, larger ones have less squared error, and yet cost accuracy.
 RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
-# Rows of a reader's input that the ridge is chosen on: neighbouring positions say
+# Rows of a consumer's input that the ridge is chosen on: neighbouring positions say
 # nearly the same.
 _PRESS_ROWS = 2**14
 
@@ -107,10 +107,10 @@ def linear_fills(
     network = network.with_example(images[:1])
     groups = _checked(groups)
     sums = _read(network, np.asarray(images), groups, batch_size, mesh)
-    kernels = {reader: network.kernel(reader) for _, reader in sums}
+    kernels = {consumer: network.kernel(consumer) for _, consumer in sums}
     fills = {}
     for group in groups:
-        own = {reader: sums[group.name, reader] for reader in group.readers}
+        own = {consumer: sums[group.name, consumer] for consumer in group.consumers}
         facts: dict[str, Any] = {"images": len(images)}
         best = ridge
         if best is None:
@@ -119,7 +119,7 @@ def linear_fills(
             facts["press"] = {f"{c:g}": float(error) for c, error in errors.items()}
         facts["ridge"] = best
         moments = {
-            reader: s.moments(kernels[reader], best) for reader, s in own.items()
+            consumer: s.moments(kernels[consumer], best) for consumer, s in own.items()
         }
         fills[group.name] = LinearFill("linear", moments=moments, facts=facts)
     return fills
@@ -143,7 +143,7 @@ def mean_fills(
     batch_size: int = 128,
     mesh: Mesh | None = None,
 ) -> dict[str, MeanFill]:
-    """At each reader, the mean of what it is given for a channel.
+    """At each consumer, the mean of what it is given for a channel.
 
     What `linear_fills` tends to with an ever larger ridge. A mean at the layer's own
     output is another fill: the maximum of a mean is not the mean of the maximum.
@@ -168,7 +168,7 @@ def mean_fills(
     groups = _checked(groups)
     _check_linear(network, groups)
     owners = {
-        (g.name, name): owner for g in groups for name, owner in g.readers.items()
+        (g.name, name): owner for g in groups for name, owner in g.consumers.items()
     }
     held = {key: np.flatnonzero(owner >= 0) for key, owner in owners.items()}
     sums = {key: np.zeros(len(owner)) for key, owner in owners.items()}
@@ -179,9 +179,9 @@ def mean_fills(
         sums[key][held[key]] += rows.sum(0, dtype=np.float64)
         counts[key] += len(rows)
     means: dict[str, dict[str, np.ndarray]] = {g.name: {} for g in groups}
-    for (group, reader), total in sums.items():
-        count = processes.total(np.array([counts[group, reader]]))
-        means[group][reader] = (processes.total(total) / count).astype(np.float32)
+    for (group, consumer), total in sums.items():
+        count = processes.total(np.array([counts[group, consumer]]))
+        means[group][consumer] = (processes.total(total) / count).astype(np.float32)
     facts = {"images": len(images)}
     return {
         name: MeanFill("mean", means=own, facts=facts) for name, own in means.items()
@@ -190,7 +190,7 @@ def mean_fills(
 
 def why_not_fitted(network: Network, group: PruningGroup) -> str:
     """Why units cannot be predicted where they are read; "" where they can."""
-    for name, owner in group.readers.items():
+    for name, owner in group.consumers.items():
         if network.layers[name].in_a_loop:
             return f"'{name}' reads them inside a loop or a branch"
         if network.layers[name].kernel is None:
@@ -203,10 +203,10 @@ def why_not_fitted(network: Network, group: PruningGroup) -> str:
 def _check_linear(network: Network, groups: Sequence[PruningGroup]) -> None:
     """Raises InputError where two values of an image are multiplied to read units."""
     for group in groups:
-        for reader in group.readers:
-            if network.layers[reader].kernel is None:
+        for consumer in group.consumers:
+            if network.layers[consumer].kernel is None:
                 raise InputError(
-                    f"'{reader}' reads '{group.name}' as a product of two values of "
+                    f"'{consumer}' reads '{group.name}' as a product of two values of "
                     "an image: it takes the fill 'drop' alone"
                 )
 
@@ -218,10 +218,10 @@ def _read(
     batch_size: int,
     mesh: Mesh | None,
 ) -> dict[Pair, Sums]:
-    """What each group's readers are given for the images, added up."""
+    """What each group's consumers are given for the images, added up."""
     _check_linear(network, groups)
     features = {
-        (g.name, name): _features(g, name) for g in groups for name in g.readers
+        (g.name, name): _features(g, name) for g in groups for name in g.consumers
     }
     channels = {g.name: g.units for g in groups}
     sums: dict[Pair, Sums] = {}
@@ -235,11 +235,11 @@ def _read(
     return {key: s.over_processes() for key, s in sums.items()}
 
 
-def _features(group: PruningGroup, reader: str) -> Int[np.ndarray, "G Q"]:
-    features = group_features(group.readers[reader], group.units)
+def _features(group: PruningGroup, consumer: str) -> Int[np.ndarray, "G Q"]:
+    features = group_features(group.consumers[consumer], group.units)
     if features is None:
         raise InputError(
-            f"the linear fill needs as many input features of '{reader}' for one "
+            f"the linear fill needs as many input features of '{consumer}' for one "
             f"channel of '{group.name}' as for another"
         )
     return regressed_together(features)

@@ -6,7 +6,7 @@ change what the layers that read the channels are given: there a pruned channel 
 what the kept channels predict for it (`jaxprune.fills.linear`), or its mean. A fill
 means the same in a network that is masked, swept or compact.
 
-Axes: P channels of the layer, F input features of a reader.
+Axes: P channels of the layer, F input features of a consumer.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxprune import arguments
-from jaxprune.errors import InputError, check_choice
-from jaxprune.fills.left_out import leave_out
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError, check_choice
+from jaxprune.fills.leave_one_out import leave_out
 from jaxprune.fills.linear import Moments, Nested, Regression
 from jaxprune.graph.groups import PruningGroup, kept_indices
 
 # The fills that have a name, in the order in which they are shown.
 FILLS = ("zero", "bias", "mean", "drop", "linear")
 
-# (features of a reader's operand [..., F], mask [P]) -> what it is given instead.
-AtReader = Callable[[Array, Any], Array]
+# (features of a consumer's operand [..., F], mask [P]) -> what it is given instead.
+AtConsumer = Callable[[Array, Any], Array]
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class Fill:
         return {}
 
     def check(self, group: PruningGroup) -> None:
-        """Raises InputError if it was fitted for other readers."""
+        """Raises InputError if it was fitted for other consumers."""
 
-    def at_readers(
+    def at_consumers(
         self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
-    ) -> dict[str, AtReader]:
-        """What becomes of each reader's operand; none where it acts at the layer."""
+    ) -> dict[str, AtConsumer]:
+        """What becomes of each consumer's operand; none where it acts at the layer."""
         return {}
 
     def nested(self, order: Int[np.ndarray, " P"]) -> dict[str, Nested]:
-        """For each reader, the regressions of all K; of the linear fill alone."""
+        """For each consumer, the regressions of all K; of the linear fill alone."""
         return {}
 
 
@@ -90,10 +90,10 @@ class ConstantFill(Fill):
 
 @dataclass(frozen=True)
 class MeanFill(Fill):
-    """A constant at each reader: `drop`, which is 0, and what `mean_fills` returns.
+    """A constant at each consumer: `drop`, which is 0, and what `mean_fills` returns.
 
     Attributes:
-      means: of each reader's features, 0 where no channel is; empty for `drop`.
+      means: of each consumer's features, 0 where no channel is; empty for `drop`.
     """
 
     means: Mapping[str, Float[np.ndarray, " F"]] = field(default_factory=dict)
@@ -104,35 +104,35 @@ class MeanFill(Fill):
         return {f"mean {name}": np.asarray(m) for name, m in self.means.items()}
 
     def check(self, group: PruningGroup) -> None:
-        """Raises InputError if it was fitted for other readers."""
-        _check_readers(self, self.means, group)
+        """Raises InputError if it was fitted for other consumers."""
+        _check_consumers(self, self.means, group)
         for name, means in self.means.items():
-            if np.shape(means) != group.readers[name].shape:
+            if np.shape(means) != group.consumers[name].shape:
                 raise InputError(
                     f"fill '{self.name}' was fitted on {len(means)} input features of "
-                    f"'{name}', which has {len(group.readers[name])}"
+                    f"'{name}', which has {len(group.consumers[name])}"
                 )
 
-    def at_reader(self, group: PruningGroup, name: str) -> Float[np.ndarray, " F"]:
-        """What a reader's features hold once they are pruned."""
-        return self.means.get(name, np.zeros(len(group.readers[name]), np.float32))
+    def at_consumer(self, group: PruningGroup, name: str) -> Float[np.ndarray, " F"]:
+        """What a consumer's features hold once they are pruned."""
+        return self.means.get(name, np.zeros(len(group.consumers[name]), np.float32))
 
-    def at_readers(
+    def at_consumers(
         self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
-    ) -> dict[str, AtReader]:
-        """What becomes of each reader's operand."""
+    ) -> dict[str, AtConsumer]:
+        """What becomes of each consumer's operand."""
         return {
-            name: Constant(owner, self.at_reader(group, name))
-            for name, owner in group.readers.items()
+            name: Constant(owner, self.at_consumer(group, name))
+            for name, owner in group.consumers.items()
         }
 
 
 @dataclass(frozen=True)
 class LinearFill(Fill):
-    """What the kept channels predict at each reader, see `jaxprune.fills.linear`.
+    """What the kept channels predict at each consumer, see `jaxprune.fills.linear`.
 
     Attributes:
-      moments: of each reader's operand.
+      moments: of each consumer's operand.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
@@ -148,8 +148,8 @@ class LinearFill(Fill):
         }
 
     @property
-    def readers(self) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        """Covariance, gram and P of each reader: what criteria go by."""
+    def consumers(self) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """Covariance, gram and P of each consumer: what criteria go by."""
         return [(m.ridged, m.gram, m.channels) for m in self.moments.values()]
 
     @property
@@ -158,30 +158,32 @@ class LinearFill(Fill):
         return next((m.channels for m in self.moments.values()), None)
 
     def check(self, group: PruningGroup) -> None:
-        """Raises InputError if it was fitted for other readers."""
-        _check_readers(self, self.moments, group)
+        """Raises InputError if it was fitted for other consumers."""
+        _check_consumers(self, self.moments, group)
 
     def regressions(self, keep: Bool[np.ndarray, " P"]) -> dict[str, Regression]:
-        """For each reader, pruned channels as predicted from those that are kept."""
+        """For each consumer, pruned channels as predicted from those that are kept."""
         return {name: m.regress(keep) for name, m in self.moments.items()}
 
-    def at_readers(
+    def at_consumers(
         self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
-    ) -> dict[str, AtReader]:
-        """What becomes of each reader's operand."""
+    ) -> dict[str, AtConsumer]:
+        """What becomes of each consumer's operand."""
         return dict(self.regressions(keep))
 
     def nested(self, order: Int[np.ndarray, " P"]) -> dict[str, Nested]:
-        """For each reader, the regressions of all K in this order of pruning."""
+        """For each consumer, the regressions of all K in this order of pruning."""
         return {name: m.nest(order) for name, m in self.moments.items()}
 
-    def left_out(self, kept: Bool[np.ndarray, " P"]) -> dict[str, AtReader]:
-        """What becomes of each reader's operand where one channel more may go."""
+    def left_out(self, kept: Bool[np.ndarray, " P"]) -> dict[str, AtConsumer]:
+        """What becomes of each consumer's operand where one channel more may go."""
         return {name: leave_out(m, kept) for name, m in self.moments.items()}
 
 
-def _check_readers(fill: Fill, fitted: Mapping[str, Any], group: PruningGroup) -> None:
-    if unknown := set(fitted) - set(group.readers):
+def _check_consumers(
+    fill: Fill, fitted: Mapping[str, Any], group: PruningGroup
+) -> None:
+    if unknown := set(fitted) - set(group.consumers):
         raise InputError(
             f"fill '{fill.name}' was fitted on what '{min(unknown)}' reads, which "
             f"does not read '{group.name}'"
@@ -191,7 +193,7 @@ def _check_readers(fill: Fill, fitted: Mapping[str, Any], group: PruningGroup) -
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Constant:
-    """A reader's features with a constant in the place of each pruned one.
+    """A consumer's features with a constant in the place of each pruned one.
 
     Attributes:
       owner: the channel that each feature holds, [F], negative for none.

@@ -6,25 +6,25 @@ regression on the kept channels k,
 
     x_p = m_p + A' (x_k - m_k),     A = (C_kk + lambda I)^{-1} C_kp,
 
-so the reader's kernel W needs only the rows W_k + A W_p, and a constant. lambda is
+so the consumer's kernel W needs only the rows W_k + A W_p, and a constant. lambda is
 `ridge` times the mean variance. Nothing is trained and no label is used.
 
 When channels are pruned one after another, in a given order, the regressions of all K
 follow from one Cholesky factor G of C + lambda I, its channels in the reverse order:
 E = diag(G) G^{-1} turns x - m into residuals, each channel less what those pruned later
 predict for it, and W~ = E^{-T} W are the rows that the residuals meet. With K channels
-pruned the reader returns m'W + sum_{j kept} r_j W~_j, for every K. (Block elimination;
-Goodnight's sweep operator, 1979.)
+pruned the consumer returns m'W + sum_{j kept} r_j W~_j, for every K. (Block
+elimination; Goodnight's sweep operator, 1979.)
 
 Kin: He, Zhang and Sun 2017 (channel pruning by LASSO and least squares), Luo et al.
 2017 (ThiNet), Kim et al. 2020 (Neuron Merging).
 
-A reader may hold a channel in R features, one for each position in front of a flatten.
-Up to TOGETHER features these are regressed together, every feature on those of all
-positions of the kept channels; beyond, each position by itself.
+A consumer may hold a channel in R features, one for each position in front of a
+flatten. Up to TOGETHER features these are regressed together, every feature on those of
+all positions of the kept channels; beyond, each position by itself.
 
-Axes: N images, P channels, F input features of a reader, R features of each channel, G
-groups that are regressed apart, Q features in each: G = 1 and Q = R P, or G = R and
+Axes: N images, P channels, F input features of a consumer, R features of each channel,
+G groups that are regressed apart, Q features in each: G = 1 and Q = R P, or G = R and
 Q = P. Position by position, channel by channel, both are laid out alike.
 """
 
@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import linalg
 
-# Features of a reader that are regressed together at the most: their covariance takes
+# Features of a consumer that are regressed together at the most: their covariance takes
 # 8 F^2 bytes, and its factor F^3 / 3 multiply-adds.
 TOGETHER = 2048
 
@@ -80,14 +80,14 @@ def channel_blocks(
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a reader's input over calibration images and positions.
+    """Of a consumer's input over calibration images and positions.
 
     Attributes:
       features: the input features that hold the channels.
       channels: their number, P.
       mean: of each feature.
       covariance: of the features of each group.
-      gram: W W' of the reader's rows for them, summed over a convolution's taps.
+      gram: W W' of the consumer's rows for them, summed over a convolution's taps.
       ridge: added to the variances, in units of their mean in each group.
     """
 
@@ -156,7 +156,7 @@ class Regression:
     constants: Any
 
     def __call__(self, x: Array, keep: Any) -> Array:
-        """The reader's input [..., F] with pruned channels predicted."""
+        """The consumer's input [..., F] with pruned channels predicted."""
 
         def predict(channels: Array) -> Array:
             wide = _wide(channels)
@@ -200,7 +200,7 @@ class Nested:
     back: Any
 
     def residuals(self, x: Array) -> Float[Array, "*N G Q"]:
-        """Of a reader's input [..., F]."""
+        """Of a consumer's input [..., F]."""
         wide = _wide(x)
         centred = x[..., self.features].astype(wide) - jnp.asarray(self.mean, wide)
         return _multiply(centred, jnp.asarray(self.residual, wide))
@@ -211,7 +211,7 @@ class Nested:
         return np.einsum("rpq,...rqu->...rpu", self.back, rows, optimize=True)
 
     def __call__(self, x: Array, keep: Any) -> Array:
-        """The reader's input with pruned channels predicted; `keep` may be traced.
+        """The consumer's input with pruned channels predicted; `keep` may be traced.
 
         The pruned channels must be the first ones of the order.
         """

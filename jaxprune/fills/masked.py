@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from jaxprune.errors import InputError
-from jaxprune.fills.fill import AtReader, ConstantFill, Fill, MeanFill, resolve_fill
+from jaxprune._base.errors import InputError
+from jaxprune.fills.fill import AtConsumer, ConstantFill, Fill, MeanFill, resolve_fill
 from jaxprune.graph.evaluate import Change, run
 from jaxprune.graph.groups import LeafAxis, PruningGroup
 from jaxprune.graph.layers import Layer
@@ -31,15 +31,15 @@ class Mask:
     Attributes:
       layer: whose channels are masked.
       keep: True where a channel is kept, [P].
-      values: what a pruned channel is at the layer's output, [P]; None where readers
+      values: what a pruned channel is at the layer's output, [P]; None where consumers
         are masked.
-      at_readers: what becomes of the readers' features then.
+      at_consumers: what becomes of the consumers' features then.
     """
 
     layer: str = field(metadata={"static": True})
     keep: Any
     values: Any
-    at_readers: Any
+    at_consumers: Any
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Pruning:
     @cached_property
     def mask(self) -> Mask:
         """The same as arrays."""
-        at_readers = self.fill.at_readers(self.group, self.keep)
+        at_consumers = self.fill.at_consumers(self.group, self.keep)
         values = self.fill.values if isinstance(self.fill, ConstantFill) else None
-        return Mask(self.group.name, self.keep, values, at_readers)
+        return Mask(self.group.name, self.keep, values, at_consumers)
 
 
 def kept_of(prunings: Sequence[Pruning]) -> dict[LeafAxis, np.ndarray]:
@@ -107,15 +107,15 @@ def make_pruning(
     resolved = resolve_fill(fill, layer=group.name, bias=bias)
     resolved.check(group)
     if not (isinstance(resolved, MeanFill) and not resolved.means):
-        for reader in group.readers:
-            layer = network.layers[reader]
+        for consumer in group.consumers:
+            layer = network.layers[consumer]
             if layer.kernel is None or layer.in_a_loop:
                 how = "inside a loop or a branch"
                 if layer.kernel is None:
                     how = "as a product of two values of an image"
                 raise InputError(
-                    f"'{reader}' reads '{group.name}' {how}: it takes the fill 'drop' "
-                    "alone"
+                    f"'{consumer}' reads '{group.name}' {how}: it takes the fill "
+                    "'drop' alone"
                 )
     return Pruning(group, keep, resolved)
 
@@ -132,24 +132,24 @@ Changes = dict[int, Change]
 
 def mask_changes(graph: Graph, masks: Sequence[Mask]) -> tuple[Changes, Changes]:
     """What masks change: of equations' operands, and of equations' results."""
-    at_readers: dict[str, list[tuple[AtReader, Any]]] = defaultdict(list)
+    at_consumers: dict[str, list[tuple[AtConsumer, Any]]] = defaultdict(list)
     after: Changes = {}
     for mask in masks:
-        for reader, how in mask.at_readers.items():
-            at_readers[reader].append((how, mask.keep))
+        for consumer, how in mask.at_consumers.items():
+            at_consumers[consumer].append((how, mask.keep))
         if mask.values is not None:
             layer = graph.layer(mask.layer)
             eqn = graph.program.made_by[layer.output]
             after[eqn.number] = _filled(layer, mask.keep, mask.values)
     before = {
-        graph.layer(reader).equation.number: _masked(graph.layer(reader), hows)
-        for reader, hows in at_readers.items()
+        graph.layer(consumer).equation.number: _masked(graph.layer(consumer), hows)
+        for consumer, hows in at_consumers.items()
     }
     return before, after
 
 
-def _masked(layer: Layer, hows: Sequence[tuple[AtReader, Any]]) -> Change:
-    """The reader's operand with each of its channels masked."""
+def _masked(layer: Layer, hows: Sequence[tuple[AtConsumer, Any]]) -> Change:
+    """The consumer's operand with each of its channels masked."""
 
     def change(operands: list[Any]) -> list[Any]:
         features = layer.features(operands[layer.x])

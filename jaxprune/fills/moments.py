@@ -1,6 +1,6 @@
-"""Moments of what a reader is given, added up row by row; and which ridge to choose.
+"""Moments of what a consumer is given, added up row by row; and which ridge to choose.
 
-Axes: P channels, G groups of Q features of a reader as in `jaxprune.fills.linear`,
+Axes: P channels, G groups of Q features of a consumer as in `jaxprune.fills.linear`,
 n rows, which are images and positions.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxprune import processes
+from jaxprune._base import processes
 from jaxprune.fills.linear import Moments, channel_blocks
 
 
@@ -56,7 +56,7 @@ def press(rows: Float[np.ndarray, "n G Q"], channels: int, ridge: float) -> floa
 
 @dataclass
 class Sums:
-    """Of a reader's channels over rows.
+    """Of a consumer's channels over rows.
 
     Attributes:
       features: which hold the channels.

@@ -1,4 +1,4 @@
-"""What readers of channels are given for calibration images, batch by batch.
+"""What consumers of channels are given for calibration images, batch by batch.
 
 Axes: N images, n rows, which are images and positions.
 """
@@ -11,12 +11,19 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxprune import arguments, processes
-from jaxprune.errors import InputError
+from jaxprune._base import arguments, processes
+from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import (
+    REPLICATED,
+    SPREAD,
+    Sharded,
+    make_mesh,
+    replicate,
+    round_up,
+)
 from jaxprune.graph.network import Network
-from jaxprune.mesh import REPLICATED, SPREAD, Sharded, make_mesh, replicate, round_up
 
-# A group's name, and a reader of its channels.
+# A group's name, and a consumer of its channels.
 Pair = tuple[str, str]
 
 
@@ -44,32 +51,32 @@ def operand_rows(
     Args:
       network: the network.
       images: of all processes.
-      features: which input features of a reader are asked for, in an array of any
+      features: which input features of a consumer are asked for, in an array of any
         shape [*F].
       batch_size: images in a batch.
       mesh: the devices; by default all of this process.
 
     Yields:
-      Batch by batch, the rows [n, *F] of each reader, and how many rows it has in all
+      Batch by batch, the rows [n, *F] of each consumer, and how many rows it has in all
       batches of all processes.
 
     Raises:
-      InputError: a value is not finite, or a reader is inside a loop.
+      InputError: a value is not finite, or a consumer is inside a loop.
     """
-    for _, reader in features:
-        if network.layers[reader].in_a_loop:
+    for _, consumer in features:
+        if network.layers[consumer].in_a_loop:
             raise InputError(
-                f"what '{reader}' is given cannot be read: it is inside a loop or a "
+                f"what '{consumer}' is given cannot be read: it is inside a loop or a "
                 "branch (nn.scan, lax.cond); the fill 'drop' needs no reading"
             )
 
     def given(arrays: Any, x: Array) -> list[Array]:
         layers = network.graph(x).layers
-        want = [layers[reader].input for _, reader in features]
+        want = [layers[consumer].input for _, consumer in features]
         values = network.evaluate(x, arrays=arrays, want=want)
         return [
-            jnp.asarray(layers[reader].features(value)[..., asked])
-            for value, ((_, reader), asked) in zip(
+            jnp.asarray(layers[consumer].features(value)[..., asked])
+            for value, ((_, consumer), asked) in zip(
                 values, features.items(), strict=True
             )
         ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxprune.errors import InputError, check_choice
+from jaxprune._base.errors import InputError, check_choice
 from jaxprune.graph.labels import STAYS, Labels, Unions
 from jaxprune.graph.layers import Layer
 
@@ -31,14 +31,14 @@ class PruningGroup:
       units: their number.
       leaves: for axes of the parameters that hold units, of each index.
       producers: for each layer that returns units, of each output channel [U].
-      readers: for each layer that sums over units, of each input feature [F].
+      consumers: for each layer that sums over units, of each input feature [F].
     """
 
     name: str
     units: int
     leaves: Mapping[LeafAxis, Int[np.ndarray, " _"]]
     producers: Mapping[str, Int[np.ndarray, " U"]]
-    readers: Mapping[str, Int[np.ndarray, " F"]]
+    consumers: Mapping[str, Int[np.ndarray, " F"]]
 
     def kept(self, keep: Bool[np.ndarray, " P"]) -> dict[LeafAxis, np.ndarray]:
         """Of each axis in `leaves`, the indices that a mask of the units leaves."""
@@ -193,18 +193,18 @@ class Grouping:
         for path, value in self.labels.program.leaves.items():
             for axis in range(len(self.labels.program.shape(value))):
                 leaves[path, axis] = held(value, (axis,))
-        producers, readers = {}, {}
+        producers, consumers = {}, {}
         for key, layer in self.layers.items():
             if layer.kernel is not None:
                 producers[key] = held(layer.product, layer.axes.channels)
             if layer.groups == 1:
-                readers[key] = held(layer.input, layer.axes.features)
+                consumers[key] = held(layer.input, layer.axes.features)
 
         def holding(found: Mapping) -> dict:
             return {key: owner for key, owner in found.items() if (owner >= 0).any()}
 
         return PruningGroup(
-            name, len(units), holding(leaves), holding(producers), holding(readers)
+            name, len(units), holding(leaves), holding(producers), holding(consumers)
         )
 
 

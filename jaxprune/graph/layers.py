@@ -325,10 +325,10 @@ def _with_bias(layer: Layer) -> Layer:
     value, adds, bias = layer.product, [], None
     way, inner, added = [layer.product], [], []
     while True:
-        readers = program.read_by[value]
-        if len(readers) != 1 or readers[0].name not in (*_ADDS, *_CASTS):
+        consumers = program.read_by[value]
+        if len(consumers) != 1 or consumers[0].name not in (*_ADDS, *_CASTS):
             break
-        (eqn,) = readers
+        (eqn,) = consumers
         if eqn.name in _CASTS:
             following = program.read_by[eqn.outputs[0]]
             if len(following) != 1 or following[0].name not in _ADDS:

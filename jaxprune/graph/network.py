@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxprune import arguments
-from jaxprune.errors import InputError, check_choice
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError, check_choice
 from jaxprune.graph.evaluate import Change, Narrowing, run
 from jaxprune.graph.groups import Grouping, Groups, LeafAxis, PruningGroup
 from jaxprune.graph.labels import STAYS, Labels, Splits, find_labels

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxprune.errors import InputError, first_line
+from jaxprune._base.errors import InputError, first_line
 
 CONTRACTIONS = ("conv_general_dilated", "dot_general")
 # Equations that only run another function; under which name its jaxpr is kept.

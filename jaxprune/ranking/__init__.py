@@ -1,1 +1,5 @@
 """Which channels go first: criteria, order, masks."""
+
+from jaxprune.ranking import criteria
+
+__all__ = ["criteria"]

@@ -1,9 +1,10 @@
 """What a channel is worth: a score for each, the lowest is pruned first.
 
 A criterion is a function of arrays, and `CRITERIA` says which: names of NEEDS. What is
-asked for is gathered in one pass over the ranking images, see `jaxprune.sweep.gather`.
+asked for is gathered in one pass over the ranking images, see
+`jaxprune.sweep.statistics`.
 
-Axes: N images, H x W positions, P channels, F features of a reader.
+Axes: N images, H x W positions, P channels, F features of a consumer.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +14,12 @@ import numpy as np
 from jaxtyping import Float, Num
 from scipy.spatial import distance
 
-from jaxprune.ranking.elimination import ReaderMoments, eliminate
-from jaxprune.ranking.evidence import (
+from jaxprune.ranking.elimination import ConsumerMoments, eliminate
+from jaxprune.ranking.statistics import (
     Activations,
+    ConsumerInput,
     Gradients,
     MeasureLosses,
-    ReaderInput,
 )
 
 Scores = Float[np.ndarray, " P"]
@@ -106,25 +107,25 @@ def fisher(gradients: Gradients) -> Scores:
     return gradients.squares / (2 * gradients.images)
 
 
-def reader(reader_inputs: Sequence[ReaderInput], channels: int) -> Scores:
+def wanda(consumer_inputs: Sequence[ConsumerInput], channels: int) -> Scores:
     """Standard deviation where a channel is read, times the norm of the rows there.
 
     How far what reads the channel moves if it becomes its mean: Wanda (Sun et al. 2024)
     for whole channels, about the mean in place of zero. Where a channel has several
-    features or readers, their squares are added up.
+    features or consumers, their squares are added up.
     """
     moved = np.zeros(channels)
-    for read in reader_inputs:
+    for read in consumer_inputs:
         held = read.owner >= 0
         squares = (read.activations.variance * read.rows)[held]
         moved += np.bincount(read.owner[held], squares, channels)
     return np.sqrt(moved)
 
 
-def linear(readers: Sequence[ReaderMoments]) -> Scores:
-    """What pruning costs at the readers under the linear fill, by backward elimination.
+def linear(consumers: Sequence[ConsumerMoments]) -> Scores:
+    """The cost of pruning at the consumers under the linear fill: backward elimination.
 
-    The channel that goes next is the one whose removal moves what the readers return
+    The channel that goes next is the one whose removal moves what the consumers return
     the least: the variance v_j that its regression on the kept channels leaves, times
     the squared norm of its row of the kernel as it is by then. Both follow from
     rank-one updates, O(P^2) a channel:
@@ -137,14 +138,14 @@ def linear(readers: Sequence[ReaderMoments]) -> Scores:
     squared change once it and all before it are gone.
 
     Args:
-      readers: `Fill.readers` of a linear fill.
+      consumers: `Fill.consumers` of a linear fill.
     """
-    return eliminate(readers, weighted=True)
+    return eliminate(consumers, weighted=True)
 
 
-def residual_variance(readers: Sequence[ReaderMoments]) -> Scores:
+def residual_variance(consumers: Sequence[ConsumerMoments]) -> Scores:
     """`linear` without the weights: the variance alone that the kept ones leave."""
-    return eliminate(readers, weighted=False)
+    return eliminate(consumers, weighted=False)
 
 
 def random(channels: int, seed: int | Sequence[int]) -> Scores:
@@ -202,8 +203,8 @@ NEEDS: dict[str, str] = {
     "kernel": "the layer's [*taps, I, P]",
     "norm_scale": "of the BatchNorm behind it, by channel [P]",
     "gradients": "`Gradients` of the loss at the tap; the ranking images' labels",
-    "reader_inputs": "a `ReaderInput` for each layer that reads the channels",
-    "readers": "`Fill.readers` of the linear fill",
+    "consumer_inputs": "a `ConsumerInput` for each layer that reads the channels",
+    "consumers": "`Fill.consumers` of the linear fill",
     "losses": "measures what pruning costs, with the fill; see `MeasureLosses`",
     "channels": "their number, P",
     "seed": "of random numbers",
@@ -220,9 +221,9 @@ CRITERIA: dict[str, Criterion] = {
     "fpgm": Criterion(fpgm, ("kernel",)),
     "taylor": Criterion(taylor, ("gradients",)),
     "fisher": Criterion(fisher, ("gradients",)),
-    "reader": Criterion(reader, ("reader_inputs", "channels")),
-    "linear": Criterion(linear, ("readers",)),
-    "residual_variance": Criterion(residual_variance, ("readers",)),
+    "wanda": Criterion(wanda, ("consumer_inputs", "channels")),
+    "linear": Criterion(linear, ("consumers",)),
+    "residual_variance": Criterion(residual_variance, ("consumers",)),
     "random": Criterion(random, ("channels", "seed")),
     "oracle": Criterion(oracle, ("losses", "channels")),
     "abs_oracle": Criterion(abs_oracle, ("losses", "channels")),

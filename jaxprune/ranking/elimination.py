@@ -1,6 +1,6 @@
 """Backward elimination: the cheapest channel goes, and the others' costs change.
 
-Axes: P channels, G groups of Q features of a reader, the features of each position
+Axes: P channels, G groups of Q features of a consumer, the features of each position
 lying channel by channel.
 """
 
@@ -11,17 +11,17 @@ from jaxtyping import Float
 
 # Of one layer that reads the channels: the covariance of its features with the ridge of
 # the linear fill, the products W W' of the rows that they meet, and P.
-ReaderMoments = tuple[Float[np.ndarray, "G Q Q"], Float[np.ndarray, "G Q Q"], int]
+ConsumerMoments = tuple[Float[np.ndarray, "G Q Q"], Float[np.ndarray, "G Q Q"], int]
 
 
 def eliminate(
-    readers: Sequence[ReaderMoments], *, weighted: bool
+    consumers: Sequence[ConsumerMoments], *, weighted: bool
 ) -> Float[np.ndarray, " P"]:
     """What it costs until each channel is gone, see `criteria.linear`."""
     states = [
-        (np.linalg.inv(covariance), gram.copy()) for covariance, gram, _ in readers
+        (np.linalg.inv(covariance), gram.copy()) for covariance, gram, _ in consumers
     ]
-    channels = readers[0][2]
+    channels = consumers[0][2]
     scores = np.zeros(channels)
     kept = np.arange(channels)
     spent = 0.0
@@ -44,7 +44,7 @@ def _costs(
     channels: int,
     weighted: bool,
 ) -> Float[np.ndarray, " kept"]:
-    """What removing each kept channel costs at one reader: trace(Q_JJ^{-1} G_JJ)."""
+    """What removing each kept channel costs at one consumer: trace(Q_JJ^{-1} G_JJ)."""
     members = kept[:, None] + np.arange(0, inverse.shape[-1], channels)
     blocks = members[:, :, None], members[:, None, :]
     variance = np.linalg.inv(inverse[:, *blocks])

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxprune import arguments
-from jaxprune.errors import InputError
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError
 
 
 def pruning_order(scores: Float[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:

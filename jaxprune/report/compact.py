@@ -18,7 +18,7 @@ def against_k(
     """Accuracy, size and latency against K on one sheet.
 
     Args:
-      rows: one for each K, ascending, as `experiments.compact` writes them. Figures of
+      rows: one for each K, ascending, as `jaxprune compact` writes them. Figures of
         the whole network are the same in every row.
       title: of the sheet.
       curve: K and accuracies of a sweep, to be drawn behind those of the rows.

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxprune.report.curves import add_grid, save
-from jaxprune.sweep.comparison import BAND, Comparison
+from jaxprune.results.comparison import BAND, Comparison
 
 # By criterion, so that a colour means the same in every picture: of one kin, the second
 # is dashed. What is measured is black.
@@ -26,7 +26,7 @@ _STYLES: dict[str, tuple[str, str]] = {
     "fpgm": ("tab:pink", "-"),
     "taylor": ("tab:green", "-"),
     "fisher": ("tab:green", "--"),
-    "reader": ("tab:purple", "-"),
+    "wanda": ("tab:purple", "-"),
     "linear": ("tab:red", "-"),
     "residual_variance": ("tab:red", "--"),
     "random": ("0.5", "-"),

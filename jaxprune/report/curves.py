@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from typing_extensions import TypedDict
 
-from jaxprune import schema
-from jaxprune.errors import InputError
-from jaxprune.files import replacing
-from jaxprune.report.certainty import band, loss_curve, mark_chosen, note
+from jaxprune._base import schema
+from jaxprune._base.errors import InputError
+from jaxprune._base.files import replacing
+from jaxprune.report.confidence import band, loss_curve, mark_chosen, note
 from jaxprune.report.feature_maps import feature_maps
-from jaxprune.sweep import metrics
-from jaxprune.sweep.result import SweepResult
+from jaxprune.results import metrics
+from jaxprune.results.result import SweepResult
 
 _ACCURACY, _BALANCED, _QUIET = "tab:blue", "tab:orange", "0.45"
 # Colour, width and style of each fill's curve. Where two lie upon one another (a mean

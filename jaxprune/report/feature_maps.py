@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from jaxprune.sweep.result import SweepResult
+from jaxprune.results.result import SweepResult
 
 ORDERS = ("channel", "rank")
 SCALES = ("shared", "each")

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxprune.report.certainty import band
+from jaxprune.report.confidence import band
 from jaxprune.report.curves import add_grid
-from jaxprune.sweep.certainty import mean_interval
-from jaxprune.sweep.result import SweepResult
+from jaxprune.results.confidence import mean_interval
+from jaxprune.results.result import SweepResult
 
 _NAMES = {"accuracy": "tab:blue", "balanced_accuracy": "tab:orange"}
 

@@ -13,7 +13,7 @@ def pareto(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Accuracy against multiply-adds, parameters and measured time.
 
     Args:
-      rows: one for each budget, as `experiments.shrink` keeps them. Figures of the
+      rows: one for each budget, as `jaxprune shrink` keeps them. Figures of the
         whole network are the same in every row.
       title: of the sheet.
     """

@@ -8,9 +8,9 @@ up over groups. What the last step saves too much is given back where it helps m
 import math
 from collections.abc import Callable, Mapping
 
-from jaxprune.arguments import check_count
-from jaxprune.cost.widths import Number, Widths
-from jaxprune.errors import InputError
+from jaxprune._base.arguments import check_count
+from jaxprune._base.errors import InputError
+from jaxprune.costs.widths import Number, Widths
 from jaxprune.shrinking.curves import Curve
 
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxprune._base.errors import InputError
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.network import Compact
-from jaxprune.cost.latency import LatencyTable, measure_latency
-from jaxprune.cost.widths import Costs, Number, Widths
-from jaxprune.errors import InputError
+from jaxprune.costs.latency import LatencyTable, measure_latency
+from jaxprune.costs.widths import Costs, Number, Widths
 from jaxprune.graph.groups import Groups
 from jaxprune.graph.network import Network
 from jaxprune.shrinking.allocation import allocate

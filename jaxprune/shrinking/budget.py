@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxprune import arguments
-from jaxprune.cost.widths import Number
-from jaxprune.errors import InputError
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError
+from jaxprune.costs.widths import Number
 
 
 @dataclass(frozen=True)

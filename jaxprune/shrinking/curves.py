@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
-from jaxprune.cost.widths import Number
+from jaxprune.costs.widths import Number
 from jaxprune.fills.fill import LinearFill
 from jaxprune.fills.linear import Nested
 from jaxprune.fills.masked import Mask, run_masked
@@ -117,7 +117,7 @@ def _divergences(
             mask = Mask("", keep, None, nested)
             return divergence(run_masked(network, arrays, x, [mask]), whole)
 
-        # What comes before the readers is not mapped over: it is computed once.
+        # What comes before the consumers is not mapped over: it is computed once.
         return jax.vmap(one)(masks)
 
     total = np.zeros(len(masks))

@@ -45,9 +45,9 @@ from jaxprune.graph.groups import Groups, kept_indices
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
 from jaxprune.graph.stepwise import Stepwise
-from jaxprune.shrinking.destinations import find_destinations, follow
-from jaxprune.shrinking.goals import Fitted, Goal, fit
 from jaxprune.shrinking.least_squares import centred, least_squares, patches
+from jaxprune.shrinking.objective import Fitted, Goal, fit
+from jaxprune.shrinking.targets import find_destinations, follow
 
 # Rows of a regression at most. Of patches, which have an element for each unknown, as
 # many as hold so many elements, or so many rows for each unknown.
@@ -165,7 +165,7 @@ class _Pair:
             rectified = False
         whole, cut = layer.features(whole), layer.features(cut)
         output, target, rest = (layer.outputs(a) for a in (output, target, rest))
-        keep = self._kept(layer.name, "readers", cut.shape[-1])
+        keep = self._kept(layer.name, "consumers", cut.shape[-1])
         used = self._kept(layer.name, "producers", output.shape[-1])
         goal = Goal(_rows(target[..., used]), _rows(rest[..., used]), factor[used])
         if keep.all() and (whole == cut).all():

@@ -1,13 +1,13 @@
-r"""Which units of a group go first: forward selection by what the readers lose.
+r"""Which units of a group go first: forward selection by what the consumers lose.
 
-With C the covariance of the units at a reader's input, G = W W' of the rows that read
+With C the covariance of the units at a consumer's input, G = W W' of the rows that read
 them and lambda the ridge, keeping a set S leaves the residual covariance
-R = C - C_S (C_SS + lambda I)^{-1} C_S' and the squared error tr(R G) at the reader's
+R = C - C_S (C_SS + lambda I)^{-1} C_S' and the squared error tr(R G) at the consumer's
 output. The unit that lowers it most has the largest gain (R G R)_jj / (R_jj + lambda).
-Units are chosen one after another; what is chosen last is pruned first. A reader counts
-by its error relative to what it is without any unit.
+Units are chosen one after another; what is chosen last is pruned first. A consumer
+counts by its error relative to what it is without any unit.
 
-This is orthogonal matching pursuit with the reader's output as the target (Chen,
+This is orthogonal matching pursuit with the consumer's output as the target (Chen,
 Billings and Luo 1989), run on moments instead of on rows. R is never formed: a factor
 with a column for each chosen unit takes its place, as in a pivoted Cholesky
 decomposition.
@@ -26,7 +26,7 @@ from jaxprune.fills.fill import LinearFill
 _CHOSEN = 1024
 
 # Of one layer that reads the units, at one position.
-Reader = tuple[
+Consumer = tuple[
     Float[np.ndarray, "P P"], Float[np.ndarray, "P P"], Float[np.ndarray, "P P"]
 ]
 
@@ -37,7 +37,7 @@ def selection_order(fill: LinearFill) -> Int[np.ndarray, " P"]:
     Args:
       fill: the group's linear fill, see `jaxprune.fills.calibration.linear_fills`.
     """
-    parts: list[Reader] = []
+    parts: list[Consumer] = []
     for moments in fill.moments.values():
         channels = moments.channels
         parts += zip(
@@ -49,13 +49,13 @@ def selection_order(fill: LinearFill) -> Int[np.ndarray, " P"]:
     return forward_selection(parts)
 
 
-def forward_selection(readers: Iterable[Reader]) -> Int[np.ndarray, " P"]:
+def forward_selection(consumers: Iterable[Consumer]) -> Int[np.ndarray, " P"]:
     """Units in the order of pruning: the reverse of the order of being chosen.
 
     Args:
-      readers: C, G and lambda I of each.
+      consumers: C, G and lambda I of each.
     """
-    states = [_State(*reader) for reader in readers]
+    states = [_State(*consumer) for consumer in consumers]
     chosen: list[int] = []
     gains = np.sum([state.gains() for state in states], axis=0)
     left = np.ones(len(gains), bool)
@@ -71,7 +71,7 @@ def forward_selection(readers: Iterable[Reader]) -> Int[np.ndarray, " P"]:
 
 
 class _State:
-    """One reader's covariance and Gram matrix, and what the chosen units leave."""
+    """One consumer's covariance and Gram matrix, and what the chosen units leave."""
 
     def __init__(self, covariance: np.ndarray, gram: np.ndarray, ridge: np.ndarray):
         self.covariance, self.gram, self.ridge = covariance, gram, np.diag(ridge)

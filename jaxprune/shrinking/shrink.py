@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
-from jaxprune import arguments
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import takes_network
 from jaxprune.compaction.network import Compact, as_compact
-from jaxprune.cost.widths import Costs, Number, network_costs
-from jaxprune.errors import InputError
+from jaxprune.costs.widths import Costs, Number, network_costs
 from jaxprune.fills.calibration import linear_fills, why_not_fitted
 from jaxprune.graph.groups import Groups
 from jaxprune.graph.network import Network

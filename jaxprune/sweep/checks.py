@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxprune.arguments import is_close
-from jaxprune.errors import InputError
+from jaxprune._base.arguments import is_close
+from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import REPLICATED, Sharded, make_mesh
+from jaxprune.evaluation.head import shuffled_with_repeats
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.network import Network
-from jaxprune.mesh import REPLICATED, Sharded, make_mesh
-from jaxprune.sweep.head import shuffled_with_repeats
 from jaxprune.sweep.taps import TAPS, capture_map, run_from_map
 
 

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxprune import arguments, processes
-from jaxprune.errors import InputError
+from jaxprune._base import arguments, processes
+from jaxprune._base.errors import InputError
+from jaxprune.evaluation.every_pair import Plan
 from jaxprune.fills.fill import Fill, resolve_fill
 from jaxprune.ranking.order import check_ks, pruning_order
-from jaxprune.sweep import thumbnails
-from jaxprune.sweep.choose import Evaluation, choose_evaluation
-from jaxprune.sweep.evaluation import Plan
-from jaxprune.sweep.result import SweepResult
-from jaxprune.sweep.saved import check_about
-from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
-from jaxprune.sweep.unfinished import Keeper, Unfinished, exact_sums
+from jaxprune.results import thumbnails
+from jaxprune.results.result import SweepResult
+from jaxprune.results.saved import check_about
+from jaxprune.sweep.activations import Progress, TappedLayer, ignore
+from jaxprune.sweep.checkpoint import SweepCheckpoint, SweepCheckpointer, exact_sums
+from jaxprune.sweep.strategy import Evaluation, choose_evaluation
 
 
 def sweep_layer(
@@ -39,7 +39,7 @@ def sweep_layer(
     mask_chunk: int | None = None,
     every_pair: bool = False,
     about: dict[str, Any] | None = None,
-    unfinished: Unfinished | None = None,
+    checkpoint: SweepCheckpoint | None = None,
     on_pairs: Progress = ignore,
 ) -> SweepResult:
     """Predictions of the network with the k lowest-scoring channels pruned.
@@ -58,7 +58,7 @@ def sweep_layer(
         network.
       every_pair: evaluates every pair, whether it changes or not, in the plainest way.
       about: facts to keep in the result.
-      unfinished: where finished images are kept while the sweep is under way, and taken
+      checkpoint: where finished images are kept while the sweep is under way, and taken
         from if it was before.
       on_pairs: called with the number of (image, k) pairs done since the last call.
 
@@ -69,7 +69,7 @@ def sweep_layer(
     """
     (found,) = sweep_orders(
         tapped, {"": scores}, fill=fill, ks=ks, mask_chunk=mask_chunk,
-        every_pair=every_pair, about={"": about or {}}, unfinished=unfinished,
+        every_pair=every_pair, about={"": about or {}}, checkpoint=checkpoint,
         on_pairs=on_pairs,
     )  # fmt: skip
     return found[1]
@@ -84,19 +84,18 @@ def sweep_orders(
     mask_chunk: int | None = None,
     every_pair: bool = False,
     about: Mapping[str, dict[str, Any]] | None = None,
-    unfinished: Unfinished | None = None,
+    checkpoint: SweepCheckpoint | None = None,
     on_pairs: Progress = ignore,
 ) -> Iterator[tuple[str, SweepResult]]:
     """`sweep_layer` for several scores, such as those of several criteria.
 
     They share what was compiled, and a mask that several orders come to is evaluated
-    once: K = 0, and wherever they agree on the set that is pruned.
+    once: K = 0, and wherever they agree on the set that is pruned. The other arguments
+    are those of `sweep_layer`.
 
     Args:
-      scores: of every channel, by name.
-      about: facts to keep in each result, by name.
-      tapped, fill, ks, mask_chunk, every_pair, unfinished, on_pairs: see
-        `sweep_layer`.
+      scores: scores of every channel, by the order's name.
+      about: facts to keep in each result, by the order's name.
 
     Returns:
       Name and result of each, one after another as they are done.
@@ -106,8 +105,10 @@ def sweep_orders(
     """
     arguments.check_kind("tapped", tapped, TappedLayer, "what tap_layer returns")
     arguments.check_kind("scores", scores, Mapping, "a dictionary of scores by name")
-    if unfinished is not None:
-        arguments.check_kind("unfinished", unfinished, Unfinished, "an Unfinished")
+    if checkpoint is not None:
+        arguments.check_kind(
+            "checkpoint", checkpoint, SweepCheckpoint, "a SweepCheckpoint"
+        )
     about = {name: (about or {}).get(name, {}) for name in scores}
     for kept in about.values():
         check_about(kept)
@@ -118,7 +119,7 @@ def sweep_orders(
     )
     ks = check_ks(range(tapped.channels) if ks is None else ks, tapped.channels)
     plans = {name: Plan(_order(tapped, s), ks, resolved) for name, s in scores.items()}
-    way = _Way(mask_chunk, every_pair, unfinished)
+    way = _Way(mask_chunk, every_pair, checkpoint)
     return _sweep(tapped, plans, scores, about, way, on_pairs)
 
 
@@ -127,14 +128,16 @@ class _Way(NamedTuple):
 
     mask_chunk: int | None
     every_pair: bool
-    unfinished: Unfinished | None
+    checkpoint: SweepCheckpoint | None
 
-    def keeper(self, tapped: TappedLayer, plan: Plan, order: int) -> Keeper | None:
+    def checkpointer(
+        self, tapped: TappedLayer, plan: Plan, order: int
+    ) -> SweepCheckpointer | None:
         """Of one of the orders."""
-        if self.unfinished is None or not plan.ks:
+        if self.checkpoint is None or not plan.ks:
             return None
-        name = f"{self.unfinished.name}-{order}"
-        return Keeper(replace(self.unfinished, name=name), tapped, plan)
+        name = f"{self.checkpoint.name}-{order}"
+        return SweepCheckpointer(replace(self.checkpoint, name=name), tapped, plan)
 
 
 def _sweep(
@@ -159,10 +162,10 @@ def _sweep(
         elif new:
             evaluate = evaluate.reordered(ours)
         compiled = _compile_seconds(evaluate)
-        keeper = way.keeper(tapped, ours, number)
-        with keeper or nullcontext():
+        checkpointer = way.checkpointer(tapped, ours, number)
+        with checkpointer or nullcontext():
             found, losses, evaluated = _predict(
-                tapped, evaluate, batch_size, (ours.ks, keeper), on_pairs
+                tapped, evaluate, batch_size, (ours.ks, checkpointer), on_pairs
             )
         on_pairs(len(tapped.own) * (len(keys) - len(new)))
         for i, row, means in zip(new, found, losses.T, strict=True):
@@ -210,7 +213,7 @@ def _predict(
     tapped: TappedLayer,
     evaluate: Evaluation,
     batch_size: int,
-    what: tuple[tuple[int, ...], Keeper | None],
+    what: tuple[tuple[int, ...], SweepCheckpointer | None],
     on_pairs: Progress,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Predictions [K, N] of all processes' images, and means [2, K].
@@ -218,7 +221,7 @@ def _predict(
     The means are those of losses and of their squares. And the number of pairs
     evaluated here.
     """
-    ks, keeper = what
+    ks, checkpointer = what
     dtype = np.uint8 if len(tapped.split.class_names) <= 256 else np.uint16
     predictions = np.empty((len(ks), len(tapped.own)), dtype)
     losses = np.zeros((2, len(ks)))
@@ -226,7 +229,7 @@ def _predict(
     if not ks:
         return predictions, losses, 0
     left, start = [], 0
-    for known in keeper.finished() if keeper else ():
+    for known in checkpointer.finished() if checkpointer else ():
         left.append((start, known.first))
         start = known.end
         predictions[:, known.first : known.end] = known.classes
@@ -241,8 +244,8 @@ def _predict(
             sums = exact_sums(predicted.losses)
             losses += sums
             evaluated += predicted.evaluated
-            if keeper:
-                keeper.add(batch, predicted, sums)
+            if checkpointer:
+                checkpointer.add(batch, predicted, sums)
             on_pairs(batch.size * len(ks))
     everyone = np.concatenate(processes.gather(predictions.T)).T
     return everyone, processes.total(losses) / len(tapped.split), evaluated

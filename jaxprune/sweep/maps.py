@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from jaxprune._base.errors import InputError
 from jaxprune.data.splits import Split, batches
-from jaxprune.errors import InputError
 
 # In a temporary file, or nowhere: then the trunk runs again.
 KINDS = ("disk", "recompute")

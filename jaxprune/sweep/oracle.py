@@ -15,24 +15,32 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from jaxprune import processes
-from jaxprune.errors import InputError
-from jaxprune.fills.fill import AtReader, Fill, LinearFill
-from jaxprune.graph.groups import PruningGroup
-from jaxprune.mesh import DATA, MASK, REPLICATED, SPREAD, Sharded, replicate, round_up
-from jaxprune.ranking.evidence import Losses
-from jaxprune.sweep.choose import elements_of, find_group, reader_head
-from jaxprune.sweep.evaluation import (
+from jaxprune._base import processes
+from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import (
+    DATA,
+    MASK,
+    REPLICATED,
+    SPREAD,
+    Sharded,
+    replicate,
+    round_up,
+)
+from jaxprune.evaluation.consumer import Consumer, find_consumer
+from jaxprune.evaluation.every_pair import (
     Plan,
     chunk_size,
     chunks,
     cross_entropy,
     fetch,
 )
-from jaxprune.sweep.masked_head import make_masked_head
-from jaxprune.sweep.reader import Reader, find_reader
-from jaxprune.sweep.running_sum import ReadNetwork
-from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
+from jaxprune.evaluation.masked_head import make_masked_head
+from jaxprune.evaluation.running_sum import ReadNetwork
+from jaxprune.fills.fill import AtConsumer, Fill, LinearFill
+from jaxprune.graph.groups import PruningGroup
+from jaxprune.ranking.statistics import Losses
+from jaxprune.sweep.activations import Progress, TappedLayer, ignore
+from jaxprune.sweep.strategy import consumer_head, elements_of, find_group
 
 
 class MaskLosses:
@@ -120,8 +128,7 @@ class MaskLosses:
             raise InputError(
                 f"greedy_oracle would take about {_duration(seconds)}: "
                 f"{self.greedy_masks:,} masks of {images} images; "
-                f"{int(images * most / seconds)} images take {_duration(most)} "
-                "(--greedy_images)"
+                f"{int(images * most / seconds)} images take {_duration(most)}"
             )
         return seconds
 
@@ -154,15 +161,15 @@ class _ByMask:
     def __init__(self, tapped: TappedLayer, fill: Fill, group: PruningGroup | None):
         self._arrays, self._fill = tapped.arrays, fill
         whole = np.ones(tapped.channels, bool)
-        self._constants: dict[str, AtReader] = {}
+        self._constants: dict[str, AtConsumer] = {}
         if not isinstance(fill, LinearFill) and group is not None:
-            self._constants = fill.at_readers(group, whole)
+            self._constants = fill.at_consumers(group, whole)
         self._head = make_masked_head(tapped.network, tapped.images, tapped.name, fill)
         self.elements = math.prod(tapped.mean_feature_map.shape)
         self.elements += elements_of(self._head.head.shapes_around(2))
 
     def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
-        """The arrays, and what becomes of the readers' features."""
+        """The arrays, and what becomes of the consumers' features."""
         if isinstance(self._fill, LinearFill):
             return self._arrays, self._fill.left_out(kept)
         return self._arrays, self._constants
@@ -177,31 +184,31 @@ class _ByMask:
         return self._head.logits(weights, around, maps, mask)
 
 
-class _ByReader:
+class _ByConsumer:
     """Where one layer alone reads the channels: its sum, less one channel's part.
 
     Attributes:
       elements: numbers that an image and a mask take.
     """
 
-    def __init__(self, tapped: TappedLayer, fill: Fill, reader: Reader):
+    def __init__(self, tapped: TappedLayer, fill: Fill, consumer: Consumer):
         plan = Plan(np.arange(tapped.channels), (0,), fill)
-        head = reader_head(tapped, reader)
-        self._network = ReadNetwork(tapped.network, tapped.name, reader, plan, head)
+        head = consumer_head(tapped, consumer)
+        self._network = ReadNetwork(tapped.network, tapped.name, consumer, plan, head)
         self._weights = self._network.weights(tapped.arrays)
-        self._held = len(reader.features)
-        output = reader.output_shape
+        self._held = len(consumer.features)
+        output = consumer.output_shape
         self.elements = max(
             math.prod(output) + elements_of(head.shapes_around(2)),
             self._held * math.prod(output[:-1]),
         )
 
     def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
-        """The arrays, the reader's rows, and what is kept."""
+        """The arrays, the consumer's rows, and what is kept."""
         return self._weights | {"kept": kept}
 
     def begin(self, weights: Any, images: Array, maps: Array) -> Any:
-        """What goes around, the reader's sum, and what pruning a channel changes."""
+        """What goes around, the consumer's sum, and what pruning a channel changes."""
         network, kept = self._network, weights["kept"]
         total, change, _ = network.read(weights, images, maps)
         change = change[..., : len(kept), :]
@@ -219,19 +226,19 @@ class _ByReader:
         return self._network.logits(weights["arrays"], around, total)
 
     def _product(self, weights: Any, x: Array, start: Any) -> Array:
-        """What the reader makes of some features, from row `start` of its kernel on."""
+        """The consumer's product with some features, from row `start` of its kernel."""
         rows = lax.dynamic_slice_in_dim(weights["kernel"], start, x.shape[-1], -2)
-        return self._network.reader.product(rows, x)
+        return self._network.consumer.product(rows, x)
 
 
-def _choose(tapped: TappedLayer, fill: Fill) -> _ByMask | _ByReader:
+def _choose(tapped: TappedLayer, fill: Fill) -> _ByMask | _ByConsumer:
     """The fastest way that the network and the fill allow."""
     group = find_group(tapped, fill)
     # Under the linear fill what becomes of a channel depends on which others are kept.
     if group is not None and not isinstance(fill, LinearFill):
-        reader = find_reader(tapped.network, group)
-        if reader is not None:
-            return _ByReader(tapped, fill, reader)
+        consumer = find_consumer(tapped.network, group)
+        if consumer is not None:
+            return _ByConsumer(tapped, fill, consumer)
     return _ByMask(tapped, fill, group)
 
 

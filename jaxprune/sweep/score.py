@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import arguments
-from jaxprune.errors import InputError
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError
 from jaxprune.fills.fill import Fill, LinearFill, resolve_fill
 from jaxprune.ranking.criteria import Criterion, Scores
-from jaxprune.sweep.gather import find_criterion
+from jaxprune.sweep.activations import Progress, TappedLayer, ignore
 from jaxprune.sweep.oracle import MaskLosses
-from jaxprune.sweep.trunk import Progress, TappedLayer, ignore
+from jaxprune.sweep.statistics import find_criterion
 
 
 def score(
@@ -47,14 +47,14 @@ def score(
     for number in np.atleast_1d(np.asarray(seed, object)):
         arguments.check_number("seed", number, 0.0, np.inf)
     made["seed"] = seed
-    if "readers" in chosen.needs:
+    if "consumers" in chosen.needs:
         linear = fill if linear is None and isinstance(fill, Fill) else linear
         if not isinstance(linear, LinearFill):
             raise InputError(
                 f"criterion {name} goes by the linear fill: give what "
                 "jaxprune.linear_fill returns"
             )
-        made["readers"] = linear.readers
+        made["consumers"] = linear.consumers
     if "losses" in chosen.needs and tapped.ranked:
         made["losses"] = losses or mask_losses(tapped, fill)
     if missing := [need for need in chosen.needs if need not in made]:

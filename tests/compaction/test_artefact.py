@@ -13,10 +13,10 @@ import pytest
 from flax import linen as nn
 
 import jaxprune
+from jaxprune._base.errors import InputError
 from jaxprune.compaction import artefact
 from jaxprune.compaction.network import as_compact
-from jaxprune.errors import InputError
-from jaxprune.networks.models import PairCNN
+from jaxprune.recipes.models import PairCNN
 from programs import run_program
 from random_data import random_split, random_variables
 from run_directories import reseal

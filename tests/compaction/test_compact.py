@@ -12,13 +12,13 @@ from flax import linen as nn
 
 import jaxprune
 import reference
+from jaxprune._base.errors import InputError
 from jaxprune.compaction import proof
-from jaxprune.errors import InputError
-from jaxprune.networks.models import CifarVGG, PairCNN
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import prefix_masks
+from jaxprune.recipes.models import CifarVGG, PairCNN
+from jaxprune.sweep.activations import tap_layer
 from jaxprune.sweep.layer import sweep_layer
-from jaxprune.sweep.trunk import tap_layer
 from masked import masked_logits, pruning_of
 from random_data import random_split, random_variables
 from selected import quick

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import jaxprune
-from experiments.recipes import RECIPES
+from jaxprune._base.errors import InputError
 from jaxprune.compaction import artefact
 from jaxprune.compaction.proof import compare
 from jaxprune.data import tfds
-from jaxprune.errors import InputError
-from jaxprune.networks.keras_import import import_keras
-from jaxprune.networks.models import CifarVGG
+from jaxprune.recipes.keras_import import import_keras
+from jaxprune.recipes.models import CifarVGG
+from jaxprune.recipes.recipe import RECIPES
 from masked import masked_logits, pruning_of
 from programs import run_program
 

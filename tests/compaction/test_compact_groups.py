@@ -10,10 +10,10 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxprune._base.errors import InputError
 from jaxprune.adapters.queries import find_groups
 from jaxprune.compaction import compact
 from jaxprune.compaction.network import load_compact
-from jaxprune.errors import InputError
 from jaxprune.fills.calibration import linear_fills, mean_fills
 from jaxprune.fills.masked import make_pruning
 from masked import given_to, masked_logits, network_of
@@ -70,22 +70,22 @@ def test_compact_equals_masked(name, fill):
         assert small.layers[group].fill == fill
 
 
-def test_means_are_those_of_what_readers_are_given():
-    """By a reader of its own for each position behind a flatten."""
+def test_means_are_those_of_what_consumers_are_given():
+    """By a consumer of its own for each position behind a flatten."""
     model, variables, images, _ = network("vgg_plain")
     given = given_to(model.apply, variables, images, ["conv2", "fc1"])
-    for group, reader in (("conv1", "conv2"), ("conv3", "fc1")):
-        x = np.asarray(given[reader], np.float64)
+    for group, consumer in (("conv1", "conv2"), ("conv3", "fc1")):
+        x = np.asarray(given[consumer], np.float64)
         expected = x.reshape(-1, x.shape[-1]).mean(0)
-        found = fills("vgg_plain", "mean")[group].means[reader]
+        found = fills("vgg_plain", "mean")[group].means[consumer]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    # A concatenation: what others send the reader has no part in it.
+    # A concatenation: what others send the consumer has no part in it.
     densenet = fills("densenet", "mean")["DenseLayer_0/Conv_1"].means["Conv_1"]
     assert (densenet[:16] == 0).all() and (densenet[24:] == 0).all()
     assert (densenet[16:24] > 0).all()
 
 
-def test_a_mean_at_the_readers_is_what_they_are_given():
+def test_a_mean_at_the_consumers_is_what_they_are_given():
     """The masked network against kernels and biases that are written by hand."""
     model, variables, images, groups = network("vgg_plain")
     keep = np.arange(24) % 3 > 0
@@ -144,8 +144,8 @@ def test_a_projection_whose_code_compares_shapes_stays():
     keep = np.arange(groups.groups[block].units) < groups.groups[stem].units
     small = cut("resnet_v15", {block: keep}, "drop")
     assert small.arrays["params/BottleneckBlock_0/conv_proj/kernel"].shape[-1] == 8
-    readers = groups.groups[block].readers
-    zeroed = {f"params/{name}/kernel": (-2, ~keep) for name in readers}
+    consumers = groups.groups[block].consumers
+    zeroed = {f"params/{name}/kernel": (-2, ~keep) for name in consumers}
     expected = jax.jit(model.apply)(written(variables, zeroed), images[:2])
     np.testing.assert_allclose(small(images[:2]), expected, atol=1e-5)
     with pytest.raises(InputError, match="own code computes something else"):

@@ -7,8 +7,8 @@ import pytest
 
 import jaxprune
 import reference
-from jaxprune.errors import InputError
-from jaxprune.networks import models, training
+from jaxprune._base.errors import InputError
+from jaxprune.recipes import models, training
 from random_data import random_split, random_variables
 
 MODEL = models.CifarResNet(8, (3, 4, 5), 4)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import consumers
 import jaxprune
-import readers
-from jaxprune.errors import InputError
+from jaxprune._base.errors import InputError
 from jaxprune.fills.linear import Regression
 from random_data import random_variables
 from selected import quick
@@ -18,8 +18,8 @@ from selected import quick
 RIDGE = 0.03
 
 
-def cut(reader, keep):
-    model, apply, variables, split = readers.read(reader)
+def cut(consumer, keep):
+    model, apply, variables, split = consumers.read(consumer)
     fill = jaxprune.linear_fill(
         apply, variables, split.images, layer="first", ridge=RIDGE
     )
@@ -29,36 +29,36 @@ def cut(reader, keep):
 
 
 @pytest.mark.parametrize(
-    ("reader", "kept"),
+    ("consumer", "kept"),
     quick(
-        itertools.product(readers.READERS, (9, 4, 1)),
-        {(reader, 4) for reader in readers.READERS},
+        itertools.product(consumers.CONSUMERS, (9, 4, 1)),
+        {(consumer, 4) for consumer in consumers.CONSUMERS},
     ),
 )
-def test_it_equals_the_explicit_regression(reader, kept):
-    keep = np.random.default_rng(kept).permutation(readers.P) < kept
-    small, variables, split, x = cut(reader, keep)
+def test_it_equals_the_explicit_regression(consumer, kept):
+    keep = np.random.default_rng(kept).permutation(consumers.P) < kept
+    small, variables, split, x = cut(consumer, keep)
     assert small.variables["params"]["first"]["kernel"].shape[-1] == kept
-    inputs = readers.reader_input(variables, split.images)
-    edited = readers.predicted(inputs, inputs, keep, RIDGE, flat=reader == "dense")
-    expected = readers.logits_from(variables, reader, edited)
+    inputs = consumers.consumer_input(variables, split.images)
+    edited = consumers.predicted(inputs, inputs, keep, RIDGE, flat=consumer == "dense")
+    expected = consumers.logits_from(variables, consumer, edited)
     # Sums of at most 200 float32 products.
     np.testing.assert_allclose(small(x), expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_borders_get_the_constants_that_they_read():
     """A SAME convolution reads fewer pruned channels' constants at its border."""
-    keep = np.arange(readers.P) > 4
+    keep = np.arange(consumers.P) > 4
     small, *_ = cut("same", keep)
-    rows = small.variables["offsets"]["reader"]["rows"]
+    rows = small.variables["offsets"]["consumer"]["rows"]
     assert len(rows) == 9
     small, *_ = cut("valid", keep)
     assert "offsets" not in small.variables  # alike everywhere: in the bias
 
 
-@pytest.mark.parametrize("reader", ["dense", "same"])
+@pytest.mark.parametrize("consumer", ["dense", "same"])
 @pytest.mark.parametrize("error", ["sign", "constants", "missing"])
-def test_an_error_in_the_fold_is_caught(reader, error, monkeypatch):
+def test_an_error_in_the_fold_is_caught(consumer, error, monkeypatch):
     fold = Regression.fold
 
     def wrong(self, kernel):
@@ -74,7 +74,7 @@ def test_an_error_in_the_fold_is_caught(reader, error, monkeypatch):
             lambda layer, prunings, given: np.zeros(layer.inputs),
         )
     with pytest.raises(InputError, match="times what rounding explains"):
-        cut(reader, np.arange(readers.P) > 3)
+        cut(consumer, np.arange(consumers.P) > 3)
 
 
 class Linear(nn.Module):
@@ -83,13 +83,13 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.Conv(6, (3, 3), name="first")(x)
-        x = nn.relu(nn.Conv(5, (3, 3), name="reader")(x))
+        x = nn.relu(nn.Conv(5, (3, 3), name="consumer")(x))
         return nn.Dense(4, name="out")(x.mean((1, 2)))
 
 
 def test_an_affine_function_of_two_others_leaves_at_no_loss():
     model = Linear()
-    _, _, _, split = readers.read("same")
+    _, _, _, split = consumers.read("same")
     x = jnp.asarray(split.images, jnp.float32) / 255
     variables = random_variables(model, x[:1])
     p = variables["params"]["first"]
@@ -106,7 +106,7 @@ def test_an_affine_function_of_two_others_leaves_at_no_loss():
 
 
 def test_the_record_names_the_fill_and_how_it_was_made(tmp_path):
-    keep = np.arange(readers.P) > 3
+    keep = np.arange(consumers.P) > 3
     small, _, _, x = cut("same", keep)
     small.save(tmp_path / "small")
     again = jaxprune.load_compact(tmp_path / "small")
@@ -119,12 +119,12 @@ def test_the_record_names_the_fill_and_how_it_was_made(tmp_path):
 
 
 def test_two_layers_in_a_row():
-    model, apply, variables, split = readers.read("same")
+    model, apply, variables, split = consumers.read("same")
     x = jnp.asarray(split.images, jnp.float32) / 255
     layers = {}
-    for name, p in (("first", readers.P), ("reader", 7)):
+    for name, p in (("first", consumers.P), ("consumer", 7)):
         fill = jaxprune.linear_fill(apply, variables, split.images, layer=name)
         layers[name] = (np.arange(p) % 3 > 0, fill)
     small = jaxprune.compact_layers(model, variables, layers, example=x[:8])
-    assert small.variables["params"]["reader"]["kernel"].shape == (3, 3, 6, 4)
+    assert small.variables["params"]["consumer"]["kernel"].shape == (3, 3, 6, 4)
     assert small.proof.bound_used <= 1

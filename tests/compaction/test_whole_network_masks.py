@@ -8,7 +8,7 @@ import pytest
 
 from campaigns import Campaign
 from drawn_networks import draw_network
-from jaxprune.errors import InputError
+from jaxprune._base.errors import InputError
 from selected import quick
 from zoo import ZOO
 
@@ -34,16 +34,16 @@ def test_random_masks(name):
 def folded(prunings, arrays):
     """What folds have written: a kernel that is folded, a map or a bias.
 
-    By group, reader and kind: the path, and the entries that the reader's own are.
+    By group, consumer and kind: the path, and the entries that the consumer's own are.
     """
     for pruning in prunings:
         if pruning.fill.name == "drop" or pruning.keep.all():
             continue
-        for reader in pruning.group.readers:
-            key = pruning.group.name, reader
+        for consumer in pruning.group.consumers:
+            key = pruning.group.name, consumer
             if pruning.fill.name == "linear":
-                yield (*key, "kernel"), f"params/{reader}/kernel"
-            rows, bias = f"offsets/{reader}/rows", f"params/{reader}/bias"
+                yield (*key, "kernel"), f"params/{consumer}/kernel"
+            rows, bias = f"offsets/{consumer}/rows", f"params/{consumer}/bias"
             yield (*key, "constants"), rows if rows in arrays else bias
 
 
@@ -52,7 +52,7 @@ def folded(prunings, arrays):
     quick(ZOO, SOME),
 )
 def test_an_error_in_any_groups_fold_is_found(name):
-    """In each reader of every group one entry, wrong by a thousandth of the largest.
+    """In each consumer of every group one entry, wrong by a thousandth of the largest.
 
     Where an input is 0 on all images, as behind a ReLU, the kernel's rows for it do not
     matter: then another entry is drawn, and other masks.
@@ -60,9 +60,9 @@ def test_an_error_in_any_groups_fold_is_found(name):
     network, rng = campaign(name), np.random.default_rng(0)
     kinds = {True: ("kernel", "constants"), False: ("constants",)}
     missing = {
-        (group.name, reader, kind)
+        (group.name, consumer, kind)
         for group in network.groups.values()
-        for reader in group.readers
+        for consumer in group.consumers
         for kind in kinds[bool(network.moments.get(group.name))]
         if group.units > 1
     }

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxprune._base.errors import InputError
 from jaxprune.data import datasets, tfds
 from jaxprune.data.pairs import pair_split
 from jaxprune.data.splits import Split, batches
-from jaxprune.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_absent_data_offline_fails_fast_and_says_what_to_do(tmp_path, monkeypatc
         )
     assert time.monotonic() - started < 15
     message = str(caught.value)
-    assert str(tmp_path) in message and "--data_dir" in message and "copy" in message
+    assert str(tmp_path) in message and "data_dir" in message and "copy" in message
 
 
 def download_mnist(folder, rng, counts):

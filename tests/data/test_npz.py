@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from jaxprune._base.errors import InputError
 from jaxprune.data import npz
-from jaxprune.errors import InputError
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 3, 4, 2), np.uint8)

@@ -16,18 +16,16 @@ os.environ["XLA_FLAGS"] = ""  # one device, as a user's CPU has
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
 
 from forked import Faults
-from jaxprune.sweep import evaluation, unfinished
+from jaxprune.evaluation import every_pair
+from jaxprune.sweep import checkpoint
 
 # What the scripts import, some of it only when they run.
 for _name in (
     "filelock", "matplotlib.pyplot", "scipy.stats", "sklearn.datasets",
-    "sklearn.model_selection", "tqdm", "jaxprune.networks.checkpoint",
+    "sklearn.model_selection", "tqdm", "jaxprune.recipes.checkpoint",
     "jaxprune.report.criteria",
 ):  # fmt: skip
     importlib.import_module(_name)
-MODULES = {"compact": "experiments.compact.__main__",
-           "shrink": "experiments.shrink.__main__",
-           "bench": "experiments.bench.__main__"}  # fmt: skip
 # What changes files, as Python's audit hooks see it before it is done.
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
 
@@ -46,8 +44,12 @@ def run(
     os.dup2(file, 2)
     sys.argv = [script, *arguments]
     sys.orig_argv = [sys.executable, "-m", f"experiments.{script}", *arguments]
-    module = importlib.import_module(MODULES.get(script, f"experiments.{script}"))
-    from experiments import cli
+    module = importlib.import_module(
+        "experiments.bench.__main__"
+        if script == "bench"
+        else f"jaxprune.cli.commands.{script}"
+    )
+    from jaxprune.cli import process
 
     changes = _Changes(folder, faults)
     sys.addaudithook(changes)
@@ -55,10 +57,10 @@ def run(
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (faults.file_bytes, limit))
     # Small enough that a tiny sweep has several files to go on from.
-    evaluation._CPU_ELEMENTS = 2000
-    unfinished._SECONDS = 0.0
+    every_pair._CPU_ELEMENTS = 2000
+    checkpoint._SECONDS = 0.0
     try:
-        cli.run(module.main)
+        process.run(module.main)
     finally:
         changes.over = True
         sys.stdout.flush()

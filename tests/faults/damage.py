@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import sealed
+from jaxprune._base import manifest
 
 _STRANGE = (
     None, True, -1, 0, 1.5, 10**30, "", "0", "/../../x", "\ud7ff\u202e", [], {}, [[]],
@@ -171,5 +171,5 @@ def reseal(path: Path, rng: np.random.Generator) -> str:
     facts.pop("sha256")
     where = change(facts, rng)
     # JSON that Python writes has NaN, and is read as it.
-    path.write_text(json.dumps({**facts, "sha256": sealed.digest(facts)}))
+    path.write_text(json.dumps({**facts, "sha256": manifest.digest(facts)}))
     return f"{path.name}: resealed, {where}"

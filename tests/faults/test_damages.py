@@ -22,26 +22,29 @@ from flax.traverse_util import flatten_dict
 
 from canonical import digest
 from damage import damage, reseal
-from experiments import cli, config, job, lock, log, sweep  # noqa: F401 - flags
-from experiments.recipes import RECIPES
-from experiments.shrink import ladder
+from jaxprune._base.errors import InputError
+from jaxprune._base.files import sha256
 from jaxprune.adapters.linen import called_layers
+from jaxprune.cli import lock, process, run_directory, training_log
+from jaxprune.cli.commands import sweep
+from jaxprune.cli.shrink import ladder
 from jaxprune.compaction import artefact
 from jaxprune.compaction.network import load_compact
-from jaxprune.cost.clock import Clock
+from jaxprune.costs.clock import Clock
 from jaxprune.data import tfds
-from jaxprune.errors import InputError
-from jaxprune.files import sha256
+from jaxprune.evaluation import every_pair
 from jaxprune.fills.fill import resolve_fill
-from jaxprune.networks import checkpoint, training
-from jaxprune.networks.keras_import import import_keras
-from jaxprune.networks.models import PairCNN
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import pruning_order
-from jaxprune.sweep import evaluation, layer, unfinished
-from jaxprune.sweep.comparison import Comparison
-from jaxprune.sweep.result import SweepResult
-from jaxprune.sweep.trunk import tap_layer
+from jaxprune.recipes import checkpoint, config, training
+from jaxprune.recipes.keras_import import import_keras
+from jaxprune.recipes.models import PairCNN
+from jaxprune.recipes.recipe import RECIPES
+from jaxprune.results.comparison import Comparison
+from jaxprune.results.result import SweepResult
+from jaxprune.sweep import checkpoint as sweep_checkpoint
+from jaxprune.sweep import layer
+from jaxprune.sweep.activations import tap_layer
 from keras_files import write_keras
 from random_data import random_variables
 from run_directories import plant_cifar10
@@ -94,7 +97,7 @@ def made(tmp_path_factory, starter):
 @pytest.fixture
 def parsed():
     with flagsaver.flagsaver():
-        cli._parse(["sweep", "--nocompilation_cache"])
+        process._parse([sweep.__name__, "--nocompilation_cache"])
         yield
 
 
@@ -110,13 +113,13 @@ def as_facts(value: Any) -> Any:
 
 
 def of_config(folder: Path) -> Any:
-    return as_facts(job.resolve(folder, train_imported=False))
+    return as_facts(run_directory.resolve(folder, train_imported=False))
 
 
 def of_log(folder: Path) -> Any:
     path = folder / "train.jsonl"
     before = path.read_bytes() if path.exists() else b""
-    lines = log.restore(folder, checkpoint.latest(folder / "checkpoints"))
+    lines = training_log.restore(folder, checkpoint.latest(folder / "checkpoints"))
     assert lines == [json.loads(line) for line in path.read_text().splitlines()]
     if path.read_bytes() != before:
         raise Rebuilt
@@ -160,8 +163,9 @@ def of_comparison(folder: Path) -> Any:
 
 def of_network(folder: Path) -> Any:
     small = load_compact(folder)
-    logits = small.input_shape, small.call, str(small.model), str(small.proof)
-    return as_facts(flatten_dict(small.variables)), logits, artefact.read(folder)[1]
+    logits = np.asarray(small(small.example))
+    about = small.input_shape, str(small.layers), str(small.proof), logits.tobytes()
+    return as_facts(flatten_dict(small.variables)), about, artefact.read(folder)[1]
 
 
 def of_shrink(folder: Path) -> Any:
@@ -264,16 +268,16 @@ def _unfinished(folder: Path) -> Kind:
     apply, variables, split = planted()
     tapped = tap_layer(apply, variables, split, tap="relu", batch_size=8)
     scores = criteria.mean(tapped.mean_feature_map)
-    kept = unfinished.Unfinished(folder, {"data": "planted"})
-    with mock.patch.object(unfinished, "_SECONDS", 0.0), \
-         mock.patch.object(evaluation, "_CPU_ELEMENTS", 100):  # fmt: skip
-        layer.sweep_layer(tapped, scores, unfinished=kept)
+    kept = sweep_checkpoint.SweepCheckpoint(folder, {"data": "planted"})
+    with mock.patch.object(sweep_checkpoint, "_SECONDS", 0.0), \
+         mock.patch.object(every_pair, "_CPU_ELEMENTS", 100):  # fmt: skip
+        layer.sweep_layer(tapped, scores, checkpoint=kept)
     fill = resolve_fill("zero", layer=tapped.name, bias=tapped.bias)
-    plan = evaluation.Plan(pruning_order(scores), tuple(range(4)), fill)
+    plan = every_pair.Plan(pruning_order(scores), tuple(range(4)), fill)
 
     def load(folder: Path) -> Any:
         mine = dataclasses.replace(kept, folder=folder, name="sweep-0")
-        found = list(unfinished.Keeper(mine, tapped, plan).finished())
+        found = list(sweep_checkpoint.SweepCheckpointer(mine, tapped, plan).finished())
         ranges = {f[:2]: (digest(f.classes), digest(f.losses), f[4]) for f in found}
         if folder != kept.folder and len(ranges) < len(whole):
             assert ranges.items() <= whole.items()

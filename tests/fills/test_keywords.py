@@ -26,7 +26,7 @@ class Keywords(nn.Module):
         norm = nn.BatchNorm(use_running_average=not train, name="bn")
         x = nn.relu(call(norm, "x", x))
         x = call(nn.Dropout(0.5, deterministic=not train), "inputs", x)
-        x = nn.relu(call(nn.Conv(4, (3, 3), name="reader"), "inputs", x))
+        x = nn.relu(call(nn.Conv(4, (3, 3), name="consumer"), "inputs", x))
         return call(nn.Dense(3, name="out"), "inputs", x.mean((1, 2)))
 
 
@@ -81,6 +81,6 @@ def test_layers_and_their_inputs(drawn):
     for by_keyword in (True, False):
         apply = Keywords(by_keyword).apply
         layers = jaxprune.list_layers(apply, variables, x)
-        assert [layer.name for layer in layers] == ["conv", "reader", "out"]
+        assert [layer.name for layer in layers] == ["conv", "consumer", "out"]
         given = given_to(apply, variables, x, ["conv"])
         np.testing.assert_array_equal(given["conv"], x)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import consumers
 import jaxprune
-import readers
-from jaxprune.errors import InputError
+from jaxprune._base.errors import InputError
 from jaxprune.fills.linear import Moments
 from jaxprune.fills.moments import press
 from masked import given_to
@@ -17,7 +17,7 @@ from random_data import random_variables
 
 
 def moments(rows, ridge=1e-2, kernel=None):
-    """Of rows [n, P], as a dense reader's whose channels have one position."""
+    """Of rows [n, P], as a dense consumer's whose channels have one position."""
     p = rows.shape[1]
     kernel = np.eye(p) if kernel is None else kernel
     covariance = np.cov(rows.T, bias=True).reshape(1, p, p)
@@ -35,7 +35,7 @@ def test_a_regression_is_the_explicit_one():
     rows = drawn()
     keep = np.array([1, 0, 1, 1, 0, 1, 0, 1], bool)
     found = moments(rows).regress(keep)
-    expected = readers._regressed(rows, rows, keep, 1e-2)
+    expected = consumers._regressed(rows, rows, keep, 1e-2)
     x = jnp.asarray(rows, jnp.float32)
     # float32 sums of eight products of numbers below 10
     np.testing.assert_allclose(found(x, keep), expected, atol=1e-4)
@@ -53,7 +53,7 @@ def test_nested_regressions_are_those_from_scratch():
         np.testing.assert_allclose(nested(x, keep), scratch(x, keep), atol=2e-5 * scale)
 
 
-def test_the_rows_that_residuals_meet_give_the_readers_output():
+def test_the_rows_that_residuals_meet_give_the_consumers_output():
     rows, rng = drawn(p=12), np.random.default_rng(1)
     kernel, order = rng.normal(size=(12, 5)), rng.permutation(12)
     m = moments(rows)
@@ -62,7 +62,7 @@ def test_the_rows_that_residuals_meet_give_the_readers_output():
     swept = nested.kernel(kernel)[0]
     for k in (0, 1, 5, 11):
         keep = np.argsort(order) >= k
-        expected = readers._regressed(rows, rows, keep, 1e-2) @ kernel
+        expected = consumers._regressed(rows, rows, keep, 1e-2) @ kernel
         kept = residuals[:, keep] @ swept[keep] + rows.mean(0) @ kernel
         np.testing.assert_allclose(kept, expected, atol=1e-9)
 
@@ -74,7 +74,7 @@ def test_a_folded_kernel_reads_the_kept_channels_alone():
     found = moments(rows).regress(keep)
     folded = found.fold(kernel)
     sent = found.constants[0] @ kernel
-    expected = readers._regressed(rows, rows, keep, 1e-2) @ kernel
+    expected = consumers._regressed(rows, rows, keep, 1e-2) @ kernel
     np.testing.assert_allclose(rows[:, keep] @ folded[keep] + sent, expected, atol=1e-9)
 
 
@@ -187,7 +187,7 @@ class Residual(nn.Module):
 
 
 def test_bad_input_is_named():
-    _, apply, variables, split = readers.read("same")
+    _, apply, variables, split = consumers.read("same")
 
     def fit(images=split.images, ridge=1e-2, variables=variables):
         jaxprune.linear_fill(apply, variables, images, layer="first", ridge=ridge)
@@ -198,9 +198,9 @@ def test_bad_input_is_named():
         with pytest.raises(InputError, match="ridge must be positive and finite"):
             fit(ridge=ridge)
     broken = {**variables, "batch_stats": {"bn": dict(variables["batch_stats"]["bn"])}}
-    broken["batch_stats"]["bn"]["mean"] = np.full(readers.P, -3e38, np.float32)
-    broken["batch_stats"]["bn"]["var"] = np.full(readers.P, 1e-6, np.float32)
-    with pytest.raises(InputError, match="'reader' is given is not finite"):
+    broken["batch_stats"]["bn"]["mean"] = np.full(consumers.P, -3e38, np.float32)
+    broken["batch_stats"]["bn"]["var"] = np.full(consumers.P, 1e-6, np.float32)
+    with pytest.raises(InputError, match="'consumer' is given is not finite"):
         fit(variables=broken)
     model = Residual()
     x = jnp.zeros((2, 6, 6, 3))
@@ -225,17 +225,17 @@ def test_a_fill_for_what_meets_in_a_sum_is_fitted_on_the_sum():
 
 
 def test_a_fill_of_another_layer_is_refused():
-    model, apply, variables, split = readers.read("same")
+    model, apply, variables, split = consumers.read("same")
     fill = jaxprune.linear_fill(apply, variables, split.images, layer="first")
-    with pytest.raises(InputError, match="made for 10 channels, 'reader' has 7"):
+    with pytest.raises(InputError, match="made for 10 channels, 'consumer' has 7"):
         jaxprune.compact(
-            model, variables, "reader", np.ones(7, bool), fill=fill,
+            model, variables, "consumer", np.ones(7, bool), fill=fill,
             example=jnp.zeros((1, 8, 8, 3)),
         )  # fmt: skip
 
 
 def test_facts_say_how_it_was_made():
-    _, apply, variables, split = readers.read("dense")
+    _, apply, variables, split = consumers.read("dense")
     fill = jaxprune.linear_fill(apply, variables, split.images[:20], layer="first")
     assert fill.facts["images"] == 20
     chosen = min(fill.facts["press"], key=fill.facts["press"].get)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune.cost.multiply_adds import multiply_adds
+from jaxprune.costs.multiply_adds import multiply_adds
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.shrink import analyse
 from random_data import random_split, random_variables

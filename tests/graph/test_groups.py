@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxprune._base.errors import InputError
 from jaxprune.adapters.queries import find_groups
-from jaxprune.errors import InputError
 from random_data import random_variables
 from zoo import EXAMPLE_SHAPE, ZOO
 
@@ -39,7 +39,7 @@ def test_every_layer_is_in_one_group_or_left_whole_with_a_reason(name):
     assert sorted([*produced, *found.whole]) == sorted(with_kernel)
     assert all(found.whole.values())
     for group in found.groups.values():
-        for units in (*group.producers.values(), *group.readers.values()):
+        for units in (*group.producers.values(), *group.consumers.values()):
             held = np.unique(units[units >= 0])
             np.testing.assert_array_equal(held, np.arange(group.units))
 
@@ -55,7 +55,7 @@ def test_only_the_output_is_whole_where_nothing_else_must_be():
 def test_a_residual_sum_ties_what_meets_in_it():
     found = groups_of("resnet_v1").groups
     assert list(found["conv_init"].producers) == ["conv_init", "BasicBlock_0/Conv_1"]
-    assert list(found["conv_init"].readers) == [
+    assert list(found["conv_init"].consumers) == [
         "BasicBlock_0/Conv_0",
         "BasicBlock_1/Conv_0",
         "BasicBlock_1/conv_proj",
@@ -64,7 +64,7 @@ def test_a_residual_sum_ties_what_meets_in_it():
 
 def test_a_concatenation_ties_nothing():
     found = groups_of("densenet").groups
-    owner = found["DenseLayer_0/Conv_1"].readers["Conv_1"]
+    owner = found["DenseLayer_0/Conv_1"].consumers["Conv_1"]
     np.testing.assert_array_equal(owner, [-1] * 16 + [*range(8)] + [-1] * 8)
 
 

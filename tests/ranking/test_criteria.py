@@ -7,7 +7,7 @@ from jaxprune.ranking import criteria
 
 
 def moments(p, held=1, u=5, seed=0):
-    """Covariance, gram and rows of a reader with `held` features a channel."""
+    """Covariance, gram and rows of a consumer with `held` features a channel."""
     rng = np.random.default_rng(seed)
     q = p * held
     rows = rng.normal(size=(50, q)) @ rng.normal(size=(q, q))
@@ -60,10 +60,10 @@ def test_without_weights_it_is_that_of_unit_rows():
     assert scores.min() == pytest.approx(min(left))
 
 
-def test_several_readers_add_up():
+def test_several_consumers_add_up():
     one, other = moments(6), moments(6, seed=1)
-    readers = [(c[None], (w @ w.T)[None], 6) for c, w in (one, other)]
-    first = int(np.argmin(criteria.linear(readers)))
+    consumers = [(c[None], (w @ w.T)[None], 6) for c, w in (one, other)]
+    first = int(np.argmin(criteria.linear(consumers)))
     costs = sum(np.diag(w @ w.T) / np.diag(np.linalg.inv(c)) for c, w in (one, other))
     assert first == int(np.argmin(costs))
 

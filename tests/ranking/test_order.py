@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jaxprune.errors import InputError
+from jaxprune._base.errors import InputError
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import prefix_masks, pruning_order
 

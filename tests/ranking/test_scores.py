@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxprune.ranking import criteria
-from jaxprune.ranking.evidence import Activations, Gradients, Losses, ReaderInput
+from jaxprune.ranking.statistics import Activations, ConsumerInput, Gradients, Losses
 
 VALUES = np.array([[0, 1, 4], [0, 1, 0], [3, 1, -4], [3, 1, 0]], np.float32)
 
@@ -75,17 +75,17 @@ def test_gradients_by_hand():
     np.testing.assert_allclose(criteria.fisher(gradients), [2, 6, 0])
 
 
-def test_reader_by_hand():
-    """Two readers; the first holds channel 0 twice and something else in between."""
-    first = ReaderInput(
+def test_consumer_by_hand():
+    """Two consumers; the first holds channel 0 twice and something else in between."""
+    first = ConsumerInput(
         Activations(4, np.zeros(4), np.array([4.0, 400, 16, 36]), np.zeros(4, int)),
         np.array([0, -1, 0, 1]), np.array([9.0, 1.0, 1.0, 0.25]),
     )  # fmt: skip
-    second = ReaderInput(
+    second = ConsumerInput(
         Activations(2, np.zeros(2), np.array([0.0, 8.0]), np.zeros(2, int)),
         np.array([1, 2]), np.array([5.0, 25.0]),
     )  # fmt: skip
-    scores = criteria.reader([first, second], 3)
+    scores = criteria.wanda([first, second], 3)
     # variances 1, 4 and 9; 0 and 4
     np.testing.assert_allclose(scores, [np.sqrt(9 + 4), 1.5, 10])
 

@@ -8,11 +8,11 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from scipy import stats
 
-from jaxprune.errors import InputError
-from jaxprune.report import contest
+from experiments.bench.shrink import figure
+from jaxprune._base.errors import InputError
 from jaxprune.report import curves as plots
 from jaxprune.report import feature_maps as plots_maps
-from jaxprune.sweep.result import SweepResult
+from jaxprune.results.result import SweepResult
 
 
 def result(p=12, classes=3, unbalanced=False, signed=False, shape=(2, 2)):
@@ -284,7 +284,7 @@ def test_a_contest_shows_every_network_stage_and_time():
         row("two", 0.006, accuracy=0.2, accuracy_recalibrated=0.5,
             accuracy_finetuned=0.7),
     ]  # fmt: skip
-    accuracy, small, large = contest.stages(rows, "title").axes
+    accuracy, small, large = figure.stages(rows, "title").axes
     whole, one, two = accuracy.lines
     assert set(whole.get_ydata()) == {0.9}
     np.testing.assert_array_equal(one.get_ydata(), [0.8, 0.85])

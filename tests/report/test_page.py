@@ -17,10 +17,10 @@ import vl_convert
 from PIL import Image
 
 import jaxprune
-from jaxprune.errors import InputError
+from jaxprune._base.errors import InputError
 from jaxprune.report import page
 from jaxprune.report.page import charts, document, pixels, sweeps
-from jaxprune.sweep import metrics
+from jaxprune.results import metrics
 from planted_sweeps import (
     EVIL,
     page_data,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxprune.errors import InputError
+from jaxprune._base.errors import InputError
 from jaxprune.shrinking.allocation import allocate
 from jaxprune.shrinking.curves import Curve
 

@@ -7,8 +7,8 @@ import pytest
 from flax import linen as nn
 
 import jaxprune
-from jaxprune.cost.multiply_adds import multiply_adds
-from jaxprune.errors import InputError
+from jaxprune._base.errors import InputError
+from jaxprune.costs.multiply_adds import multiply_adds
 from jaxprune.shrinking import shrink as module
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.shrink import analyse

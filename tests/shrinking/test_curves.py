@@ -7,7 +7,7 @@ import pytest
 
 from jaxprune.adapters.queries import find_groups
 from jaxprune.fills.calibration import linear_fills
-from jaxprune.networks.models import PairCNN
+from jaxprune.recipes.models import PairCNN
 from jaxprune.shrinking.curves import Curve, divergence, loss_curves
 from masked import network_of, overwritten
 from random_data import random_split
@@ -35,9 +35,9 @@ def softmax(z):
     return e / e.sum(-1, keepdims=True)
 
 
-def slow_loss(apply, variables, images, fill, keep, reader):
-    """The reader's pruned inputs written over, its input's other features left."""
-    regression = fill.regressions(keep)[reader]
+def slow_loss(apply, variables, images, fill, keep, consumer):
+    """The consumer's pruned inputs written over, its input's other features left."""
+    regression = fill.regressions(keep)[consumer]
     whole = softmax(np.asarray(apply(variables, images), np.float64))
 
     def masked(run, x):
@@ -52,14 +52,15 @@ def slow_loss(apply, variables, images, fill, keep, reader):
             x[..., features] = np.where(kept, part, predicted)
         return run(jnp.asarray(x, jnp.float32))
 
-    cut = softmax(np.asarray(overwritten(apply, reader, masked)(variables, images)))
+    cut = softmax(np.asarray(overwritten(apply, consumer, masked)(variables, images)))
     return (whole * np.log(whole / cut)).sum(-1).mean()
 
 
 @pytest.mark.parametrize(
-    ("group", "reader"), [("conv2", "conv3"), ("conv3", "dense1"), ("dense1", "dense2")]
+    ("group", "consumer"),
+    [("conv2", "conv3"), ("conv3", "dense1"), ("dense1", "dense2")],
 )
-def test_losses_equal_the_slow_way(group, reader):
+def test_losses_equal_the_slow_way(group, consumer):
     apply, variables, images = network()
     curves, _, fills = curves_of(apply, variables, images, [group])
     curve = curves[group]
@@ -68,7 +69,7 @@ def test_losses_equal_the_slow_way(group, reader):
         keep = curve.keep(curve.widths[i])
         assert keep.sum() == curve.widths[i]
         fill = fills[group]
-        slow = slow_loss(apply, variables, images, fill, keep, reader)
+        slow = slow_loss(apply, variables, images, fill, keep, consumer)
         assert curve.losses[i] >= slow - 1e-6  # never falling
         assert min(abs(loss - slow) for loss in curve.losses) < 1e-5
 

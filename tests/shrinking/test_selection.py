@@ -15,20 +15,20 @@ def drawn(rng, units, factors=5):
     return np.cov(rows.T), kernel @ kernel.T, 0.05 * np.eye(units)
 
 
-def slow_order(readers):
-    """Adds, one after another, the unit that leaves the least error at the readers."""
+def slow_order(consumers):
+    """Adds, one by one, the unit that leaves the least error at the consumers."""
 
     def left(chosen):
         def among(matrix):
             return matrix[np.ix_(chosen, chosen)]
 
         error = 0.0
-        for c, g, ridge in readers:
+        for c, g, ridge in consumers:
             known = c[:, chosen] @ np.linalg.inv(among(c + ridge)) @ c[chosen]
             error += np.trace((c - known) @ g) / np.trace(c @ g)
         return error
 
-    chosen, units = [], range(len(readers[0][0]))
+    chosen, units = [], range(len(consumers[0][0]))
     while len(chosen) < len(units):
         rest = [j for j in units if j not in chosen]
         chosen.append(min(rest, key=lambda j: left([*chosen, j])))
@@ -37,8 +37,8 @@ def slow_order(readers):
 
 def test_forward_selection_equals_the_slow_loop():
     rng = np.random.default_rng(0)
-    for readers in (1, 2, 3):
-        pairs = [drawn(rng, 11) for _ in range(readers)]
+    for consumers in (1, 2, 3):
+        pairs = [drawn(rng, 11) for _ in range(consumers)]
         assert forward_selection(pairs).tolist() == slow_order(pairs)
 
 
@@ -59,7 +59,7 @@ def test_a_copy_goes_before_anything_that_says_something():
     assert order[0] in (1, 4) and set(order[1:].tolist()) & {1, 4}
 
 
-def test_a_reader_with_several_features_of_a_unit_counts_each_position():
+def test_a_consumer_with_several_features_of_a_unit_counts_each_position():
     rng = np.random.default_rng(3)
     pairs = [drawn(rng, 5) for _ in range(2)]
     zero = np.zeros((5, 5))
@@ -71,5 +71,5 @@ def test_a_reader_with_several_features_of_a_unit_counts_each_position():
     moments = Moments(features, 5, np.zeros((1, 10)), joined(0), joined(1), 0.01)
     ridge = (moments.ridged - moments.covariance)[0, :5, :5]
     slow = forward_selection([(c, g, ridge) for c, g, _ in pairs])
-    order = selection_order(LinearFill("linear", moments={"reader": moments}))
+    order = selection_order(LinearFill("linear", moments={"consumer": moments}))
     np.testing.assert_array_equal(order, slow)

@@ -15,7 +15,7 @@ import jaxprune
 import numpy_programs
 import reference
 from drawn_networks import draw_network
-from jaxprune import mesh
+from jaxprune._base import mesh
 from jaxprune.adapters.linen import called_layers
 from masked import overwritten
 from random_data import random_split, random_variables

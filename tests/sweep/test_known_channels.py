@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import consumers
 import jaxprune
-import readers
 import reference
 import toys
-from jaxprune.fills import left_out
+from jaxprune._base.mesh import make_mesh
+from jaxprune.fills import leave_one_out
 from jaxprune.fills.fill import ConstantFill, MeanFill
 from jaxprune.fills.linear import Moments
-from jaxprune.mesh import make_mesh
 from jaxprune.ranking.criteria import CRITERIA, Criterion
-from jaxprune.ranking.evidence import Activations
-from jaxprune.sweep import gather, oracle
+from jaxprune.ranking.statistics import Activations
+from jaxprune.sweep import oracle, statistics
 from masked import given_to, masked_logits, pruning_of
 from random_data import random_split
 
@@ -124,7 +124,7 @@ PLANTED = {
     "bn_scale": ({DEAD, CONSTANT}, FIRST),
     "taylor": ({DEAD}, FIRST),
     "fisher": ({DEAD}, FIRST),
-    "reader": ({DEAD, CONSTANT}, FIRST),
+    "wanda": ({DEAD, CONSTANT}, FIRST),
     "linear": ({DEAD, CONSTANT}, None),
     "residual_variance": ({DEAD, CONSTANT}, None),
     "oracle": (set(), FIRST),
@@ -142,7 +142,7 @@ def test_planted_channels(name):
     assert set(order[: len(lowest)]) == lowest
     if highest is not None:
         assert order[-1] == highest
-    if name in ("std", "l1", "l2", "reader", "oracle", "abs_oracle"):
+    if name in ("std", "l1", "l2", "wanda", "oracle", "abs_oracle"):
         # Exactly: a constant says nothing, and its mean is what it is.
         assert scores[DEAD] == scores[CONSTANT] == 0
     if name in ("apoz", "taylor", "fisher"):
@@ -164,11 +164,11 @@ def test_gathered_over_uneven_batches_and_devices(kind, devices):
     """Of the ranking images alone, with NumPy in float64."""
     ranking = labelled(19, seed=5)
     tapped = tap(
-        tap=kind, criteria=["std", "apoz", "taylor", "reader", "bn_scale", "l1"],
+        tap=kind, criteria=["std", "apoz", "taylor", "wanda", "bn_scale", "l1"],
         rank_split=ranking, devices=devices,
     )  # fmt: skip
     maps = maps_of(ranking, kind)
-    found = {name: jaxprune.score(tapped, name) for name in ("std", "apoz", "reader")}
+    found = {name: jaxprune.score(tapped, name) for name in ("std", "apoz", "wanda")}
     # float32's digits.
     np.testing.assert_allclose(
         tapped.mean_feature_map, maps.mean(0), rtol=1e-5, atol=1e-6
@@ -176,17 +176,17 @@ def test_gathered_over_uneven_batches_and_devices(kind, devices):
     np.testing.assert_allclose(found["std"], maps.std((0, 1, 2)), rtol=1e-5, atol=1e-6)
     read = (np.maximum(maps, 0) - MEAN) * SCALE + np.float32(0.1)
     rows = np.linalg.norm(known()[1]["params"]["out"]["kernel"], axis=1)
-    # The reader is given the mean over positions.
+    # The consumer is given the mean over positions.
     np.testing.assert_allclose(
-        found["reader"], read.mean((1, 2)).std(0) * rows, rtol=1e-4, atol=1e-6
+        found["wanda"], read.mean((1, 2)).std(0) * rows, rtol=1e-4, atol=1e-6
     )
-    # Behind this ReLU comes a BatchNorm, so the readers have no zeros.
+    # Behind this ReLU comes a BatchNorm, so the consumers have no zeros.
     zero = (maps == 0).mean((0, 1, 2)) if kind == "relu" else np.zeros(5)
     np.testing.assert_allclose(found["apoz"], 1 - zero, rtol=1e-12)
     assert len(tapped.split) == 21
 
 
-def test_zeros_at_the_readers_where_the_tap_is_before_the_relu():
+def test_zeros_at_the_consumers_where_the_tap_is_before_the_relu():
     class PreNorm(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -264,7 +264,7 @@ def test_losses_of_some_ranking_images_evenly_spaced():
 
 
 @pytest.mark.parametrize(
-    ("fill", "by_reader"),
+    ("fill", "by_consumer"),
     [
         ("mean", True),
         ("mean", False),
@@ -275,20 +275,22 @@ def test_losses_of_some_ranking_images_evenly_spaced():
         ("means", False),
     ],
 )
-def test_losses_with_several_pruned_are_those_of_the_mask(monkeypatch, fill, by_reader):
+def test_losses_with_several_pruned_are_those_of_the_mask(
+    monkeypatch, fill, by_consumer
+):
     """Each of the next channels, under every kind of fill, as `compact` prunes it."""
-    if not by_reader:
-        monkeypatch.setattr(oracle, "find_reader", lambda *arguments: None)
+    if not by_consumer:
+        monkeypatch.setattr(oracle, "find_consumer", lambda *arguments: None)
     apply, variables, split = known()
     resolved = linear_fill() if fill == "linear" else fill
-    if fill == "means":  # at the reader
+    if fill == "means":  # at the consumer
         resolved = MeanFill(
             fill, means={"out": np.linspace(-1, 2, 5, dtype=np.float32)}
         )
     tapped = tap(criteria=["oracle"])
     losses = jaxprune.sweep.score.mask_losses(tapped, resolved)
     kept = np.array([True, False, True, True, True])
-    assert type(losses._way).__name__ == ("_ByReader" if by_reader else "_ByMask")
+    assert type(losses._way).__name__ == ("_ByConsumer" if by_consumer else "_ByMask")
     found = losses(kept)
     assert found.without[1] == np.inf
     masks = {None: kept}
@@ -306,17 +308,17 @@ def test_losses_with_several_pruned_are_those_of_the_mask(monkeypatch, fill, by_
         assert value == pytest.approx(expected, rel=1e-5), j
 
 
-@pytest.mark.parametrize("reader", ["dense", "same"])
-def test_losses_of_a_reader_with_positions(monkeypatch, reader):
+@pytest.mark.parametrize("consumer", ["dense", "same"])
+def test_losses_of_a_consumer_with_positions(monkeypatch, consumer):
     """A dense layer behind a flatten, and a convolution: as with the whole network."""
-    _, apply, variables, split = readers.read(reader)
+    _, apply, variables, split = consumers.read(consumer)
     tapped = jaxprune.tap_layer(
         apply, variables, split, layer="first", criteria=["oracle"], batch_size=8
     )
     kept = np.arange(tapped.channels) != 2
     fast = jaxprune.sweep.score.mask_losses(tapped, "bias")
-    assert type(fast._way).__name__ == "_ByReader"
-    monkeypatch.setattr(oracle, "find_reader", lambda *arguments: None)
+    assert type(fast._way).__name__ == "_ByConsumer"
+    monkeypatch.setattr(oracle, "find_consumer", lambda *arguments: None)
     plain = jaxprune.sweep.score.mask_losses(tapped, "bias")
     for mask in (np.ones(tapped.channels, bool), kept):
         found, expected = fast(mask), plain(mask)
@@ -336,7 +338,7 @@ def test_one_more_left_out_is_a_regression_without_it():
         0.01,
     )  # fmt: skip
     kept = np.array([True, True, False, True])
-    one_more = left_out.leave_out(moments, kept)
+    one_more = leave_one_out.leave_out(moments, kept)
     x = jnp.asarray(rows[:5], jnp.float32)
     for gone in (None, 0, 3):
         keep = kept & (np.arange(4) != gone)
@@ -387,8 +389,8 @@ def test_sums_of_several_processes(monkeypatch):
             array[0], getattr(parts[0], name)))  # fmt: skip
         return [array, np.asarray([*vars(parts[1]).values()][mine])[None]]
 
-    monkeypatch.setattr(gather.processes, "gather", gathered)
-    both = gather._over_processes(parts[0])
+    monkeypatch.setattr(statistics.processes, "gather", gathered)
+    both = statistics._over_processes(parts[0])
     values = [*values[0], *values[1]]
     assert both.count == 8 and both.zeros.tolist() == [3]
     assert both.mean[0] == pytest.approx(np.mean(values))

@@ -5,16 +5,16 @@ import pytest
 from flax import linen as nn
 
 import reference
+from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import make_mesh
 from jaxprune.data.splits import image_split
-from jaxprune.errors import InputError
+from jaxprune.evaluation.every_pair import evaluate_masks
 from jaxprune.fills.masked import fill_channels
-from jaxprune.mesh import make_mesh
-from jaxprune.networks.models import CifarVGG, PairCNN
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import pruning_order
-from jaxprune.sweep.evaluation import evaluate_masks
+from jaxprune.recipes.models import CifarVGG, PairCNN
+from jaxprune.sweep.activations import tap_layer
 from jaxprune.sweep.layer import sweep_layer
-from jaxprune.sweep.trunk import tap_layer
 from random_data import random_split, random_variables
 from toys import network, planted
 

@@ -1,4 +1,4 @@
-"""Sweeps with a reader's running sum, against networks computed one by one."""
+"""Sweeps with a consumer's running sum, against networks computed one by one."""
 
 import itertools
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import consumers
 import jaxprune
-import readers
 import reference
-from jaxprune.mesh import make_mesh
+from jaxprune._base.mesh import make_mesh
 from random_data import random_variables
 from selected import quick
 
@@ -27,36 +27,38 @@ def sweep(apply, variables, split, fill, devices=1, **options):
     return jaxprune.sweep_layer(tapped, scores, fill=fill, **options)
 
 
-def expected_logits(variables, split, reader, order, fill, calibration):
-    """Of every K, [K, N, C]: the reader's input is worked out anew for each."""
-    x = readers.reader_input(variables, split.images)
-    fitted = readers.reader_input(variables, calibration)
+def expected_logits(variables, split, consumer, order, fill, calibration):
+    """Of every K, [K, N, C]: the consumer's input is worked out anew for each."""
+    x = consumers.consumer_input(variables, split.images)
+    fitted = consumers.consumer_input(variables, calibration)
     logits = []
     for k in range(len(order)):
         keep = np.argsort(order) >= k
         if fill == "linear":
-            edited = readers.predicted(x, fitted, keep, RIDGE, flat=reader == "dense")
+            edited = consumers.predicted(
+                x, fitted, keep, RIDGE, flat=consumer == "dense"
+            )
         elif fill == "drop":
             edited = x * keep
         else:
             written = reference.prune(variables, "first", order[:k], fill)
-            edited = readers.reader_input(written, split.images)
-        logits.append(readers.logits_from(variables, reader, edited))
+            edited = consumers.consumer_input(written, split.images)
+        logits.append(consumers.logits_from(variables, consumer, edited))
     return np.stack(logits)
 
 
 @pytest.mark.parametrize(
-    ("reader", "fill"),
+    ("consumer", "fill"),
     quick(
-        itertools.product(readers.READERS, ("zero", "bias", "drop", "linear")),
+        itertools.product(consumers.CONSUMERS, ("zero", "bias", "drop", "linear")),
         {
-            *((reader, "linear") for reader in readers.READERS),
+            *((consumer, "linear") for consumer in consumers.CONSUMERS),
             *(("dense", fill) for fill in ("zero", "bias", "drop")),
         },
     ),
 )
-def test_every_k_equals_networks_computed_one_by_one(reader, fill):
-    _, apply, variables, split = readers.read(reader)
+def test_every_k_equals_networks_computed_one_by_one(consumer, fill):
+    _, apply, variables, split = consumers.read(consumer)
     calibration = split.images[:20]
     given = fill
     if fill == "linear":
@@ -65,19 +67,21 @@ def test_every_k_equals_networks_computed_one_by_one(reader, fill):
         )
     result = sweep(apply, variables, split, given)
     assert result.about["evaluation"] == "RunningSum"
-    logits = expected_logits(variables, split, reader, result.order, fill, calibration)
+    logits = expected_logits(
+        variables, split, consumer, result.order, fill, calibration
+    )
     for predictions, row in zip(result.predictions, logits, strict=True):
         reference.check_predictions(predictions, row)
-    if reader == "same":
+    if consumer == "same":
         every = sweep(apply, variables, split, given, every_pair=True)
         assert every.about["evaluation"] == "EveryPair"
         np.testing.assert_array_equal(result.predictions, every.predictions)
 
 
-@pytest.mark.parametrize("reader", ["dense", "same"])
+@pytest.mark.parametrize("consumer", ["dense", "same"])
 @pytest.mark.parametrize("devices", [2, 8])
-def test_devices_change_nothing(reader, devices):
-    _, apply, variables, split = readers.read(reader)
+def test_devices_change_nothing(consumer, devices):
+    _, apply, variables, split = consumers.read(consumer)
     fill = jaxprune.linear_fill(
         apply, variables, split.images, layer="first",
         mesh=make_mesh(jax.devices()[:devices]),
@@ -88,7 +92,7 @@ def test_devices_change_nothing(reader, devices):
 
 
 def test_calibration_takes_batches_and_devices_together():
-    _, apply, variables, split = readers.read("same")
+    _, apply, variables, split = consumers.read("same")
     fills = [
         jaxprune.linear_fill(
             apply, variables, split.images, layer="first", ridge=RIDGE,
@@ -96,20 +100,20 @@ def test_calibration_takes_batches_and_devices_together():
         )
         for size, devices in ((30, 1), (7, 2))
     ]  # fmt: skip
-    one, other = (fill.moments["reader"] for fill in fills)
+    one, other = (fill.moments["consumer"] for fill in fills)
     np.testing.assert_allclose(one.covariance, other.covariance, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(one.mean, other.mean, rtol=1e-5)
 
 
 def test_nothing_pruned_changes_nothing():
-    _, apply, variables, split = readers.read("same")
+    _, apply, variables, split = consumers.read("same")
     fill = jaxprune.linear_fill(apply, variables, split.images[:3], layer="first")
     result = sweep(apply, variables, split, fill)
     logits = apply(variables, jnp.asarray(split.images))
     np.testing.assert_array_equal(result.predictions[0], logits.argmax(-1))
 
 
-class TwoReaders(nn.Module):
+class TwoConsumers(nn.Module):
     """Two convolutions read the channels of 'first'."""
 
     @nn.compact
@@ -121,9 +125,9 @@ class TwoReaders(nn.Module):
         return nn.Dense(4, name="out")(x)
 
 
-def test_two_readers_have_a_fold_each():
-    model = TwoReaders()
-    _, _, _, split = readers.read("same")
+def test_two_consumers_have_a_fold_each():
+    model = TwoConsumers()
+    _, _, _, split = consumers.read("same")
     variables = random_variables(model, jnp.zeros((1, 8, 8, 3)))
 
     def apply(variables, images, **kwargs):
@@ -143,7 +147,7 @@ def test_two_readers_have_a_fold_each():
 
 
 def test_bfloat16(standard_promotion):
-    _, apply, variables, split = readers.read("same", dtype=jnp.bfloat16)
+    _, apply, variables, split = consumers.read("same", dtype=jnp.bfloat16)
     fill = jaxprune.linear_fill(
         apply, variables, split.images, layer="first", ridge=RIDGE
     )
@@ -160,20 +164,20 @@ def test_bfloat16(standard_promotion):
 
 
 class Shortcut(nn.Module):
-    """The images reach the end around 'first' and its reader, too."""
+    """The images reach the end around 'first' and its consumer, too."""
 
     @nn.compact
     def __call__(self, x):
         x = nn.relu(nn.Conv(8, (3, 3), name="stem")(x))
         y = nn.relu(nn.Conv(10, (3, 3), name="first")(x))
-        x = x + nn.Conv(8, (3, 3), name="reader")(y)
+        x = x + nn.Conv(8, (3, 3), name="consumer")(y)
         return nn.Dense(4, name="out")(nn.relu(x).mean((1, 2)))
 
 
 @pytest.mark.parametrize("fill", ["zero", "mean", "drop", "linear"])
 def test_a_residual_block_sums_up_its_inner_convolution(fill):
     model = Shortcut()
-    _, _, _, split = readers.read("same")
+    _, _, _, split = consumers.read("same")
     variables = random_variables(model, jnp.zeros((1, 8, 8, 3)))
 
     def apply(variables, images, **kwargs):

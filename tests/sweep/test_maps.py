@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune.errors import InputError
-from jaxprune.networks.models import PairCNN
+from jaxprune._base.errors import InputError
+from jaxprune.recipes.models import PairCNN
 from jaxprune.sweep import maps, score
+from jaxprune.sweep.activations import tap_layer
 from jaxprune.sweep.layer import sweep_layer
-from jaxprune.sweep.trunk import tap_layer
 from random_data import random_split
 from toys import network
 

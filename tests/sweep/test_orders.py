@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+import consumers
 import jaxprune
-import readers
-from jaxprune.sweep import choose, layer
+from jaxprune.sweep import layer, strategy
 
 KS = [0, 2, 3, 5]
 
@@ -25,7 +25,7 @@ def orders(p, seed=0):
 def test_as_one_by_one_and_each_mask_once(monkeypatch, fill, way):
     if (fill, way) == ("linear", "ChangedPairs"):
         pytest.skip("changed pairs are for constants")
-    _, apply, variables, split = readers.read("same")
+    _, apply, variables, split = consumers.read("same")
     calls = []
 
     def counted(*arguments, **options):
@@ -33,7 +33,7 @@ def test_as_one_by_one_and_each_mask_once(monkeypatch, fill, way):
         return apply(*arguments, **options)
 
     if way != "RunningSum":
-        monkeypatch.setattr(choose, "find_reader", lambda *a: None)
+        monkeypatch.setattr(strategy, "find_consumer", lambda *a: None)
     given = fill
     if fill == "linear":
         given = jaxprune.linear_fill(apply, variables, split.images, layer="first")
@@ -65,7 +65,7 @@ def test_as_one_by_one_and_each_mask_once(monkeypatch, fill, way):
 
 
 def test_bad_input_before_anything_runs():
-    _, apply, variables, split = readers.read("same")
+    _, apply, variables, split = consumers.read("same")
     tapped = jaxprune.tap_layer(apply, variables, split, layer="first", batch_size=8)
     with pytest.raises(jaxprune.InputError, match="one for each channel"):
         jaxprune.sweep_orders(tapped, {"good": np.zeros(tapped.channels),

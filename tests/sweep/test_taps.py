@@ -5,8 +5,8 @@ import pytest
 from flax import linen as nn
 
 import jaxprune
-from jaxprune.errors import InputError
-from jaxprune.networks.models import CifarVGG, PairCNN
+from jaxprune._base.errors import InputError
+from jaxprune.recipes.models import CifarVGG, PairCNN
 from random_data import random_variables
 
 

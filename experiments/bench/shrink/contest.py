@@ -13,20 +13,26 @@ import numpy as np
 import torch
 from absl import flags
 
-from experiments import cli, cluster, finetuning, job
 from experiments.bench.plan import OURS, PYTORCH
 from experiments.bench.pytorch import ready, scaled
-from experiments.bench.shrink import latency, ours, peer, report, theirs
+from experiments.bench.shrink import (
+    latency,
+    ours,
+    report,
+    torch_pruning,
+    torch_training,
+)
 from experiments.bench.shrink.stages import Competitor, figures, ways
-from experiments.bench.twins import TWINS, Twin
-from experiments.facts import differing
-from experiments.flags import check_timing
-from experiments.shrink.ladder import Ladder
-from experiments.weights import train_or_restore
-from experiments.whole import splits
+from experiments.bench.torch_models import TWINS, Twin
+from jaxprune._base.errors import InputError
+from jaxprune._base.files import write_text
+from jaxprune.cli import cluster, finetuning, process, run_directory
+from jaxprune.cli.baseline import splits
+from jaxprune.cli.flags import check_timing
+from jaxprune.cli.provenance import differing
+from jaxprune.cli.shrink.ladder import Ladder
+from jaxprune.cli.weights import train_or_restore
 from jaxprune.data.splits import Split
-from jaxprune.errors import InputError
-from jaxprune.files import write_text
 from jaxprune.shrinking.budget import Budget
 
 FLAGS = flags.FLAGS
@@ -40,7 +46,7 @@ def main() -> None:
     budget = Budget(speedup=FLAGS.speedup)
     batches = check_timing()
     finetuning.check_flags()
-    run = job.load(train_imported=False)
+    run = run_directory.load(train_imported=False)
     cluster.require_one_process("experiments.bench")
     split, calibration = splits(run)
     _check(run, calibration)
@@ -55,7 +61,7 @@ def main() -> None:
         rows = contest.rows()
         times = latency.measure(contest.networks, batches, FLAGS.repeats)
     except KeyboardInterrupt:
-        raise cli.Interrupted(
+        raise process.Interrupted(
             f"interrupted: {target} keeps {len(contest.finished)} finished networks; "
             "run the same command again to go on"
         ) from None
@@ -69,14 +75,14 @@ def main() -> None:
     }
     report.save(target, about, rows)
     names = ("networks.png", "networks.csv", "summary.json")
-    cli.finish(*(target / name for name in names))
+    process.finish(*(target / name for name in names))
 
 
 class Contest:
     """The networks and their rows, each kept as soon as it is finished.
 
     Attributes:
-      about: what a reader must know to trust or repeat the rows.
+      about: what a consumer must know to trust or repeat the rows.
       networks: the folder that the networks are kept in.
       finished: rows, by method.
     """
@@ -99,9 +105,9 @@ class Contest:
         """Those of the whole networks, then of those that are cut."""
         for framework in (OURS, PYTORCH):
             (self.networks / framework).mkdir(parents=True, exist_ok=True)
-        theirs.save(self._twin, self.networks / PYTORCH / latency.WHOLE)
+        torch_pruning.save(self._twin, self.networks / PYTORCH / latency.WHOLE)
         cut = [self._row(OURS, ours.METHOD, self._ours)]
-        for name in theirs.METHODS:
+        for name in torch_pruning.METHODS:
             cut.append(self._row(PYTORCH, name, partial(self._theirs, name)))
         return [*_wholes(self._ladder, self._twin), *cut]
 
@@ -111,7 +117,7 @@ class Contest:
 
     def _theirs(self, name: str) -> Competitor:
         limit = self._ladder.whole.cost.multiply_adds / self._budget.value
-        return theirs.competitor(
+        return torch_pruning.competitor(
             self._ladder, self._twin, name, limit, self._calibration
         )
 
@@ -139,7 +145,7 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {} if differing(state["about"], about, keys) else state["finished"]
 
 
-def _check(run: job.Job, calibration: Split) -> None:
+def _check(run: run_directory.Run, calibration: Split) -> None:
     """Raises InputError if the network or the images cannot be compared on."""
     size = run.training.train_batch_size
     if type(run.model) not in TWINS or run.config.dtype != "float32":
@@ -160,7 +166,7 @@ def _wholes(ladder: Ladder, twin: Twin) -> Iterator[dict[str, Any]]:
     run, whole = ladder.run, ladder.whole
     for by, accuracy in (
         (OURS, ladder.baseline),
-        (PYTORCH, peer.accuracy(run, twin, whole.split)),
+        (PYTORCH, torch_training.accuracy(run, twin, whole.split)),
     ):
         yield {
             "by": by,
@@ -204,7 +210,7 @@ def _difference(ladder: Ladder, twin: Twin) -> float:
 
 
 def _about(ladder: Ladder) -> dict[str, Any]:
-    """What a reader must know to trust or repeat the rows."""
+    """What a consumer must know to trust or repeat the rows."""
     return {
         **ladder.facts,
         "versions": {

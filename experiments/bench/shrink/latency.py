@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import job
 from experiments.bench.measure import Prepared, timed
 from experiments.bench.plan import OURS, PYTORCH
 from experiments.bench.race import Child
-from experiments.weights import train_or_restore
+from jaxprune.cli import run_directory
+from jaxprune.cli.weights import train_or_restore
 from jaxprune.compaction.network import load_compact
 
 FLAGS = flags.FLAGS
@@ -68,7 +68,9 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 def prepare(by: str, batches: Sequence[int]) -> tuple[Prepared, dict[str, Any]]:
     """A child's part: the framework's networks, ready to be timed."""
-    run = job.load(train_imported=False, alone=False)  # the parent holds the folder
+    run = run_directory.load(
+        train_imported=False, alone=False
+    )  # the parent holds the folder
     images = run.splits.test.read(np.arange(max(batches)) % len(run.splits.test))
     load = _ours if by == OURS else _theirs
     calls = load(run, {batch: images[:batch] for batch in batches})
@@ -92,7 +94,7 @@ def prepare(by: str, batches: Sequence[int]) -> tuple[Prepared, dict[str, Any]]:
 Calls = dict[str, dict[int, Callable[[], Any]]]
 
 
-def _ours(run: job.Job, images: Mapping[int, np.ndarray]) -> Calls:
+def _ours(run: run_directory.Run, images: Mapping[int, np.ndarray]) -> Calls:
     whole = partial(run.model.apply, **run.call)
     networks: dict[str, tuple[Any, Any]] = {WHOLE: (whole, train_or_restore(run))}
     for path in (Path(FLAGS.networks) / OURS).iterdir():
@@ -111,7 +113,7 @@ def _ours(run: job.Job, images: Mapping[int, np.ndarray]) -> Calls:
     return {name: calls(*network) for name, network in networks.items()}
 
 
-def _theirs(run: job.Job, images: Mapping[int, np.ndarray]) -> Calls:
+def _theirs(run: run_directory.Run, images: Mapping[int, np.ndarray]) -> Calls:
     import torch
 
     from experiments.bench import pytorch

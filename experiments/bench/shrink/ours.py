@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import finetuning
 from experiments.bench.plan import OURS
 from experiments.bench.shrink.stages import Competitor
-from experiments.shrink.ladder import Ladder, Rung
+from jaxprune.cli import finetuning
+from jaxprune.cli.shrink.ladder import Ladder, Rung
 from jaxprune.compaction.network import flat
 from jaxprune.data.splits import Split
 

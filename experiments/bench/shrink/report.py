@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.report import write_csv
-from jaxprune.files import write_text
-from jaxprune.report import contest, curves
+from experiments.bench.shrink import figure
+from jaxprune._base.files import write_text
+from jaxprune.report import curves
 
 ACCURACIES = ("accuracy", "accuracy_recalibrated", "accuracy_finetuned")
 
@@ -49,7 +50,7 @@ def save(folder: Path, about: dict[str, Any], rows: Sequence[dict[str, Any]]) ->
         f"{about['model']}, {about['speedup']:g} times fewer multiply-adds; "
         f"{about['images']} test images; {about['device']}"
     )
-    curves.save(contest.stages(rows, title), folder / "networks.png")
+    curves.save(figure.stages(rows, title), folder / "networks.png")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

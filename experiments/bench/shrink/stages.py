@@ -3,9 +3,8 @@
 BatchNorm's statistics are estimated again on the calibration images, and it is
 fine-tuned from there. A network that has lost much wants to be trained otherwise than
 one that has lost little: unless --finetune_learning_rate says how, each is fine-tuned
-in two ways, that of `experiments.finetuning` and as it was trained, at training's rate;
-the one with the lower loss on the images that it was fine-tuned on counts, penalties
-aside.
+in two ways: that of `jaxprune.cli.finetuning`, and as it was trained, at training's
+rate. The one with the lower loss on those images counts, penalties aside.
 """
 
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments import finetuning
-from experiments.finetuning import Way
-from experiments.job import Job
+from jaxprune.cli import finetuning
+from jaxprune.cli.finetuning import Way
+from jaxprune.cli.run_directory import Run
 
 FLAGS = flags.FLAGS
 
@@ -56,7 +55,7 @@ class Competitor:
         return f"{self.by}, {self.method}"
 
 
-def ways(run: Job) -> list[Way]:
+def ways(run: Run) -> list[Way]:
     """How a network is fine-tuned, each to be tried."""
     found = [Way(finetuning.learning_rate(run), gentle=FLAGS.distill)]
     if FLAGS.finetune_learning_rate is None:
@@ -64,7 +63,7 @@ def ways(run: Job) -> list[Way]:
     return found
 
 
-def figures(run: Job, competitor: Competitor) -> dict[str, Any]:
+def figures(run: Run, competitor: Competitor) -> dict[str, Any]:
     """The competitor's row: its facts, and its accuracy after each stage."""
     row = {
         "by": competitor.by,

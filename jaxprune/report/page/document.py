@@ -15,14 +15,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jaxprune.errors import InputError
-from jaxprune.files import write_text
+from jaxprune._base.errors import InputError
+from jaxprune._base.files import write_text
 from jaxprune.report.page import charts, facts, networks, pixels, sweeps
 from jaxprune.report.page.pictures import Pictures
 from jaxprune.report.page.sweeps import Sweep
-from jaxprune.sweep.certainty import points
-from jaxprune.sweep.result import SweepResult
-from jaxprune.sweep.thumbnails import SHOWN
+from jaxprune.results.confidence import points
+from jaxprune.results.result import SweepResult
+from jaxprune.results.thumbnails import SHOWN
 
 # What sweeps hold beside their curves, in bytes of the page; of further ones the curves
 # alone are shown.

@@ -1,9 +1,9 @@
-"""What a reader must know to trust a sweep, in words; rows of the page's table."""
+"""What a consumer must know to trust a sweep, in words; rows of the page's table."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxprune.sweep.result import SweepResult
+from jaxprune.results.result import SweepResult
 
 # Label and key of what most results say.
 _ROWS = (

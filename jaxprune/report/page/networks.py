@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from typing_extensions import TypedDict
 
-from jaxprune import schema, sealed
-from jaxprune.errors import InputError
+from jaxprune._base import manifest, schema
+from jaxprune._base.errors import InputError
 
 
 class Download(NamedTuple):
@@ -83,7 +83,7 @@ def saved_networks(workdir: Path, page: Path, prefix: str) -> list[Network]:
     return [
         Network(
             path.parent.name,
-            sealed.read_file(path, _Spec)["about"]["measured"],
+            manifest.read_file(path, _Spec)["about"]["measured"],
             [_download(file, page) for file in sorted(path.parent.iterdir())],
         )
         for path in sorted(workdir.glob(f"{prefix}-*/spec.json"))
@@ -96,7 +96,7 @@ def _download(file: Path, page: Path) -> Download:
 
 
 class Rung(NamedTuple):
-    """A budget of experiments.shrink, and what it came to; see its pareto.csv.
+    """A budget of `jaxprune shrink`, and what it came to; see its pareto.csv.
 
     Attributes:
       budget: in words.
@@ -120,7 +120,7 @@ class Rung(NamedTuple):
 
 
 def ladder(workdir: Path) -> list[Rung]:
-    """The budgets of experiments.shrink, the least first.
+    """The budgets of `jaxprune shrink`, the least first.
 
     Raises:
       InputError: pareto.csv is damaged.
@@ -134,7 +134,7 @@ def ladder(workdir: Path) -> list[Rung]:
         return [_rung(row) for row in rows]
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(
-            f"{path} is damaged ({error}): run experiments.shrink again"
+            f"{path} is damaged ({error}): run jaxprune shrink again"
         ) from error
 
 

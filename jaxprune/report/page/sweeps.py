@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.errors import InputError
-from jaxprune.sweep import saved
-from jaxprune.sweep.result import SweepResult
-from jaxprune.sweep.thumbnails import first_flip
+from jaxprune._base.errors import InputError
+from jaxprune.results import saved
+from jaxprune.results.result import SweepResult
+from jaxprune.results.thumbnails import first_flip
 
 # What sweep.csv says of every K that the page shows, where it does.
 COLUMNS = (
@@ -177,7 +177,7 @@ def find(source: Path | SweepResult) -> list[Sweep]:
     else:
         folders = sorted(path.parent for path in source.glob("sweep-*/summary.json"))
     if not folders:
-        raise InputError(f"{source} holds no sweep: run experiments.sweep first")
+        raise InputError(f"{source} holds no sweep: run jaxprune sweep first")
     found = []
     for folder in folders:
         result = SweepResult.load(folder)  # raises where sweep.csv is not what it was

@@ -1,0 +1,168 @@
+"""What is done to a PyTorch network besides pruning it: tested, recalibrated, trained.
+
+Fine-tuning is `jaxprune.cli.finetuning`'s, step by step: the same images in the same
+order, with the same shifts and flips (they are drawn by the same keys), the same loss,
+L2 penalty, teacher, Adam and cosine decay, BatchNorm's momentum and dropout rates. Only
+what dropout draws is another, and rounding.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from absl import flags
+from torch import nn
+from torch.nn import functional
+
+from experiments.bench.pytorch import DEVICE, scaled
+from experiments.bench.torch_models import Twin
+from jaxprune._base.errors import InputError
+from jaxprune.cli import cluster, finetuning
+from jaxprune.cli.run_directory import Run
+from jaxprune.data.splits import Split
+from jaxprune.recipes import training
+
+FLAGS = flags.FLAGS
+
+
+def accuracy(run: Run, network: Twin, split: Split) -> float:
+    """Share of the split's images that the network predicts right, in [0, 1]."""
+    size, right = run.batch_size(split), 0
+    network.eval()
+    with (
+        cluster.progress(total=len(split), unit="img", desc="PyTorch") as bar,
+        torch.inference_mode(),
+    ):
+        for x, labels in labelled(run, split, size):
+            right += int((network(x).argmax(-1) == labels).sum())
+            bar.update(len(labels))
+    return right / len(split)
+
+
+def labelled(
+    run: Run, split: Split, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Scaled images and labels in order; the last batch is as small as it is."""
+    for start in range(0, len(split), size):
+        index = np.arange(start, min(start + size, len(split)))
+        yield scaled(run.config, split.read(index)), _tensor(split.labels[index])
+
+
+def recalibrated(run: Run, network: Twin, split: Split) -> Twin:
+    """A copy of the network with BatchNorm's statistics estimated over whole batches.
+
+    Each batch is normalised by its own statistics, dropout is off, and the means of the
+    batches' statistics are kept: `torch.optim.swa_utils.update_bn` without dropout.
+    """
+    network = copy.deepcopy(network).eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    size = run.training.train_batch_size
+    whole_batches = split.select(np.arange(len(split) // size * size))
+    with torch.no_grad():
+        for x, _ in labelled(run, whole_batches, size):
+            network(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()
+
+
+def finetuned(run: Run, network: Twin, whole: Twin, way: finetuning.Way) -> Twin:
+    """A copy of the network after the epochs of fine-tuning.
+
+    Args:
+      run: the run directory's job.
+      network: stays as it is.
+      whole: that --distill learns from.
+      way: how.
+
+    Raises:
+      InputError: a loss is not finite.
+    """
+    network = copy.deepcopy(network)
+    split, size = finetuning.images(run), run.training.train_batch_size
+    per_epoch = training.steps_per_epoch(split, size)
+    optimizer = torch.optim.Adam(network.parameters(), way.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, FLAGS.finetune_epochs * per_epoch
+    )
+    torch.manual_seed(finetuning.seed(run))
+    augment = jax.jit(finetuning.augmentation(run))
+    for epoch in range(FLAGS.finetune_epochs):
+        network.train(not way.gentle)
+        order = training.epoch_order(finetuning.seed(run), epoch, len(split), size)
+        for i, index in enumerate(order):
+            key = training.step_keys(
+                finetuning.seed(run), jnp.int32(epoch * per_epoch + i)
+            )[0]
+            images = np.asarray(augment(key, jnp.asarray(split.read(index))))
+            optimizer.zero_grad()
+            x, labels = scaled(run.config, images), _tensor(split.labels[index])
+            loss = _loss(network, whole, x, labels)
+            if not way.gentle:
+                loss = loss + _penalty(run, network)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if not np.isfinite(loss.item()):
+                raise InputError(
+                    f"the loss of a network of Torch-Pruning is {loss.item()} in epoch "
+                    f"{epoch + 1}: lower --finetune_learning_rate"
+                )
+    return network.eval()
+
+
+def finetuning_loss(run: Run, network: Twin, whole: Twin) -> float:
+    """As `jaxprune.cli.finetuning.loss` has it."""
+    split, size = finetuning.images(run), run.training.train_batch_size
+    count = training.steps_per_epoch(split, size) * size
+    network.eval()
+    with torch.no_grad():
+        losses = [
+            _loss(network, whole, x, labels).item()
+            for x, labels in labelled(run, split.select(np.arange(count)), size)
+        ]
+    return float(np.mean(losses))
+
+
+def _loss(
+    network: Twin, whole: Twin, x: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Of a batch, as `jaxprune.recipes.losses` has it."""
+    logits, weight = network(x), FLAGS.distill_weight if FLAGS.distill else 0.0
+    loss = torch.zeros((), device=DEVICE)
+    if FLAGS.distill:
+        with torch.no_grad():
+            target = whole(x)
+        student, teacher = (
+            functional.log_softmax(y / FLAGS.distill_temperature, -1)
+            for y in (logits, target)
+        )
+        divergence = functional.kl_div(
+            student, teacher, reduction="batchmean", log_target=True
+        )
+        loss = loss + weight * FLAGS.distill_temperature**2 * divergence
+    if weight < 1:
+        loss = loss + (1 - weight) * functional.cross_entropy(logits, labels)
+    return loss
+
+
+def _penalty(run: Run, network: Twin) -> torch.Tensor:
+    """Each named layer's coefficient times its squared kernel."""
+    total = torch.zeros((), device=DEVICE)
+    for name, coefficient in run.l2.items():
+        kernel: Any = network.layers[name].weight
+        total = total + coefficient * (kernel**2).sum()
+    return total
+
+
+def _tensor(labels: np.ndarray) -> torch.Tensor:
+    return torch.tensor(labels, dtype=torch.int64, device=DEVICE)

@@ -1,1 +1,0 @@
-"""`python -m experiments.compact`: smaller networks, proved and measured."""

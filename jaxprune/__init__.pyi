@@ -1,0 +1,53 @@
+"""Which channels of a CNN can go, what each costs, and the smaller network."""
+
+from . import report as report
+from ._base.errors import InputError as InputError
+from ._base.mesh import make_mesh as make_mesh
+from .adapters.linen import capture as capture
+from .adapters.linen import from_linen as from_linen
+from .adapters.queries import find_groups as find_groups
+from .adapters.queries import last_conv as last_conv
+from .adapters.queries import list_layers as list_layers
+from .compaction.compact import compact as compact
+from .compaction.compact import compact_groups as compact_groups
+from .compaction.compact import compact_layers as compact_layers
+from .compaction.network import Compact as Compact
+from .compaction.network import PrunedLayer as PrunedLayer
+from .compaction.network import load_compact as load_compact
+from .compaction.proof import Proof as Proof
+from .compaction.recalibrate import recalibrate as recalibrate
+from .costs.cost import Cost as Cost
+from .costs.cost import cost as cost
+from .data.splits import Split as Split
+from .data.splits import image_split as image_split
+from .evaluation.every_pair import evaluate_masks as evaluate_masks
+from .evaluation.predict import predict as predict
+from .fills.calibration import linear_fill as linear_fill
+from .fills.calibration import linear_fills as linear_fills
+from .fills.calibration import mean_fills as mean_fills
+from .fills.fill import FILLS as FILLS
+from .fills.fill import Fill as Fill
+from .graph.groups import Groups as Groups
+from .graph.groups import PruningGroup as PruningGroup
+from .graph.layers import Layer as Layer
+from .graph.network import Network as Network
+from .ranking import criteria as criteria
+from .ranking.criteria import Criterion as Criterion
+from .ranking.order import prefix_masks as prefix_masks
+from .ranking.order import pruning_order as pruning_order
+from .recipes.keras_import import import_keras as import_keras
+from .results.result import SweepResult as SweepResult
+from .shrinking.analysis import Analysis as Analysis
+from .shrinking.budget import Budget as Budget
+from .shrinking.shrink import analyse as analyse
+from .shrinking.shrink import shrink as shrink
+from .sweep.activations import TappedLayer as TappedLayer
+from .sweep.activations import tap_layer as tap_layer
+from .sweep.checkpoint import SweepCheckpoint as SweepCheckpoint
+from .sweep.layer import sweep_layer as sweep_layer
+from .sweep.layer import sweep_orders as sweep_orders
+from .sweep.score import score as score
+from .sweep.taps import TAPS as TAPS
+from .sweep.taps import run_from as run_from
+
+__version__: str

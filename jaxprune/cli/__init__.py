@@ -1,0 +1,1 @@
+"""The commands: flags, the run directory, what each does step by step."""

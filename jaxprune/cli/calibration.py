@@ -1,0 +1,67 @@
+"""The linear fill of a run directory's network."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from jaxprune._base.errors import InputError
+from jaxprune.cli import cluster
+from jaxprune.cli.pruning_options import PruningOptions
+from jaxprune.cli.run_directory import Run
+from jaxprune.data import datasets
+from jaxprune.fills.calibration import linear_fill
+from jaxprune.fills.fill import Fill
+
+FLAGS = flags.FLAGS
+
+
+def check(run: Run, choices: PruningOptions, fill: str) -> None:
+    """Checks what the linear fill needs, before any work is done.
+
+    Raises:
+      InputError: a split that holds images that K is chosen on or that are reported.
+    """
+    if not choices.calibration(fill):
+        return
+    if FLAGS.allow_overlap:
+        return
+    for flag, shared in _overlaps(run, choices).items():
+        raise InputError(
+            f"--calibration_split={choices.calibration_split} holds {shared} images of "
+            f"--{flag}={getattr(choices, flag)}: choose others, or --allow_overlap"
+        )
+
+
+def fit(run: Run, choices: PruningOptions, fill: str, variables: Any) -> Fill | None:
+    """The linear fill, where the fill or the criterion needs it."""
+    if not choices.calibration(fill):
+        return None
+    split = datasets.choose_split(run.splits, choices.calibration_split)
+    fitted = linear_fill(
+        run.network(variables),
+        split.read(np.arange(len(split))),
+        layer=choices.layer,
+        ridge=choices.ridge,
+        batch_size=run.batch_size(split)
+        if FLAGS.batch_size is None
+        else min(FLAGS.batch_size, len(split)),
+        mesh=cluster.local_mesh(),
+    )
+    facts = {**fitted.facts, "split": choices.calibration_split}
+    for flag, shared in _overlaps(run, choices).items():
+        facts[f"images_of_{flag}"] = shared
+    return replace(fitted, facts=facts)
+
+
+def _overlaps(run: Run, choices: PruningOptions) -> dict[str, int]:
+    """Images that the calibration split shares with others, where there are any."""
+    splits = {"eval_split": choices.eval_split, "select_split": choices.select_split}
+    if choices.select_split == choices.eval_split:
+        del splits["select_split"]
+    shared = {
+        flag: datasets.overlap(run.splits, choices.calibration_split, split)
+        for flag, split in splits.items()
+    }
+    return {flag: count for flag, count in shared.items() if count}

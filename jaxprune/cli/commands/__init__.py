@@ -1,0 +1,1 @@
+"""What each command does; `main` is called with the flags parsed."""

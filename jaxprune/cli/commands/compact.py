@@ -1,0 +1,160 @@
+r"""Makes the network really smaller, proves it on the test set, and measures it.
+
+    jaxprune compact --model=cifar_vgg --k=100
+    jaxprune compact --model=cifar_vgg --max_drop=0.01
+    jaxprune compact --model=cifar_vgg --k=250 --finetune_epochs=3
+    jaxprune compact --model=cifar_vgg --k=400 --finetune_epochs=3 \
+        --distill
+    jaxprune compact --model=cifar_vgg --layer=conv2d_8 --k=64 \
+        --export=stablehlo
+
+Channels are ranked as `jaxprune sweep` ranks them; a saved sweep is used where there
+is one. One K gives a folder compact-<layer>-<criterion>-<fill>-k<K>; --ks gives a table
+and a picture. Most of the time goes to the test images and the timed calls;
+BUILD_NOTES.md has the figures to expect.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from jaxprune._base.errors import InputError
+from jaxprune.cli import (
+    calibration,
+    cluster,
+    finetuning,
+    process,
+    provenance,
+    pruning_options,
+    run_directory,
+    scoring,
+)
+from jaxprune.cli.compact.masked import Masked
+from jaxprune.cli.compact.plan import Plan, make_plan
+from jaxprune.cli.compact.prune import Pruned, save
+from jaxprune.cli.compact.report import print_row, write_table
+from jaxprune.cli.flags import (
+    check_smaller,
+    define_batch_size,
+    define_choices,
+    define_finetuning,
+    define_network,
+    define_smaller,
+)
+from jaxprune.cli.pruning_options import check_names, parse_ks
+from jaxprune.cli.run_directory import Run
+from jaxprune.cli.weights import train_or_restore
+from jaxprune.compaction import artefact
+from jaxprune.compaction.compact import compact
+from jaxprune.data import datasets
+from jaxprune.fills.fill import FILLS
+from jaxprune.ranking.order import check_ks
+
+FLAGS = flags.FLAGS
+define_network()
+define_batch_size()
+define_choices()
+define_finetuning()
+flags.DEFINE_integer("k", None, "Channels to prune: the k lowest.", lower_bound=0)
+define_smaller()
+flags.DEFINE_bool(
+    "naive", False, "With --max_drop: the largest K that lost no more as measured."
+)
+
+
+def main() -> None:
+    """Restores, prunes, proves, measures, saves."""
+    _check_flags()
+    batches = check_smaller()
+    run = run_directory.load(train_imported=False)
+    cluster.require_one_process("jaxprune compact")
+    split = datasets.choose_split(run.splits, FLAGS.eval_split)
+    batch_size = run.batch_size(split)
+    chosen = pruning_options.resolve(run)
+    ks = _ks(run.network().graph().conv(chosen.layer).channels)
+    calibration.check(run, chosen, chosen.fill)
+    scoring.check(run, chosen, chosen.criterion)
+    finetuning.check(run)
+    variables = train_or_restore(run)
+    plan = make_plan(run, chosen, variables, ks, batch_size)
+    if FLAGS.ks is None:
+        artefact.check_target(plan.folder(run.workdir, plan.ks[0]))
+    whole = Masked(run, variables, split, plan, batch_size)
+    rows: list[dict[str, Any]] = []
+    interrupted = False
+    try:
+        with cluster.progress(
+            total=len(plan.ks), unit="network", desc="every K", hide=len(plan.ks) < 2
+        ) as bar:
+            for k in plan.ks:
+                rows.append(_one(run, plan, whole, k, batches))
+                bar.update()
+    except KeyboardInterrupt:
+        if FLAGS.ks is None or not rows:
+            raise
+        interrupted = True
+    if FLAGS.ks is not None:
+        about = {
+            **provenance.describe(run, chosen, chosen.fill, variables),
+            "layer": chosen.layer,
+            **plan.fill_facts,
+            "after_the_proof": finetuning.describe(run),
+        }
+        write_table(run.workdir / plan.name, rows, about, plan.curve)
+    if interrupted:
+        raise process.Interrupted(
+            f"interrupted: the table has {len(rows)} of {len(plan.ks)} K"
+        )
+    made = run.workdir / plan.name
+    if FLAGS.ks is None:
+        made = plan.folder(run.workdir, plan.ks[0])
+    process.finish(
+        made, *(made.with_name(made.name + end) for end in (".png", ".csv", ".json"))
+    )
+
+
+def _check_flags() -> None:
+    given = [name for name in ("k", "max_drop", "ks") if FLAGS[name].value is not None]
+    if len(given) != 1:
+        raise InputError("say how many channels to prune: one of --k, --max_drop, --ks")
+    if FLAGS.naive and FLAGS.max_drop is None:
+        raise InputError("--naive does nothing without --max_drop")
+    if FLAGS.fill == "all":
+        raise InputError(f"--fill takes one of {', '.join(FILLS)} here")
+    check_names(tuple(FILLS))
+    finetuning.check_flags()
+
+
+def _ks(p: int) -> tuple[int, ...] | None:
+    """K from --k or --ks; None where the sweep decides."""
+    if FLAGS.max_drop is not None:
+        return None
+    return check_ks([FLAGS.k] if FLAGS.ks is None else parse_ks(p), p)
+
+
+def _one(
+    run: Run, plan: Plan, whole: Masked, k: int, batches: Sequence[int]
+) -> dict[str, Any]:
+    """Prunes k channels; returns the figures, and saves the network for a single K."""
+    small = compact(whole.network, plan.choices.layer, plan.keep(k), fill=plan.fill)
+    proof = whole.prove(whole.logits[k], small)
+    row = {
+        "k": k,
+        "channels": len(plan.order),
+        "baseline_accuracy": whole.baseline,
+        "accuracy": proof.accuracy_compact,
+        "different_predictions": proof.different_predictions,
+        "largest_difference": proof.largest_difference,
+        **whole.figures(small, batches, FLAGS.repeats),
+    }
+    print_row(row, proof, f"layer {plan.choices.layer}, fill {plan.choices.fill}")
+    small, changes, lines = finetuning.train_on(
+        run, whole, small, float(proof.accuracy_compact or 0)
+    )
+    row |= changes
+    if len(lines) > 1:
+        row["epochs"] = lines
+    if FLAGS.ks is None:
+        save(run, plan, whole, Pruned(k, small, proof, row, lines))
+    return row

@@ -1,0 +1,80 @@
+r"""Draws the pictures of every sweep in a run directory again, from saved files alone.
+
+jaxprune plot --workdir=runs/cifar_vgg --order=rank --normalize=each
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from jaxprune._base.errors import InputError, check_choice
+from jaxprune.cli import lock, process, training_log
+from jaxprune.cli.flags import define_workdir
+from jaxprune.cli.pruning_options import stem
+from jaxprune.recipes import checkpoint
+from jaxprune.report import curves
+from jaxprune.report.criteria import draw_comparison
+from jaxprune.report.feature_maps import ORDERS, SCALES
+from jaxprune.results.comparison import Comparison
+from jaxprune.results.result import SweepResult
+
+FLAGS = flags.FLAGS
+define_workdir()
+flags.DEFINE_string("order", "channel", f"Tiles by: {', '.join(ORDERS)}.")
+flags.DEFINE_string("normalize", "shared", f"Scale of the tiles: {', '.join(SCALES)}.")
+flags.DEFINE_integer(
+    "confusion_k",
+    None,
+    "K of the second confusion matrix. Default: the largest safe one.",
+)
+
+
+def main() -> None:
+    """Draws every picture."""
+    if FLAGS.workdir is None:
+        raise InputError("say which run with --workdir")
+    check_choice("order", FLAGS.order, ORDERS)
+    check_choice("normalize", FLAGS.normalize, SCALES)
+    workdir = Path(FLAGS.workdir)
+    folders = sorted(path.parent for path in workdir.glob("sweep-*/summary.json"))
+    if not folders:
+        raise InputError(f"{workdir} holds no sweep: run jaxprune sweep first")
+    lock.hold(workdir)
+    results = [_load(folder) for folder in folders]
+    k = FLAGS.confusion_k
+    if k is not None and not all(k in result.ks for result in results):
+        raise InputError(f"--confusion_k={k} is not in every sweep of {workdir}")
+    made: list[Path] = []
+    for folder, result in zip(folders, results, strict=True):
+        made += curves.draw_sweep(
+            result,
+            folder,
+            order=FLAGS.order,
+            normalize=FLAGS.normalize,
+            k=k,
+        )
+    groups: dict[str, list[SweepResult]] = {}
+    for result in results:
+        key = stem(result.about["layer"], result.about["criterion"])
+        groups.setdefault(key, []).append(result)
+    for key, group in groups.items():
+        if len(group) > 1:
+            target = workdir / f"fills-{key}.png"
+            made.insert(0, curves.save(curves.compare_fills(group), target))
+    for path in sorted(workdir.glob("criteria-*/summary.json")):
+        made[:0] = draw_comparison(Comparison.load(path.parent), path.parent)
+    training_log.restore(workdir, checkpoint.latest(workdir / "checkpoints"))
+    made += curves.draw_training(workdir)
+    print(f"{len(made)} pictures in {workdir}/")
+    process.finish(*made)
+
+
+def _load(folder: Path) -> SweepResult:
+    """A sweep that says what it is of."""
+    result = SweepResult.load(folder)
+    missing = {"layer", "criterion", "fill"} - set(result.about)
+    if missing:
+        raise InputError(
+            f"{folder / 'summary.json'} does not say {' and '.join(sorted(missing))}"
+        )
+    return result

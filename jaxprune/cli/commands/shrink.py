@@ -1,0 +1,169 @@
+r"""Makes the whole network smaller to a budget, without training, and proves it.
+
+    jaxprune shrink --model=cifar_vgg --speedup=2
+    jaxprune shrink --model=cifar_vgg --latency=2 --batch=1
+    jaxprune shrink --model=cifar_vgg --size=0.25
+    jaxprune shrink --model=cifar_vgg --max_drop=0.01
+    jaxprune shrink --model=cifar_resnet --speedup=2 \
+        --finetune_epochs=3 --distill
+
+Which channels go together is found from the traced network; what each width costs, and
+what every layer takes on this machine, is measured once. The ladder of budgets and the
+one that is asked for share that. Writes shrink/ (layers.csv, pareto.csv and .png,
+summary.json) and the network, as shrink-<budget>/. Run the same command again after an
+interruption: what is finished is kept.
+"""
+
+import itertools
+
+import numpy as np
+from absl import flags
+
+from jaxprune._base.errors import InputError
+from jaxprune.cli import baseline, cluster, finetuning, process, run_directory
+from jaxprune.cli.flags import (
+    check_smaller,
+    define_batch_size,
+    define_finetuning,
+    define_images,
+    define_network,
+    define_smaller,
+    define_widths,
+)
+from jaxprune.cli.shrink.ladder import Ladder, Rung
+from jaxprune.cli.shrink.report import print_rung, save_network, write_files
+from jaxprune.cli.weights import train_or_restore
+from jaxprune.compaction import artefact
+from jaxprune.shrinking.budget import Budget
+
+FLAGS = flags.FLAGS
+define_network()
+define_batch_size()
+define_finetuning()
+define_images()
+define_smaller()
+define_widths()
+flags.DEFINE_float("size", None, "Share of the parameters that may be left.")
+flags.DEFINE_float("latency", None, "How many times less time, as predicted here.")
+flags.DEFINE_list(
+    "ladder", ["1.25", "1.5", "2", "2.5", "3", "4"],
+    "Times fewer multiply-adds, for pareto.csv; empty for none.",
+)  # fmt: skip
+
+# Steps of --max_drop: each is this many times faster than the one before.
+_STEP = 1.1
+
+
+def main() -> None:
+    """Restores, analyses, cuts, proves, measures, saves."""
+    budget = _budget()
+    steps = _steps()
+    batches = check_smaller()
+    finetuning.check_flags()
+    run = run_directory.load(train_imported=False)
+    cluster.require_one_process("jaxprune shrink")
+    split, calibration = baseline.splits(run)
+    finetuning.check(run)
+    folder = run.workdir / f"shrink-{_name(budget)}"
+    artefact.check_target(folder)
+    variables = train_or_restore(run)
+    ladder = Ladder(
+        run,
+        variables,
+        split,
+        calibration.read(np.arange(len(calibration))),
+        batches,
+        budget,
+    )
+    if budget is not None:
+        ladder.candidates(budget)  # raises now where it is out of reach
+    budgets = [Budget(speedup=step) for step in steps]
+    budgets += [] if budget is None else [budget]
+    chosen: Rung | None = None
+    try:
+        with cluster.progress(
+            total=len(budgets), unit="network", desc="budgets", hide=len(budgets) < 2
+        ) as bar:
+            for each in budgets:
+                print_rung(ladder.rung(each))
+                bar.update()
+        if budget is None:
+            chosen = _within(ladder)
+            print_rung(chosen)
+        else:
+            chosen = ladder.rung(budget)  # remembered
+        small, changes, lines = finetuning.train_on(
+            run, ladder.whole, ladder.cut(chosen).small, chosen.row["accuracy"]
+        )
+    except KeyboardInterrupt:
+        if ladder.rungs:
+            write_files(ladder, chosen)
+        raise process.Interrupted(
+            f"interrupted: {ladder.folder} keeps what is measured and "
+            f"{len(ladder.rungs)} finished budgets; run the same command again to go on"
+        ) from None
+    write_files(ladder, chosen)
+    save_network(folder, ladder, chosen, small, changes, lines)
+    process.finish(folder, ladder.folder / "pareto.png", ladder.folder / "layers.csv")
+
+
+def _budget() -> Budget | None:
+    """The budget that the flags give; None where --max_drop decides."""
+    names = ("speedup", "size", "latency")
+    given = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
+    if len(given) + (FLAGS.max_drop is not None) != 1:
+        raise InputError(
+            "say how far to go: one of --speedup, --size, --latency, --max_drop"
+        )
+    return None if FLAGS.max_drop is not None else Budget(**given)
+
+
+def _name(budget: Budget | None) -> str:
+    """As part of a folder's name.
+
+    >>> _name(Budget(speedup=2.0))
+    'speedup2'
+    """
+    if budget is None:
+        return f"max_drop{FLAGS.max_drop:g}"
+    batch = f"-batch{FLAGS.batch}" if budget.latency is not None else ""
+    return f"{budget.kind}{budget.value:g}{batch}"
+
+
+def _steps() -> list[float]:
+    """The ladder's numbers."""
+    texts = [text for text in FLAGS.ladder if text]
+    try:
+        steps = sorted({float(text) for text in texts})
+        for step in steps:
+            Budget(speedup=step)
+    except ValueError:
+        raise InputError(
+            f"--ladder takes numbers of at least 1, got {','.join(texts)}"
+        ) from None
+    return steps
+
+
+def _within(ladder: Ladder) -> Rung:
+    """The last budget before the first whose drop may be as much as is not allowed.
+
+    Budgets are tested one after another, up to the first failure, so that the whole
+    choice has the confidence of one test, as a sweep's safe K does; see
+    `jaxprune.results.confidence.passed`.
+    """
+    passed: Rung | None = None
+    for power in itertools.count(1):
+        budget = Budget(speedup=round(_STEP**power, 3))
+        if passed is not None and not ladder.reaches(budget):
+            return passed
+        rung = ladder.rung(budget)
+        print_rung(rung)
+        if rung.row["largest_drop"] >= FLAGS.max_drop:
+            break
+        passed = rung
+    if passed is None:
+        raise InputError(
+            f"--max_drop={FLAGS.max_drop:g}: {budget.value:g} times fewer "
+            f"multiply-adds may already cost {rung.row['largest_drop']:.4f}"
+        )
+    return passed

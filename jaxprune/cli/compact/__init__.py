@@ -1,0 +1,1 @@
+"""`jaxprune compact`: smaller networks, proved and measured."""

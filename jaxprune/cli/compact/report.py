@@ -1,0 +1,103 @@
+"""What `jaxprune compact` prints and writes about the networks that it makes."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxprune._base.files import replacing, write_text
+from jaxprune.cli import cluster
+from jaxprune.compaction.proof import Proof
+from jaxprune.report import compact, curves
+
+# What of a row is more than one figure.
+_NESTED = ("latency", "epochs")
+
+
+def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
+    """The figures of one K, for people."""
+    k, p = row["k"], row["channels"]
+    cluster.say(f"{what}: K = {k} of {p} channels pruned")
+    cluster.say(
+        f"  proof      {proof.images} images: {proof.different_predictions} "
+        f"predictions differ, largest logit difference {proof.largest_difference:.2e} "
+        f"({proof.relative_difference:.2e} relative)"
+    )
+    cluster.say(
+        f"             {proof.equations} equations equal in float64, by "
+        f"{proof.bound_used:.2g} of what rounding explains at the most"
+    )
+    cluster.say(
+        f"  accuracy   {row['baseline_accuracy']:.4f} whole, "
+        f"{proof.accuracy_masked:.4f} masked, {proof.accuracy_compact:.4f} compact"
+    )
+    for name in ("parameters", "multiply_adds", "file_bytes", "memory_bytes",
+                 "working_bytes"):  # fmt: skip
+        before, after = row[f"{name}_before"], row[name]
+        label = name.replace("_", " ")
+        cluster.say(
+            f"  {label:<14} {before:>13,} -> {after:>13,}  ({after / before:.1%})"
+        )
+    speedup = row["theoretical_speedup"]
+    cluster.say(f"  speed-up   {speedup:.3f} by multiply-adds; measured:")
+    for batch, times in row["latency"].items():
+        before, after = times["before"], times["after"]
+        cluster.say(
+            f"    batch {batch:>4}  {_spread(before)} -> {_spread(after)}  "
+            f"{times['speedup']:.3f} times"
+        )
+
+
+def _spread(latency: dict[str, float]) -> str:
+    low, middle, high = (
+        1e3 * latency[key] for key in ("lower_quartile", "median", "upper_quartile")
+    )
+    return f"{middle:.1f} ms ({low:.1f} .. {high:.1f})"
+
+
+def write_table(
+    base: Path,
+    rows: Sequence[dict[str, Any]],
+    about: dict[str, Any],
+    curve: tuple[Sequence[int], Sequence[float]] | None,
+) -> None:
+    """Writes the figures of all K to base.csv and base.json, draws base.png."""
+    flat = [
+        {
+            **{key: value for key, value in row.items() if key not in _NESTED},
+            **{
+                f"latency_{batch}_{side}": times[side]["median"]
+                for batch, times in row["latency"].items()
+                for side in ("before", "after")
+            },
+        }
+        for row in rows
+    ]
+    with replacing(base.with_suffix(".csv")) as path, open(path, "w") as file:
+        table = csv.DictWriter(file, flat[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(flat)
+    text = json.dumps({"about": about, "rows": list(rows)}, indent=2) + "\n"
+    write_text(base.with_suffix(".json"), text)
+    title = f"{about['model']}, layer {about['layer']}, fill {about['fill']}"
+    figure = compact.against_k(rows, f"{title}: compact networks", curve)
+    curves.save(figure, base.with_suffix(".png"))
+    _print_table(rows)
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """A Markdown table; the last batch size's speed-up is the measured one."""
+    batch = list(rows[0]["latency"])[-1]
+    print(
+        "| K | accuracy | predictions that differ | parameters | MB on disk "
+        f"| multiply-adds | speed-up in theory | measured, batch {batch} |"
+    )
+    print("|" + "---|" * 8)
+    for row in rows:
+        print(
+            f"| {row['k']} | {row['accuracy']:.4f} | {row['different_predictions']} "
+            f"| {row['parameters']:,} | {row['file_bytes'] / 1e6:.2f} "
+            f"| {row['multiply_adds']:,} | {row['theoretical_speedup']:.3f} "
+            f"| {row['latency'][batch]['speedup']:.3f} |"
+        )

@@ -1,0 +1,140 @@
+"""How a script starts and ends: flags in, one clear line and an exit code out."""
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from jaxprune._base import processes
+from jaxprune._base.errors import InputError, first_line
+from jaxprune.cli import lock, signals
+
+FLAGS = flags.FLAGS
+BAD_INPUT = 2
+BROKEN_PIPE = 141
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, with a message: what was kept, and how to continue."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command's `main`; bad input ends it with one line and exit code 2."""
+    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__  # for --help
+    signals.quit_at_once()
+    # Their warnings about platforms and file systems are not the user's business.
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    # Orbax's tasks that a full disk has ended: the error is one line already.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    app.run(lambda argv: _guard(main), flags_parser=_parse)
+
+
+def finish(*paths: Path) -> None:
+    """Ends a script's output: what a person opens next, the first three that exist."""
+    found = [f"{path}/" if path.is_dir() else str(path) for path in paths]
+    there = [text for text, path in zip(found, paths, strict=True) if path.exists()]
+    print("open next:", *there[:3], sep="\n  ")
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    # Without this, --help would show only the flags that the script itself defines.
+    ours = [
+        flag
+        for module, defined in FLAGS.flags_by_module_dict().items()
+        if module.startswith(("jaxprune.cli.", "experiments."))
+        for flag in defined
+    ]
+    for flag in ours:
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    for argument in argv:
+        _check_readable(argument)
+    try:
+        rest = FLAGS(list(argv))
+    except flags.Error as error:
+        _fail(str(error), BAD_INPUT)
+    except SystemExit:  # --help, which absl takes for a failure
+        sys.exit(0)
+    if len(rest) > 1:
+        _fail(
+            f"unknown argument '{rest[1]}': flags are given as --name=value", BAD_INPUT
+        )
+    for flag in ours:
+        _check_value(flag.name, flag.value)
+    return rest
+
+
+def _check_readable(argument: str) -> None:
+    """Ends the script where an argument could not be printed, nor written to a file."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(argument).decode(errors="backslashreplace")
+        _fail(f"{shown} is not UTF-8", BAD_INPUT)
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Ends the script where a flag's value makes no sense whatever the flag is."""
+    if value == "":
+        _fail(f"--{name}= is empty: give a value, or leave it out", BAD_INPUT)
+    if isinstance(value, float) and not math.isfinite(value):
+        _fail(f"--{name} takes a finite number, got {value}", BAD_INPUT)
+
+
+def _guard(main: Callable[[], None]) -> None:
+    try:
+        with signals.raised():
+            try:
+                main()
+            finally:
+                lock.release()
+    except InputError as error:
+        _fail(str(error), BAD_INPUT)
+    except BrokenPipeError:
+        # Whoever read the output has gone; what Python flushes at the end must too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+    except OSError as error:
+        name = f": {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{name}", BAD_INPUT)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            _fail(_out_of_memory(), BAD_INPUT)
+        if processes.are_several():  # as a process that has gone makes in the others
+            processes.listen()
+            _fail(f"the processes lost one another: {first_line(error)}", BAD_INPUT)
+        raise
+    except Interrupted as error:
+        _fail(str(error), signals.exit_code())
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", signals.exit_code())
+    except Exception as error:
+        processes.tell_the_others(f"{type(error).__name__}: {first_line(error)}")
+        raise
+
+
+def _out_of_memory() -> str:
+    """What to lower, of what the script has."""
+    names = [name for name in ("batch_size", "mask_chunk") if name in FLAGS]
+    advice = " or ".join(
+        [*(f"--{name}" for name in names), "--train_batch_size in training"]
+    )
+    return f"out of memory: lower {advice}"
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stdout.flush()
+    line = " ".join(message.split())
+    print(f"error: {line}" if code == BAD_INPUT else f"\n{line}", file=sys.stderr)
+    if processes.are_several():
+        processes.tell_the_others(line)
+        os._exit(code)  # without waiting for processes that may never come
+    sys.exit(code)

@@ -1,0 +1,163 @@
+"""What a sweep or a compact network was told to prune: the flags' or the job's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from jaxprune._base.errors import InputError, check_choice
+from jaxprune.cli.run_directory import Run
+from jaxprune.data import datasets
+from jaxprune.ranking.criteria import CRITERIA
+from jaxprune.sweep.taps import TAPS
+
+FLAGS = flags.FLAGS
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """What to prune, and on which images.
+
+    Attributes:
+      layer: whose channels.
+      criterion: that ranks them.
+      tap: where the feature map is taken.
+      fill: what a pruned channel becomes; "all" where each fill is swept.
+      rank_split: images that channels are scored on.
+      select_split: images that K is chosen on.
+      eval_split: images that predictions are made for.
+      calibration_split: images that the linear fill is fitted on.
+      ridge: of the linear fill; None where it is chosen by leave-one-out error.
+    """
+
+    layer: str
+    criterion: str
+    tap: str
+    fill: str
+    rank_split: str
+    select_split: str
+    eval_split: str
+    calibration_split: str
+    ridge: float | None
+
+    @property
+    def stem(self) -> str:
+        """What the names of files and folders have in common."""
+        return stem(self.layer, self.criterion)
+
+    def sweep_folder(self, workdir: Path, fill: str) -> Path:
+        """Where the sweep with a fill is saved."""
+        return workdir / f"sweep-{self.stem}-{fill}"
+
+    def comparison_folder(self, workdir: Path) -> Path:
+        """Where a comparison of criteria with this fill is saved."""
+        return workdir / f"criteria-{stem(self.layer, self.fill)}"
+
+    @staticmethod
+    def unfinished(folder: Path) -> Path:
+        """Where a sweep's finished images are until it is saved in its folder."""
+        return folder.with_name(f"unfinished-{folder.name}")
+
+    def calibration(self, fill: str) -> dict[str, Any]:
+        """What decides the linear fill, where the fill or the criterion needs it."""
+        if fill != "linear" and "consumers" not in CRITERIA[self.criterion].needs:
+            return {}
+        return {"calibration_split": self.calibration_split, "ridge": self.ridge}
+
+
+def stem(layer: str, name: str) -> str:
+    """A layer and a criterion or fill as part of a file's name.
+
+    >>> stem("block_1/conv", "mean")
+    'block_1.conv-mean'
+    """
+    return f"{layer.replace('/', '.')}-{name}"
+
+
+def resolve(run: Run) -> PruningOptions:
+    """What the flags say and, where they say nothing, the job.
+
+    Raises:
+      InputError: a split that there is not, or a ridge that is none, used or not.
+    """
+    for flag in ("rank_split", "select_split", "eval_split", "calibration_split"):
+        datasets.choose_split(run.splits, FLAGS[flag].value or FLAGS.eval_split)
+    if FLAGS.ridge is not None and not FLAGS.ridge > 0:
+        raise InputError(f"--ridge must be positive, got {FLAGS.ridge}")
+    layer = FLAGS.layer or run.defaults.layer
+    return PruningOptions(
+        layer=layer or run.network().graph().last_conv(),
+        criterion=FLAGS.criterion or run.defaults.criterion,
+        tap=FLAGS.tap or run.defaults.tap,
+        fill=FLAGS.fill or run.defaults.fill,
+        rank_split=FLAGS.rank_split,
+        select_split=FLAGS.select_split or FLAGS.eval_split,
+        eval_split=FLAGS.eval_split,
+        calibration_split=FLAGS.calibration_split,
+        ridge=FLAGS.ridge,
+    )
+
+
+def several_criteria() -> tuple[str, ...]:
+    """The names in --criterion=all or a,b,c; empty where it is one, or not given.
+
+    Raises:
+      InputError: an unknown criterion, or one twice.
+    """
+    text = FLAGS.criterion
+    if text == "all":
+        return tuple(CRITERIA)
+    if text is None or "," not in text:
+        return ()
+    names = tuple(text.split(","))
+    for name in names:
+        check_choice("criterion", name, CRITERIA)
+    if len(set(names)) < len(names):
+        raise InputError(f"--criterion={text} names a criterion twice")
+    return names
+
+
+def check_names(fills: Sequence[str], *, several: bool = False) -> None:
+    """Checks names that need no data, before any work is done.
+
+    Args:
+      fills: those that the script knows.
+      several: whether the script takes several criteria.
+
+    Raises:
+      InputError: an unknown criterion, tap, or fill.
+    """
+    criteria = (*CRITERIA, "all") if several else tuple(CRITERIA)
+    choices = {"criterion": criteria, "fill": fills, "tap": TAPS}
+    if several and several_criteria():
+        del choices["criterion"]
+    for flag, known in choices.items():
+        given = FLAGS[flag].value
+        if given is not None:
+            check_choice(flag, given, known)
+
+
+def parse_ks(p: int) -> Sequence[int]:
+    """--ks as Python's range(start, stop, step), or a comma-separated list.
+
+    Args:
+      p: channels of the layer.
+
+    Raises:
+      InputError: neither of the two.
+    """
+    text = FLAGS.ks
+    if text is None:
+        return range(p)
+    try:
+        if ":" not in text:
+            return [int(k) for k in text.split(",")]
+        parts = [int(part) if part else None for part in text.split(":")]
+        start, stop, step = (*parts, None, None)[:3]
+        if len(parts) > 3 or (step is not None and step < 1):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--ks takes start:stop:step or a,b,c; got '{text}'") from None
+    return range(start or 0, p if stop is None else stop, step or 1)

@@ -1,0 +1,304 @@
+"""A run directory's data and network, ready for use."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import linen as nn
+from jax import Array
+
+from jaxprune._base import processes
+from jaxprune._base.errors import InputError, check_choice
+from jaxprune.adapters.linen import plain
+from jaxprune.cli import cluster, lock, user_network
+from jaxprune.cli.flags import value
+from jaxprune.data import datasets
+from jaxprune.data.splits import Split
+from jaxprune.graph.network import Network
+from jaxprune.recipes import checkpoint, config
+from jaxprune.recipes.config import AnyConfig, Config, UserConfig
+from jaxprune.recipes.recipe import RECIPES, Defaults, Recipe
+
+FLAGS = flags.FLAGS
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the scripts work on: configuration, data and network.
+
+    Attributes:
+      config: what decides the weights.
+      workdir: the run directory.
+      splits: the images.
+      model: the network.
+      call: keyword arguments of its call.
+      defaults: what is pruned where no flag says otherwise.
+      variables: its weights, where they are not trained or imported here.
+    """
+
+    config: AnyConfig
+    workdir: Path
+    splits: datasets.Splits
+    model: nn.Module
+    call: Mapping[str, Any]
+    defaults: Defaults
+    variables: Any = None
+
+    @property
+    def training(self) -> Config:
+        """How the network is trained.
+
+        Raises:
+          InputError: it is one's own, and nobody has said.
+        """
+        if isinstance(self.config, Config):
+            return self.config
+        raise InputError(
+            f"{self.config.model} comes trained: there is no recipe to train, "
+            "fine-tune or recalibrate it by"
+        )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the model."""
+        return RECIPES[self.training.model]
+
+    @property
+    def l2(self) -> Mapping[str, float]:
+        """Coefficient of each layer's L2 penalty in training."""
+        return self.recipe.l2(self.training)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return checkpoints(self.workdir)
+
+    @property
+    def image(self) -> Array:
+        """One black image, for tracing."""
+        test = self.splits.test
+        return jnp.zeros((1, *test.image_shape), test.images.dtype)
+
+    def scale(self, images: Array) -> Array:
+        """Images -> what the network takes: (pixel - mean) / std."""
+        mean = jnp.asarray(self.config.pixel_mean, jnp.float32)
+        std = jnp.asarray(self.config.pixel_std, jnp.float32)
+        return (images.astype(jnp.float32) - mean) / std
+
+    def apply(self, variables: Any, images: Array, **kwargs: Any) -> Any:
+        """Logits of images; `kwargs` go to the model's apply."""
+        return self.model.apply(variables, self.scale(images), **self.call, **kwargs)
+
+    def network(self, variables: Any = None) -> Network:
+        """The network on images as they are; by default with shapes for variables."""
+        if variables is None:
+            return self._network
+        return self._network.with_params(plain(variables))
+
+    @cached_property
+    def _network(self) -> Network:
+        return Network(self.apply, plain(self.shapes), self.image)
+
+    @cached_property
+    def shapes(self) -> Any:
+        """Shapes and types of the variables."""
+        if self.variables is not None:
+            return jax.eval_shape(lambda: self.variables)
+        return jax.eval_shape(self.init)
+
+    def init(self) -> Any:
+        """Freshly drawn variables."""
+        key = jax.random.key(self.config.seed)
+        return jax.jit(self.model.init)(key, self.scale(self.image))
+
+    def batch_size(self, split: Split) -> int:
+        """Images to evaluate at once."""
+        given = value("batch_size")
+        if given is None:
+            default = 128 if jax.default_backend() == "cpu" else 1024
+            return min(default, len(split))
+        if given > len(split):
+            raise InputError(
+                f"--batch_size={given} is more than the split's {len(split)} images"
+            )
+        return given
+
+
+def load(*, train_imported: bool, alone: bool = True) -> Run:
+    """Resolves the configuration, see `resolve`, and loads its data.
+
+    Args:
+      train_imported: whether weights from --init_from are trained on by default.
+      alone: whether to hold the run directory, until the script ends.
+
+    Raises:
+      InputError: as `resolve`; or another process is at work in the run directory.
+    """
+    cluster.start()
+    workdir = _workdir()
+    if alone and processes.is_first():
+        lock.hold(workdir)
+    name = FLAGS.model
+    if name is None and (saved := _saved(workdir)) is not None:
+        name = saved.model
+    if name is not None and config.is_own(name):
+        return _own(workdir, name)
+    conf = resolve(workdir, train_imported=train_imported)
+    if FLAGS.data is not None:
+        raise InputError(
+            f"--data is for a network of your own, --model=my_module:build; "
+            f"{conf.model} takes --dataset"
+        )
+    splits = datasets.load(
+        conf.dataset,
+        data_dir=FLAGS.data_dir,
+        cache_dir=FLAGS.cache_dir,
+        seed=conf.seed,
+        source_images=conf.source_images,
+        train_pairs=conf.train_pairs,
+        test_pairs=conf.test_pairs,
+    )
+    recipe = RECIPES[conf.model]
+    _check_images(conf, splits, recipe.smallest_image)
+    model = recipe.build(conf, len(splits.test.class_names))
+    return Run(conf, workdir, splits, model, {"train": False}, recipe.defaults(conf))
+
+
+def _own(workdir: Path, name: str) -> Run:
+    """The job of a network of one's own, as the flags and the run directory agree."""
+    network = user_network.build(name)
+    given = user_network.given(name, network)
+    saved = _saved(workdir)
+    if saved is not None:
+        config.check_same(saved, given, workdir)
+    conf = saved if isinstance(saved, UserConfig) else user_network.configure(given)
+    splits = user_network.images(conf, network)
+    _check_images(conf, splits)
+    return Run(
+        conf, workdir, splits, network.model, network.call, user_network.DEFAULTS,
+        network.variables,
+    )  # fmt: skip
+
+
+def checkpoints(workdir: Path) -> Path:
+    """Where a run directory's checkpoints lie."""
+    return workdir / "checkpoints"
+
+
+def _workdir() -> Path:
+    """The run directory that the flags name."""
+    name = FLAGS.model
+    if name is None and FLAGS.workdir is None:
+        raise InputError(
+            f"say which network with --model: {', '.join(RECIPES)}; or "
+            "my_module:build, a function that returns one of your own"
+        )
+    if name is not None and config.is_own(name):
+        user_network.parse(name)
+    elif name is not None:
+        check_choice("model", name, RECIPES)
+    return Path(FLAGS.workdir or f"runs/{name.replace(':', '.')}")
+
+
+def resolve(workdir: Path, *, train_imported: bool) -> Config:
+    """The configuration that the flags and the run directory agree on.
+
+    In a new run directory, flags override the recipe. In one with a network, flags that
+    are given must equal what it was made with. Nothing is written.
+
+    Args:
+      workdir: the run directory.
+      train_imported: whether weights from --init_from are trained on by default.
+
+    Raises:
+      InputError: unknown model, values out of range, or a run directory of another
+        configuration, or whose config.json is not that of its checkpoint; the
+        differences are listed.
+    """
+    given = {
+        field.name: config.parse(field, FLAGS[field.name].value)
+        for field in dataclasses.fields(Config)
+        if FLAGS[field.name].value is not None
+    }
+    saved = _saved(workdir)
+    if saved is not None:
+        config.check_same(saved, given, workdir)
+        if isinstance(saved, Config):
+            return saved
+    if FLAGS.model is None:
+        raise InputError(f"{workdir} holds no run: say which with --model")
+    if "init_from" in given and not train_imported:
+        given.setdefault("epochs", 0)
+    defaults = RECIPES[FLAGS.model].config
+    conf = dataclasses.replace(defaults, **given)
+    config.check(conf, defaults)
+    return conf
+
+
+def _saved(workdir: Path) -> AnyConfig | None:
+    """What a run directory was made with: as its checkpoint says, or config.json.
+
+    None where there is neither.
+    """
+    path, folder = workdir / "config.json", checkpoints(workdir)
+    epoch = checkpoint.latest(folder)
+    made_with: AnyConfig | None = None
+    if epoch is not None and (facts := checkpoint.facts(folder, epoch)) is not None:
+        made_with = config.of_facts(facts.get("config", {}), folder / str(epoch))
+    if not path.exists():
+        if epoch is not None and made_with is None:
+            raise InputError(
+                f"{folder} holds a network, and {path} is missing, which says how it "
+                "was made: put it back, or give another --workdir"
+            )
+        return made_with
+    conf = config.read(path)
+    if made_with is not None:
+        found = config.differences(conf, dataclasses.asdict(made_with))
+        if found:
+            raise InputError(
+                f"{path} is not what {folder / str(epoch)} was made with: "
+                f"{'; '.join(found)}. Remove {path.name}, and the checkpoint's is taken"
+            )
+    elif epoch is not None:
+        print(f"{folder / str(epoch)} is older than checks of {path.name}: it is taken")
+    try:
+        if isinstance(conf, Config):
+            check_choice("model", conf.model, RECIPES)
+            config.check(conf, RECIPES[conf.model].config)
+        else:
+            config.check_numbers(conf)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return conf
+
+
+def _check_images(conf: AnyConfig, splits: datasets.Splits, smallest: int = 1) -> None:
+    """Raises InputError if the network or its pixel scaling does not fit the images."""
+    height, width, channels = splits.test.image_shape
+    if min(height, width) < smallest:
+        raise InputError(
+            f"{conf.model} needs images of at least {smallest} pixels a side, "
+            f"{conf.dataset} has {height} x {width}"
+        )
+    for name in ("pixel_mean", "pixel_std"):
+        if len(getattr(conf, name)) not in (1, channels):
+            raise InputError(
+                f"--{name} takes 1 or {channels} numbers for {conf.dataset}, got "
+                f"{list(getattr(conf, name))}"
+            )
+
+
+def kept(run: Run) -> str:
+    """What an interrupted sweep leaves."""
+    network = f"the trained network is kept in {run.checkpoints}, and "
+    return (
+        f"interrupted: {network if run.variables is None else ''}every finished sweep "
+        f"is kept in {run.workdir}; run the same command again to go on with this one"
+    )

@@ -1,0 +1,239 @@
+"""One analysis, and a network for each budget: cut, proved, measured, remembered."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple, NotRequired
+
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from typing_extensions import TypedDict
+
+from jaxprune._base import manifest
+from jaxprune._base.errors import InputError
+from jaxprune.cli import cluster, provenance
+from jaxprune.cli.baseline import Baseline
+from jaxprune.cli.run_directory import Run
+from jaxprune.costs.latency import LatencyTable
+from jaxprune.costs.machine import machine
+from jaxprune.data.splits import Split
+from jaxprune.data.tfds import cache_folder
+from jaxprune.results.confidence import discordant, largest_drop
+from jaxprune.shrinking.analysis import Analysis, Cut
+from jaxprune.shrinking.budget import Budget
+from jaxprune.shrinking.curves import Curve
+from jaxprune.shrinking.shrink import analyse
+
+FLAGS = flags.FLAGS
+
+
+class Rung(NamedTuple):
+    """A budget and what it comes to.
+
+    Attributes:
+      budget: how far to go.
+      widths: units that each group keeps.
+      row: figures of the network.
+    """
+
+    budget: Budget
+    widths: dict[str, int]
+    row: dict[str, Any]
+
+
+class Ladder:
+    """The networks for several budgets, from one analysis.
+
+    Attributes:
+      run: the run directory's job.
+      folder: where what is measured is kept.
+      facts: network, images, device and versions, for the files.
+      whole: the whole network over the evaluation split.
+      baseline: its accuracy, in [0, 1].
+      analysis: of the network, timed.
+      rungs: what is finished, by budget.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        variables: Any,
+        split: Split,
+        images: np.ndarray,
+        batches: Sequence[int],
+        budget: Budget | None = None,
+    ):
+        self.run, self.batches = run, sorted({*batches, FLAGS.batch})
+        self._budget = budget
+        self.folder = run.workdir / "shrink"
+        self.facts = {
+            **provenance.network(run, variables),
+            "eval_split": FLAGS.eval_split,
+            "calibration_split": FLAGS.calibration_split,
+        }
+        self._state = _read(self.folder / "state.json", self.facts)
+        self.whole = Baseline(run, variables, split, run.batch_size(split))
+        analysis = self._analyse(run.scale(jnp.asarray(images)))
+        self.analysis = self._timed(analysis)
+        network = self.whole.network
+        program = self.whole.program(network.function)
+        self._whole_logits = self.whole.evaluate(
+            program, network.params, "whole network"
+        )
+        self.baseline = self.whole.accuracy(self._whole_logits)
+        self.rungs: dict[str, Rung] = {}
+        self._last: tuple[dict[str, int], Cut] | None = None
+
+    def candidates(self, budget: Budget) -> list[dict[str, int]]:
+        """Units that each group keeps, one way or a few: see `Analysis.candidates`."""
+        multiple = FLAGS.multiple_of or self.latency.multiple
+        return self.analysis.candidates(budget, multiple_of=multiple)
+
+    def reaches(self, budget: Budget) -> bool:
+        """Whether the network can be cut to the budget."""
+        try:
+            self.candidates(budget)
+        except InputError:
+            return False
+        return True
+
+    def cut(self, rung: Rung) -> Cut:
+        """The rung's network, made again where it is not the last that was made."""
+        if self._last is None or self._last[0] != rung.widths:
+            self._best([rung.widths])
+        assert self._last is not None
+        return self._last[1]
+
+    def _best(self, candidates: Sequence[dict[str, int]]) -> dict[str, int]:
+        """The best of several widths; its network is the last that was made."""
+        total = len(self.analysis.costs.layers) * len(candidates)
+        with cluster.progress(total=total, unit="layer", desc="fitting") as bar:
+            self._last = self.analysis.best(candidates, on_layer=lambda n: bar.update())
+        return self._last[0]
+
+    def rung(self, budget: Budget) -> Rung:
+        """A budget's network, cut, proved and measured; or as this code found it."""
+        candidates = self.candidates(budget)
+        key = f"{budget.kind}={budget.value:g}"
+        made = {
+            "machine": machine(),
+            **{name: self.facts[name] for name in ("versions", "commit")},
+        }
+        saved = self._state["rungs"].get(key)
+        same = (
+            saved is not None
+            and saved["widths"] in candidates
+            and set(saved["row"]["latency"]) == {str(b) for b in self.batches}
+            and all(saved.get(key) == value for key, value in made.items())
+        )
+        widths = saved["widths"] if same else self._best(candidates)
+        rung = Rung(budget, widths, saved["row"] if same else {})
+        if not same:
+            rung.row.update(self._measured(rung))
+            self._state["rungs"][key] = {"widths": widths, "row": rung.row, **made}
+            self._save()
+        self.rungs[key] = rung
+        return rung
+
+    def _measured(self, rung: Rung) -> dict[str, Any]:
+        small, arrays = self.cut(rung)
+        whole = self.whole
+        # Unlike the model itself, this knows what is added where there is no bias.
+        program = whole.program(self.analysis.whole.function)
+        masked = whole.evaluate(program, dict(arrays), "masked network")
+        proof = whole.prove(masked, small)
+        both = np.stack([self._whole_logits, masked])
+        right = both.argmax(-1) == whole.split.labels
+        predicted = [
+            self.latency.seconds({**self.analysis.costs.whole, **widths})
+            for widths in ({}, rung.widths)
+        ]
+        return {
+            "baseline_accuracy": self.baseline,
+            "accuracy": proof.accuracy_compact,
+            # Of the first, which is compared with itself, and of the smaller network.
+            "largest_drop": float(largest_drop(discordant(right))[1]),
+            "proof": proof.to_json(),
+            **whole.figures(small, self.batches, FLAGS.repeats),
+            "predicted_speedup": predicted[0] / predicted[1],
+            "predicted_seconds": predicted[1],
+        }
+
+    def _analyse(self, images: Any) -> Analysis:
+        known = dict(self._state["curves"])
+        with cluster.progress(desc="loss curves", unit="group") as bar:
+
+            def keep(name: str, curve: Curve) -> None:
+                self._state["curves"][name] = curve
+                self._save()
+                bar.update()
+
+            return analyse(
+                self.whole.network, images,
+                keep_whole=FLAGS.keep_whole, budget=self._budget, known=known,
+                on_start=bar.reset, on_curve=keep,
+            )  # fmt: skip
+
+    def _timed(self, analysis: Analysis) -> Analysis:
+        total = len(analysis.costs.layers)
+        with cluster.progress(total=total, desc="layers' times", unit="layer") as bar:
+            return analysis.timed(
+                FLAGS.batch,
+                cache=cache_folder(FLAGS.cache_dir),
+                on_layer=lambda name: bar.update(),
+            )
+
+    @property
+    def latency(self) -> LatencyTable:
+        """Its layers' times."""
+        assert self.analysis.latency is not None
+        return self.analysis.latency
+
+    def _save(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        curves = {name: asdict(curve) for name, curve in self._state["curves"].items()}
+        state = {"facts": self.facts, **self._state, "curves": curves}
+        manifest.write_file(self.folder / "state.json", state)
+
+
+class _Rung(TypedDict):
+    widths: dict[str, int]
+    row: dict[str, Any]
+    machine: NotRequired[dict[str, str]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
+class _State(TypedDict):
+    """What state.json holds."""
+
+    facts: dict[str, Any]
+    curves: dict[str, Curve]
+    rungs: dict[str, _Rung]
+
+
+def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run has measured, if it is of the same network and images.
+
+    Raises:
+      InputError: it is of others, or damaged.
+    """
+    if not path.exists():
+        return {"curves": {}, "rungs": {}}
+    try:
+        state = manifest.read_file(path, _State)
+    except InputError as error:
+        raise InputError(f"{error}: remove it to measure anew") from None
+    found = provenance.differing(state.pop("facts"), about, _DECISIVE)
+    if found:
+        raise InputError(
+            f"{path.parent} is of another network or other images: {'; '.join(found)}."
+            " Remove it, or give another --workdir"
+        )
+    return state
+
+
+_DECISIVE = (
+    "weights", "eval_split", "calibration_split", "config", "data", "device",
+)  # fmt: skip

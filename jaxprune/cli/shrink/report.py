@@ -1,0 +1,168 @@
+"""What `jaxprune shrink` prints and writes."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from jaxprune._base.files import replacing, write_text
+from jaxprune.cli import cluster, finetuning
+from jaxprune.cli.shrink.ladder import Ladder, Rung
+from jaxprune.compaction.network import Compact
+from jaxprune.report import compact, curves, shrinking
+
+FLAGS = flags.FLAGS
+
+
+def print_rung(rung: Rung) -> None:
+    """A budget's figures, for people."""
+    row, proof = rung.row, rung.row["proof"]
+    lost = row["baseline_accuracy"] - row["accuracy"]
+    cluster.say(f"{rung.budget.kind} {rung.budget.value:g}: widths "
+          f"{' '.join(map(str, rung.widths.values()))}")  # fmt: skip
+    cluster.say(
+        f"  accuracy   {row['baseline_accuracy']:.4f} whole, {row['accuracy']:.4f} "
+        f"compact: {100 * lost:+.2f} points lost, at most "
+        f"{100 * row['largest_drop']:.2f} with 95 % confidence"
+    )
+    cluster.say(
+        f"  proof      {proof['images']} images: {proof['different_predictions']} "
+        f"predictions differ from the masked network's, largest logit difference "
+        f"{proof['largest_difference']:.2e}, {proof['equations']} equations equal in "
+        f"float64"
+    )
+    cluster.say(
+        f"  size       multiply-adds / {row['theoretical_speedup']:.3f}, parameters / "
+        f"{row['parameters_before'] / row['parameters']:.2f}, "
+        f"{row['file_bytes'] / 1e6:.2f} MB"
+    )
+    for batch, times in row["latency"].items():
+        before, after = times["before"]["median"], times["after"]["median"]
+        line = (
+            f"  batch {batch:>4}  {1e3 * before:.1f} -> {1e3 * after:.1f} ms: "
+            f"{times['speedup']:.2f} times faster"
+        )
+        if int(batch) == FLAGS.batch:
+            line += (
+                f"; predicted {1e3 * row['predicted_seconds']:.1f} ms, "
+                f"{row['predicted_speedup']:.2f} times"
+            )
+        cluster.say(line)
+
+
+def write_files(ladder: Ladder, chosen: Rung | None) -> None:
+    """Writes layers.csv, pareto.csv, pareto.png and summary.json."""
+    folder = ladder.folder
+    rungs = sorted(ladder.rungs.values(), key=lambda rung: rung.row["multiply_adds"])
+    rows = [_flat(rung) for rung in rungs[::-1]]
+    _write_csv(folder / "pareto.csv", rows)
+    title = f"{ladder.run.config.model}: smaller networks, nothing trained"
+    figure = shrinking.pareto([rung.row for rung in rungs], title)
+    curves.save(figure, folder / "pareto.png")
+    if chosen is not None:
+        _write_csv(folder / "layers.csv", _layers(ladder, chosen))
+    text = {
+        "about": ladder.facts,
+        "multiple_of": FLAGS.multiple_of or ladder.latency.multiple,
+        "left_whole": dict(ladder.analysis.groups.whole),
+        "rungs": [
+            {
+                "budget": rung.budget.kind,
+                "value": rung.budget.value,
+                "widths": rung.widths,
+                **rung.row,  # whose latency is what was measured
+            }
+            for rung in rungs
+        ],
+    }
+    write_text(folder / "summary.json", json.dumps(text, indent=2) + "\n")
+    for layer, reason in ladder.analysis.groups.whole.items():
+        print(f"left whole: {layer}: {reason}")
+
+
+def save_network(
+    folder: Path,
+    ladder: Ladder,
+    chosen: Rung,
+    small: Compact,
+    changes: dict[str, Any],
+    lines: Sequence[dict[str, Any]],
+) -> None:
+    """Writes the network and, if it was fine-tuned, a picture beside it."""
+    config = ladder.run.config
+    small.save(
+        folder,
+        pixel_mean=config.pixel_mean,
+        pixel_std=config.pixel_std,
+        class_names=ladder.whole.split.class_names,
+        pixels=ladder.whole.split.images.dtype,
+        about={
+            **ladder.facts,
+            "budget": {chosen.budget.kind: chosen.budget.value},
+            "after_the_proof": finetuning.describe(ladder.run),
+            "measured": {**chosen.row, **changes},
+        },
+        stablehlo=FLAGS.export == "stablehlo",
+    )
+    if len(lines) > 1:
+        title = f"{config.model}, {chosen.budget.kind} {chosen.budget.value:g}"
+        figure = compact.finetuning(lines, ladder.baseline, title)
+        curves.save(figure, folder.with_name(f"{folder.name}.png"))
+
+
+def _flat(rung: Rung) -> dict[str, Any]:
+    row = rung.row
+    flat = {
+        "budget": rung.budget.kind,
+        "value": rung.budget.value,
+        **{k: v for k, v in row.items() if not isinstance(v, dict)},
+        "different_predictions": row["proof"]["different_predictions"],
+    }
+    for batch, times in row["latency"].items():
+        for side in ("before", "after"):
+            flat[f"latency_{batch}_{side}"] = times[side]["median"]
+    return flat
+
+
+def _layers(ladder: Ladder, chosen: Rung) -> list[dict[str, Any]]:
+    """A row for each group that may be cut: widths, costs, loss curve."""
+    analysis, table = ladder.analysis, ladder.latency
+    before, after = analysis.costs.whole, {**analysis.costs.whole, **chosen.widths}
+    rows = []
+    for name, curve in analysis.curves.items():
+        layers = analysis.groups.groups[name].producers
+        products = {n: analysis.costs.layers[n] for n in layers}
+        rows.append(
+            {
+                "group": name,
+                "layers": " ".join(layers),
+                "width_before": before[name],
+                "width_after": after[name],
+                **{
+                    f"multiply_adds_{when}": sum(
+                        round(p.count(widths)) for p in products.values()
+                    )
+                    for when, widths in (("before", before), ("after", after))
+                },
+                **{
+                    f"seconds_{when}": sum(table.layer(n, widths) for n in layers)
+                    for when, widths in (("before", before), ("after", after))
+                },
+                "loss": curve.loss(after[name]),
+                "curve": " ".join(
+                    f"{width}:{loss:.3g}"
+                    for width, loss in zip(curve.widths, curve.losses, strict=True)
+                ),
+            }
+        )
+    return rows
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)

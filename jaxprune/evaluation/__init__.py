@@ -1,0 +1,1 @@
+"""Predictions of a network with channels masked, one mask after another."""

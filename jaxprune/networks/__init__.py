@@ -1,1 +1,0 @@
-"""The experiments' networks: arithmetic, training, weights."""

@@ -1,0 +1,1 @@
+"""The experiments: their networks, how they are trained, their checkpoints."""

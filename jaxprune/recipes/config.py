@@ -1,0 +1,220 @@
+"""What decides a network's weights, kept as config.json in its run directory.
+
+Either an experiment's, which are trained here, or those of a network of one's own.
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import ConfigDict
+
+from jaxprune._base import schema
+from jaxprune._base.errors import InputError, check_choice
+from jaxprune._base.files import sha256, write_text
+from jaxprune.data.datasets import DATASETS
+
+DTYPES = ("float32", "bfloat16")
+# What a configuration that is older than a field means.
+_BEFORE: dict[str, Any] = {"depth": 0}
+# Of what draws random numbers; scikit-learn takes no more.
+_LARGEST_SEED = 2**32 - 1
+
+
+def _field(
+    description: str,
+    *,
+    at_least: int | float | None = None,
+    default: Any = dataclasses.MISSING,
+) -> Any:
+    """A field, with its flag's help text and lowest value."""
+    about = {"help": description, "at_least": at_least}
+    return dataclasses.field(default=default, metadata=about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a network's weights; each field is also a flag.
+
+    A recipe (`jaxprune.recipes.recipe`) gives the values that no flag does.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    model: str = _field("Experiment.")
+    dataset: str = _field(f"Dataset: {', '.join(DATASETS)}.")
+    seed: int = _field("Seed of everything drawn. Default: 0.", at_least=0, default=0)
+    dtype: str = _field(f"Computation type: {', '.join(DTYPES)}.", default="float32")
+    widths: tuple[int, ...] = _field("Channels of the convolutions, comma-separated.")
+    dense: tuple[int, ...] = _field("Units of the dense layers but the last.")
+    depth: int = _field("Layers of cifar_resnet, 6n + 2.", at_least=8, default=0)
+    epochs: int = _field("Training epochs.", at_least=0)
+    train_batch_size: int = _field("Images in a training step.", at_least=1)
+    learning_rate: float = _field("Adam's highest learning rate.", at_least=0.0)
+    warmup_epochs: float = _field(
+        "Epochs of linear warm-up.", at_least=0.0, default=1.0
+    )
+    train_split: str = _field("Images to train on. Default: train.", default="train")
+    source_images: int = _field(
+        "Training images that pairs are made of.", at_least=1, default=6000
+    )
+    train_pairs: int = _field("Training pairs.", at_least=1, default=0)
+    test_pairs: int = _field("Test pairs.", at_least=1, default=0)
+    pixel_mean: tuple[float, ...] = _field(
+        "Subtracted from pixels, per channel or one."
+    )
+    pixel_std: tuple[float, ...] = _field("Divides pixels then, per channel or one.")
+    init_from: str = _field("Keras .h5 file with weights to begin with.", default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserConfig:
+    """Which network of one's own, which weights, and on which images.
+
+    It comes trained, so that nobody has said on what; it is given float32.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    dtype: ClassVar[str] = "float32"
+    train_split: ClassVar[str | None] = None
+
+    model: str = _field("The function that returns it, as my_package.my_module:build.")
+    weights: str = _field("Their SHA-256.")
+    dataset: str = _field("A TFDS name, or the SHA-256 of a file.")
+    seed: int = _field("Seed of everything drawn.", at_least=0, default=0)
+    pixel_mean: tuple[float, ...] = _field("Subtracted from pixels.", default=(0.0,))
+    pixel_std: tuple[float, ...] = _field("Divides pixels then.", default=(1.0,))
+
+
+AnyConfig = Config | UserConfig
+
+
+def is_own(model: str) -> bool:
+    """Whether a network is one's own, `my_package.my_module:build`."""
+    return ":" in model
+
+
+def parse(field: dataclasses.Field, value: Any) -> Any:
+    """A flag's value as the field holds it.
+
+    Raises:
+      InputError: no numbers where there must be some, or a file that is missing.
+    """
+    if field.name == "init_from":
+        if not Path(value).is_file():
+            raise InputError(f"--init_from: there is no file {value}")
+        return f"sha256:{sha256(Path(value))}"
+    if typing.get_origin(field.type) is not tuple:
+        return value
+    number = typing.get_args(field.type)[0]
+    try:
+        return tuple(number(text) for text in value)
+    except ValueError as error:
+        raise InputError(
+            f"--{field.name} takes comma-separated numbers, got {value}"
+        ) from error
+
+
+def check(config: Config, recipe: Config) -> None:
+    """Checks a configuration; the recipe's has the right number of layers.
+
+    Raises:
+      InputError: a value that is unknown or out of range.
+    """
+    check_choice("dataset", config.dataset, DATASETS)
+    check_choice("dtype", config.dtype, DTYPES)
+    for name in ("widths", "dense"):
+        values = getattr(config, name)
+        expected = len(getattr(recipe, name))
+        if len(values) != expected or min(values, default=1) < 1:
+            raise InputError(
+                f"--{name} of {config.model} takes {expected} positive numbers, "
+                f"got {list(values)}"
+            )
+    check_numbers(config)
+    if config.depth and not recipe.depth:
+        raise InputError(f"{config.model} takes no --depth: leave it out")
+    if config.learning_rate <= 0:
+        raise InputError(f"--learning_rate must be positive: {config.learning_rate}")
+
+
+def check_numbers(config: AnyConfig) -> None:
+    """Raises InputError if a number is not finite, or out of range."""
+    for field in dataclasses.fields(config):
+        _check_number(field, getattr(config, field.name))
+    if min(config.pixel_std, default=0) <= 0:
+        raise InputError(f"--pixel_std must be positive, got {list(config.pixel_std)}")
+    if config.seed > _LARGEST_SEED:
+        raise InputError(f"--seed={config.seed}: the largest is {_LARGEST_SEED}")
+
+
+def _check_number(field: dataclasses.Field, value: Any) -> None:
+    """Raises InputError if numbers are not finite, or too low."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, str) or value == field.default:
+        return
+    lowest = field.metadata["at_least"]
+    lowest = -np.inf if lowest is None else lowest
+    if not all(np.isfinite(number) and number >= lowest for number in numbers):
+        least = "" if lowest == -np.inf else f" of at least {lowest:g}"
+        raise InputError(f"--{field.name} takes finite numbers{least}, got {value}")
+
+
+def differences(config: AnyConfig, given: Mapping[str, Any]) -> list[str]:
+    """Which values are not those of `config`."""
+    made_with = dataclasses.asdict(config)
+    return [
+        f"{name} is {_short(made_with.get(name))}, not {_short(value)}"
+        for name, value in given.items()
+        if made_with.get(name) != value
+    ]
+
+
+def check_same(config: AnyConfig, given: Mapping[str, Any], workdir: Path) -> None:
+    """Raises InputError, with the differences, if values are not those of `config`."""
+    if found := differences(config, given):
+        raise InputError(
+            f"{workdir} holds another configuration: {'; '.join(found)}. "
+            "Give another --workdir, or leave these flags out"
+        )
+
+
+def write(config: AnyConfig, workdir: Path) -> None:
+    """Writes config.json, which fixes what the run directory holds."""
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    write_text(workdir / "config.json", text)
+
+
+def read(path: Path) -> AnyConfig:
+    """Reads config.json.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    return of_facts(schema.read(path, dict[str, Any]), path)
+
+
+def of_facts(facts: Mapping[str, Any], where: Path) -> AnyConfig:
+    """The configuration with these values, which were read from a file.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    kind: type[AnyConfig] = Config
+    values = {**_BEFORE, **facts}
+    if is_own(str(facts.get("model"))):
+        kind, values = UserConfig, {**facts}
+    missing = [f.name for f in dataclasses.fields(kind) if f.name not in values]
+    if missing:
+        raise InputError(f"{where} is damaged: it lacks {', '.join(missing)}")
+    return schema.check(values, kind, where)
+
+
+def _short(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,51 @@
+"""How sure a curve is, on its picture: bands, the K to take, what to bear in mind."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from jaxprune.results.confidence import Interval, points
+from jaxprune.results.result import SweepResult
+
+_CHOSEN = "tab:red"
+
+
+def band(axes: Axes, ks: Sequence[int], interval: Interval, color: str) -> None:
+    """A 95 % interval at every K."""
+    axes.fill_between(ks, *interval, color=color, alpha=0.25, linewidth=0)
+
+
+def mark_chosen(axes: Axes, result: SweepResult) -> None:
+    """The largest safe K, and the largest as measured, on the curve of accuracy."""
+    allowed = points(result.max_drop)
+    safe = result.largest_safe_k(result.max_drop)
+    naive = result.largest_k_within(result.max_drop)
+    for k, face, what in (
+        (safe, _CHOSEN, "largest safe K"),
+        (naive, "white", f"largest K within {allowed}, as measured"),
+    ):
+        at = result.accuracy[result.ks.index(k)]
+        axes.plot(
+            [k], [at], "o", color=_CHOSEN, markerfacecolor=face, zorder=3,
+            label=f"{what}: {k} ({at:.4f})",
+        )  # fmt: skip
+
+
+def note(axes: Axes, result: SweepResult) -> None:
+    """Above the axes, what was done on images that it should not know."""
+    text = "; ".join(["bands: 95 % intervals", *result.overlaps])
+    axes.annotate(
+        text, (1, 1), (0, 3), xycoords="axes fraction", textcoords="offset points",
+        ha="right", va="bottom", fontsize=8, color="0.35",
+    )  # fmt: skip
+
+
+def loss_curve(axes: Axes, result: SweepResult, color: str) -> None:
+    """Mean cross-entropy against K; logarithmic, as it may rise a hundredfold."""
+    losses = np.asarray(result.cross_entropy)
+    axes.plot(result.ks, losses, color=color, label="cross-entropy")
+    axes.set_yscale("log", nonpositive="clip")
+    if (interval := result.cross_entropy_interval) is not None:
+        band(axes, result.ks, interval, color)
+    axes.set_ylabel("mean cross-entropy, nats")

@@ -1,0 +1,1 @@
+"""What a sweep has found: predictions, curves, confidence, saved files."""

@@ -1,0 +1,300 @@
+"""A sweep's result: what was measured, as arrays, and the folder it is saved in.
+
+Axes: K masks, N images, H x W positions, P channels, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, UInt8
+
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError
+from jaxprune.ranking.order import check_ks, check_order, prefix_masks
+from jaxprune.results import confidence, metrics, saved, thumbnails
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Predictions of the network with the first k channels of `order` pruned.
+
+    Attributes:
+      ks: numbers of pruned channels, ascending; the first is the baseline.
+      order: channels in the order in which they are pruned.
+      scores: score of every channel, by channel index.
+      predictions: predicted class for each k and image.
+      labels: true class of each image.
+      mean_feature_map: mean over the ranking images of the layer's feature map; a
+        layer without positions has H = W = 1.
+      class_names: name of each class.
+      about: JSON-able facts of how it was made.
+      cross_entropy: mean over the images at each k, in nats; None in a sweep that was
+        saved before it was kept.
+      cross_entropy_std: their standard deviation at each k, in nats; None as above.
+      select_predictions: for other images, that K is chosen on; None where it is
+        chosen on the images above.
+      select_labels: true class of each of them.
+      thumbnail_images: images that pruning loses or wins, ascending; see
+        `jaxprune.results.thumbnails`.
+      thumbnails: a picture of each of them, grey or in colour.
+
+    Raises:
+      InputError: what these say of one another does not fit.
+    """
+
+    ks: tuple[int, ...]
+    order: Int[np.ndarray, " P"]
+    scores: Float[np.ndarray, " P"]
+    predictions: Integer[np.ndarray, "K N"]
+    labels: Int[np.ndarray, " N"]
+    mean_feature_map: Float[np.ndarray, "H W P"]
+    class_names: tuple[str, ...]
+    about: dict[str, Any]
+    cross_entropy: Float[np.ndarray, " K"] | None = None
+    cross_entropy_std: Float[np.ndarray, " K"] | None = None
+    select_predictions: Integer[np.ndarray, "K S"] | None = None
+    select_labels: Int[np.ndarray, " S"] | None = None
+    thumbnail_images: Int[np.ndarray, " T"] | None = None
+    thumbnails: UInt8[np.ndarray, "T h w c"] | None = None
+
+    def __post_init__(self) -> None:
+        p, classes = len(self.order), len(self.class_names)
+        check_ks(self.ks, p)
+        check_order(self.order, p)
+        arguments.check_numbers("scores", self.scores, (p,))
+        arguments.check_labels("labels", self.labels, classes)
+        arguments.check_labels("predictions", self.predictions, classes)
+        self._check_rows("predictions", self.predictions, self.labels)
+        for name in ("cross_entropy", "cross_entropy_std"):
+            values = getattr(self, name)
+            if values is not None:
+                arguments.check_numbers(name, values, (len(self.ks),), lowest=0.0)
+        if self.select_predictions is not None:
+            labels, predictions = self.select_labels, self.select_predictions
+            arguments.check_labels("select_labels", labels, classes)
+            arguments.check_labels("select_predictions", predictions, classes)
+            self._check_rows("select_predictions", predictions, labels)
+        maps = (*self.mean_feature_map.shape[:2], p)
+        arguments.check_numbers("mean_feature_map", self.mean_feature_map, maps)
+        if self.thumbnails is not None:
+            thumbnails.check(self.thumbnail_images, self.thumbnails, len(self.labels))
+        saved.check_about(self.about)
+
+    def _check_rows(self, name: str, predictions: Any, labels: Any) -> None:
+        if predictions.shape != (len(self.ks), len(labels)):
+            raise InputError(
+                f"{name} must be {len(self.ks)} rows of {len(labels)}, one for each K, "
+                f"got shape {predictions.shape}"
+            )
+
+    @property
+    def title(self) -> str:
+        """What was swept, on one line."""
+        names = {key: self.about.get(key) for key in ("layer", "criterion", "fill")}
+        known = [f"{key} {name}" for key, name in names.items() if name]
+        return ", ".join([*filter(None, [self.about.get("model")]), *known])
+
+    @cached_property
+    def confusion(self) -> Int[np.ndarray, "K C C"]:
+        """Counts of images by [k, true class, predicted class]."""
+        return metrics.confusion(self.predictions, self.labels, len(self.class_names))
+
+    @cached_property
+    def accuracy(self) -> Float[np.ndarray, " K"]:
+        """Share of images predicted right at each k, in [0, 1]."""
+        return metrics.accuracy(self.confusion)
+
+    @cached_property
+    def balanced_accuracy(self) -> Float[np.ndarray, " K"]:
+        """Mean over classes of the share predicted right at each k, in [0, 1]."""
+        return metrics.balanced_accuracy(self.confusion)
+
+    @property
+    def channel_means(self) -> Float[np.ndarray, " P"]:
+        """Mean of every channel over the ranking images and positions."""
+        return self.mean_feature_map.mean((0, 1))
+
+    def keep(self, k: int) -> Bool[np.ndarray, " P"]:
+        """The mask with the first k channels of the order pruned, k in 0 .. P-1."""
+        return prefix_masks(self.order, [k])[0]
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the largest class has less than 1.5 times the smallest's images."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        return bool(counts.max() < 1.5 * counts.min())
+
+    @cached_property
+    def right(self) -> Bool[np.ndarray, "K N"]:
+        """Whether each image is predicted right at each k."""
+        return self.predictions == self.labels
+
+    @cached_property
+    def figures(self) -> confidence.Figures:
+        """Intervals of what is measured at each k, and of its change from the first."""
+        return confidence.figures(self.right, self.labels, len(self.class_names))
+
+    @property
+    def cross_entropy_interval(self) -> confidence.Interval | None:
+        """Of the mean at each k; None where the standard deviation was not kept."""
+        mean, std = self.cross_entropy, self.cross_entropy_std
+        if mean is None or std is None:
+            return None
+        return confidence.loss_interval(mean, std, len(self.labels))
+
+    def chosen_on(self, other: "SweepResult") -> "SweepResult":
+        """This result, with K chosen on the images of another sweep.
+
+        Raises:
+          InputError: the other sweep has other k, or prunes in another order.
+        """
+        arguments.check_kind("the other", other, SweepResult, "a SweepResult")
+        if other.ks != self.ks or not np.array_equal(other.order, self.order):
+            raise InputError("K is chosen on a sweep of the same k in the same order")
+        return replace(
+            self, select_predictions=other.predictions, select_labels=other.labels
+        )
+
+    @cached_property
+    def _chooser(self) -> "SweepResult":
+        """The result on the images that K is chosen on."""
+        if self.select_predictions is None or self.select_labels is None:
+            return self
+        return replace(
+            self, predictions=self.select_predictions, labels=self.select_labels,
+            select_predictions=None, select_labels=None, thumbnails=None,
+        )  # fmt: skip
+
+    def largest_k_within(self, drop: float) -> int:
+        """Largest k that loses at most `drop` of accuracy, a share in [0, 1].
+
+        As measured, so chance has a part in it: see `largest_safe_k`.
+        """
+        return metrics.largest_k_within(self.ks, self._chooser.accuracy, drop)
+
+    def largest_safe_k(self, drop: float = 0.01) -> int:
+        """Largest k such that it and all before it lose less than `drop` of accuracy.
+
+        With 95 % confidence for the choice as a whole, see `certainty.largest_safe_k`.
+        """
+        counts = confidence.discordant(self._chooser.right)
+        return confidence.largest_safe_k(self.ks, counts, drop)
+
+    @property
+    def overlaps(self) -> list[str]:
+        """What was done on images that it should not know, in words."""
+        if "overlaps" in self.about:
+            return list(self.about["overlaps"])
+        return ["chosen on the images reported"] if self._chooser is self else []
+
+    @property
+    def max_drop(self) -> float:
+        """What may be lost where nothing else is asked for; by default one point."""
+        return float(self.about.get("max_drop", 0.01))
+
+    def at(self, k: int) -> dict[str, Any]:
+        """The figures at one k but for those of single classes, JSON-able."""
+        if k not in self.ks:
+            raise InputError(f"the sweep has no K = {k!r:.60}")
+        row, columns = self.ks.index(k), self.columns()
+        names = [name for name in columns if not name.startswith("recall_")]
+        return {"k": k, **{name: float(columns[name][row]) for name in names}}
+
+    def columns(self) -> dict[str, Float[np.ndarray, " K"]]:
+        """The figures at each k, by the names that sweep.csv gives them."""
+        made, recalls = self.figures, self.figures.recalls
+        columns = {
+            "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
+        }
+        if self.cross_entropy is not None:
+            columns["cross_entropy"] = self.cross_entropy
+        if (interval := self.cross_entropy_interval) is not None:
+            columns |= _ends("cross_entropy", interval)
+        columns |= _ends("accuracy", made.accuracy)
+        columns["change"] = self.accuracy - self.accuracy[0]
+        columns |= _ends("change", made.change)
+        columns["mcnemar_p"] = made.mcnemar
+        columns |= _ends("balanced_accuracy", recalls.balanced)
+        columns |= _ends("balanced_change", recalls.balanced_change)
+        recall = metrics.recall(self.confusion)
+        for c, name in enumerate(self.class_names):
+            columns[f"recall_{name}"] = recall[:, c]
+            columns |= _ends(f"recall_{name}", recalls.recall, c)
+            columns |= _ends(f"recall_change_{name}", recalls.recall_change, c)
+        return columns
+
+    def summary(self) -> dict[str, Any]:
+        """`about` and the figures that most consumers look for."""
+        summary = {
+            **self.about,
+            "class_names": list(self.class_names),
+            "n_images": len(self.labels),
+            "n_channels": len(self.order),
+            "baseline_accuracy": float(self.accuracy[0]),
+            "baseline_balanced_accuracy": float(self.balanced_accuracy[0]),
+            "chosen": self.at(self.largest_safe_k(self.max_drop)),
+        }
+        for points, drop in (("1_point", 0.01), ("5_points", 0.05)):
+            summary |= {
+                f"largest_safe_k_within_{points}": self.largest_safe_k(drop),
+                f"largest_k_within_{points}": self.largest_k_within(drop),
+                f"largest_k_within_{points}_balanced": metrics.largest_k_within(
+                    self.ks, self._chooser.balanced_accuracy, drop
+                ),
+            }
+        return summary
+
+    def save(self, folder: Path) -> None:
+        """Writes sweep.npz, sweep.csv and summary.json, with the sums of the others.
+
+        A sweep that is there is replaced as a whole, its pictures included.
+
+        Raises:
+          InputError: the folder holds something else.
+        """
+        columns = self.columns()
+        rows: list[Sequence[Any]] = [["k", "pruned_channel", "score", *columns]]
+        for row, k in enumerate(self.ks):
+            last = self.order[k - 1] if k else None
+            score = "" if last is None else repr(float(self.scores[last]))
+            values = (
+                f"{x[row]:{'.6g' if name == 'mcnemar_p' else '.6f'}}"
+                for name, x in columns.items()
+            )
+            rows.append([k, last, score, *values])
+        names = (*_ARRAYS, *(n for n in _MAYBE if getattr(self, n) is not None))
+        arrays = {name: getattr(self, name) for name in names}
+        saved.write(folder, arrays, rows, self.summary())
+
+    @classmethod
+    def load(cls, folder: Path) -> "SweepResult":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: no complete sweep is there, or a file is damaged.
+        """
+        if not (folder / "summary.json").is_file():
+            raise InputError(f"{folder} holds no complete sweep (no summary.json)")
+        try:
+            return cls(**saved.read(folder))
+        except Exception as error:
+            raise InputError(
+                f"the sweep in {folder} is damaged ({error}): run the sweep again"
+            ) from error
+
+
+def _ends(
+    name: str, interval: confidence.Interval, c: int | None = None
+) -> dict[str, np.ndarray]:
+    """Columns of an interval's ends; of class `c`'s where it has one for each class."""
+    ends = zip(("low", "high"), interval, strict=True)
+    return {f"{name}_{end}": x if c is None else x[:, c] for end, x in ends}
+
+
+_ARRAYS = ("order", "scores", "predictions", "labels", "mean_feature_map")
+_MAYBE = tuple(field.name for field in fields(SweepResult) if field.default is None)

@@ -1,0 +1,205 @@
+"""Predictions of a sweep under way, kept so that it can go on where it stopped.
+
+Every few seconds a file takes the images that were finished since the last one. It says
+what decided them; whatever is of something else, or damaged, is computed again.
+
+Axes: N images, n images of a file, P channels, K masks.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxprune._base import manifest, processes, schema
+from jaxprune._base.files import remove, replacing
+from jaxprune.data.splits import Batch, Split
+from jaxprune.evaluation.every_pair import Plan, Predicted
+from jaxprune.sweep.activations import TappedLayer
+
+# Between two files.
+_SECONDS = 5.0
+# How far a fill may be from that of another run: one of other devices differs in
+# rounding, one of other images by far more.
+_CLOSE = 1e-3
+
+
+@dataclass(frozen=True)
+class SweepCheckpoint:
+    """Where finished images of sweeps are kept.
+
+    Attributes:
+      folder: theirs; whoever saves the sweeps removes it.
+      facts: JSON-able; what decides predictions besides layer, variables, images, order
+        and fill: whatever the network's function holds apart from its variables.
+      name: tells the sweeps in the folder apart.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "sweep"
+
+    def __post_init__(self) -> None:
+        schema.check_json("facts", self.facts)
+
+
+class Finished(NamedTuple):
+    """What is known of the images from `first` to `end`.
+
+    Losses are sums, see `exact_sums`.
+    """
+
+    first: int
+    end: int
+    classes: Int[np.ndarray, "K n"]
+    losses: Float[np.ndarray, "2 K"]
+    evaluated: int
+
+
+def exact_sums(losses: Float[np.ndarray, "K n"]) -> Float[np.ndarray, "2 K"]:
+    """Sums over images of losses and of their squares, the same in any grouping.
+
+    Each is rounded to a multiple of 2^-24, or of 2^-20 where it is a square, and sums
+    below 2^29 or 2^33 of those are exact in float64.
+    """
+    wide = losses.astype(np.float64)
+    return np.stack([_rounded(wide, 24).sum(1), _rounded(wide * wide, 20).sum(1)])
+
+
+def _rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """To multiples of 2^-bits."""
+    return np.ldexp(np.rint(np.ldexp(values, bits)), -bits)
+
+
+class SweepCheckpointer:
+    """One sweep's files, of this process's images; a context that ends with the last.
+
+    Images are counted over all processes.
+    """
+
+    def __init__(self, kept: SweepCheckpoint, tapped: TappedLayer, plan: Plan):
+        """Finds out what decides the predictions."""
+        self._folder, self._name = kept.folder, kept.name
+        self._split = tapped.split
+        own = processes.own(len(tapped.split))
+        self._first, self._end = int(own[0]), int(own[-1]) + 1
+        self._key = manifest.digest(
+            {
+                "facts": dict(kept.facts),
+                "layer": tapped.name,
+                "images": len(tapped.split),
+                "variables": tapped.fingerprint,
+                "order": plan.order.tolist(),
+                "ks": list(plan.ks),
+                "fill": plan.fill.name,
+            }
+        )
+        self._numbers = {
+            name: np.asarray(array, np.float64)
+            for name, array in plan.fill.numbers.items()
+        }
+        self._masks = len(plan.ks)
+        self._since = time.monotonic()
+        self._waiting: list[Finished] = []
+
+    def __enter__(self) -> "SweepCheckpointer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write()
+
+    def finished(self) -> Iterator[Finished]:
+        """What earlier runs have left of this process's images, each once."""
+        next_image = self._first
+        paths = self._folder.glob(f"{self._name}-*-*.npz")
+        for path in sorted(paths, key=lambda path: _range(path, self._name)):
+            found = self._read(path)
+            if found is None:
+                remove(path)
+            elif next_image <= found.first and found.end <= self._end:
+                next_image = found.end
+                yield found._replace(
+                    first=found.first - self._first, end=found.end - self._first
+                )
+
+    def add(self, batch: Batch, predicted: Predicted, losses: np.ndarray) -> None:
+        """Keeps a batch; writes it when the time has come.
+
+        Args:
+          batch: images that follow those of the last call, or not.
+          predicted: of them, and of what fills the batch up.
+          losses: their sums.
+        """
+        first = self._first + batch.start
+        if self._waiting and self._waiting[-1].end != first:
+            self._write()
+        classes = predicted.classes[:, : batch.size].astype(np.uint16)
+        self._waiting.append(
+            Finished(first, first + batch.size, classes, losses, predicted.evaluated)
+        )
+        if time.monotonic() - self._since >= _SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        self._since = time.monotonic()
+        if not self._waiting:
+            return
+        first, end = self._waiting[0].first, self._waiting[-1].end
+        self._folder.mkdir(exist_ok=True)
+        with replacing(self._folder / f"{self._name}-{first}-{end}.npz") as path:
+            arrays: dict[str, Any] = {
+                "key": self._key,
+                "images": _sum_of(self._split, first, end),
+                "classes": np.concatenate([w.classes for w in self._waiting], axis=1),
+                "losses": np.sum([w.losses for w in self._waiting], axis=0),
+                "evaluated": sum(w.evaluated for w in self._waiting),
+            }
+            np.savez_compressed(path, **(arrays | self._numbers))
+        self._waiting = []
+
+    def _read(self, path: Path) -> Finished | None:
+        """None where it is of another sweep, or damaged."""
+        try:
+            first, end = _range(path, self._name)
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays}
+            same = (
+                found.pop("key") == self._key
+                and found.pop("images") == _sum_of(self._split, first, end)
+                and found["classes"].shape == (self._masks, end - first)
+                and found["losses"].shape == (2, self._masks)
+                and all(_close(found[n], now) for n, now in self._numbers.items())
+            )
+        except Exception:  # whatever a damaged archive raises
+            return None
+        evaluated = int(found["evaluated"])
+        finished = Finished(first, end, found["classes"], found["losses"], evaluated)
+        return finished if same else None
+
+
+def _range(path: Path, name: str) -> tuple[int, int]:
+    """The images of a file; none where its name does not tell."""
+    words = path.stem.removeprefix(f"{name}-").split("-")
+    whole = len(words) == 2 and all(word.isdecimal() for word in words)
+    return (int(words[0]), int(words[1])) if whole else (-1, -1)
+
+
+def _close(before: np.ndarray, now: np.ndarray) -> bool:
+    spread = float(np.abs(now).max(initial=0.0))
+    return before.shape == now.shape and np.allclose(
+        before, now, rtol=_CLOSE, atol=_CLOSE * 0.1 * spread
+    )
+
+
+def _sum_of(split: Split, first: int, end: int) -> str:
+    """SHA-256 of images and labels."""
+    digest = hashlib.sha256(split.labels[first:end].tobytes())
+    for start in range(first, end, 1024):
+        index = np.arange(start, min(start + 1024, end))
+        digest.update(np.ascontiguousarray(split.read(index)).tobytes())
+    return digest.hexdigest()

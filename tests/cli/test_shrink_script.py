@@ -1,0 +1,222 @@
+"""The script: a network for a budget, a ladder, what is kept, bad input."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxprune
+from jaxprune.cli.commands import shrink
+from jaxprune.cli.shrink import ladder
+from run_directories import plant_run
+
+NETWORK = (
+    "--model=cifar_resnet", "--depth=8", "--widths=4,6,8", "--dataset=digits",
+    "--pixel_mean=0", "--pixel_std=255", "--epochs=1", "--train_batch_size=32",
+    "--train_split=train[:96]",
+)  # fmt: skip
+QUICK = (
+    "--eval_split=test[:60]", "--calibration_split=train[:64]", "--repeats=1",
+    "--latency_batches=1", "--batch=2", "--multiple_of=1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(script, tmp_path, made_once, standard_promotion, layers_untimed):
+    """Runs experiments.shrink in a run directory that holds an analysis."""
+
+    def make(workdir):
+        plant_run(workdir, model="cifar_resnet", widths=(4, 6, 8))
+        arguments = (f"--workdir={workdir}", *QUICK, "--speedup=1.5", "--ladder=1.2")
+        code, out, err = script(shrink, *arguments)
+        assert code == 0, err
+        (workdir / "out.txt").write_text(out)
+
+    workdir = tmp_path / "run"
+    shutil.copytree(made_once("shrunk", make), workdir)
+
+    def call(*arguments):
+        return script(shrink, f"--workdir={workdir}", *QUICK, *arguments), workdir
+
+    call.workdir = workdir
+    return call
+
+
+def rows(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_it_writes_the_network_the_ladder_and_the_layers(run):
+    out = (run.workdir / "out.txt").read_text()
+    assert out.count("60 images: 0 predictions differ") == 2
+    small = jaxprune.load_compact(run.workdir / "shrink-speedup1.5")
+    folder = run.workdir / "shrink"
+    pareto = rows(folder / "pareto.csv")
+    assert [row["value"] for row in pareto] == ["1.2", "1.5"]
+    for row in pareto:
+        before, after = (int(row[k]) for k in ("multiply_adds_before", "multiply_adds"))
+        assert before / after >= float(row["value"])
+    widths = {
+        row["group"]: int(row["width_after"]) for row in rows(folder / "layers.csv")
+    }
+    for name, layer in small.layers.items():
+        assert len(layer.kept) == widths[name]
+    assert (
+        sum(int(row["multiply_adds_after"]) for row in rows(folder / "layers.csv")) > 0
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["about"]["calibration_split"] == "train[:64]"
+    assert [(r["budget"], r["value"]) for r in summary["rungs"]] == [
+        ("speedup", 1.5), ("speedup", 1.2)
+    ]  # fmt: skip
+    assert (folder / "pareto.png").stat().st_size > 10_000
+    image = np.zeros((1, *small.input_shape), np.float32)
+    assert small(image).shape == (1, 10)
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_not_measured_again(run, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("jaxprune.shrinking.shrink.linear_fills", lambda *a, **k: {})
+    monkeypatch.setattr(ladder.Ladder, "_measured", refuse)
+    (code, out, err), _ = run("--speedup=1.5", "--ladder=1.2")
+    assert code == 0, err
+    assert out.count("speedup 1.2:") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["versions", "commit"])
+def test_figures_of_another_version_are_measured_again(run, monkeypatch, name):
+    """It may fit otherwise, and the network would not have them."""
+    measured, network = [], ladder.facts.network
+
+    def other(*args):
+        found = network(*args)
+        return {**found, name: {"jax": "0.0"} if name == "versions" else "f00"}
+
+    def row(self, rung):
+        measured.append(rung.budget.value)
+        return original(self, rung)
+
+    original = ladder.Ladder._measured
+    monkeypatch.setattr(ladder.Ladder, "_measured", row)
+    assert run("--speedup=1.2", "--ladder=")[0][0] == 0 and measured == []
+    monkeypatch.setattr(ladder.facts, "network", other)
+    for _ in range(2):
+        assert run("--speedup=1.2", "--ladder=")[0][0] == 0
+    assert measured == [1.2]
+
+
+@pytest.mark.slow
+def test_an_interruption_keeps_finished_budgets(run, monkeypatch):
+    cut = ladder.Ladder.cut
+
+    def interrupted(self, rung):
+        if rung.budget.value == 2:
+            raise KeyboardInterrupt
+        return cut(self, rung)
+
+    monkeypatch.setattr(ladder.Ladder, "cut", interrupted)
+    (code, _, err), workdir = run("--speedup=2", "--ladder=1.2,1.5")
+    assert code == 130 and "2 finished budgets" in err
+    assert len(rows(workdir / "shrink" / "pareto.csv")) == 2
+    assert not (workdir / "shrink-speedup2").exists()
+
+
+@pytest.mark.slow
+def test_size_latency_and_fine_tuning(run):
+    (code, out, err), workdir = run(
+        "--size=0.6", "--ladder=", "--finetune_epochs=1", "--distill",
+        "--finetune_images=64",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "fine-tuned, epoch 1/1" in out
+    assert (workdir / "shrink-size0.6.png").exists()
+    row = rows(workdir / "shrink" / "pareto.csv")[0]
+    spec = json.loads((workdir / "shrink-size0.6" / "spec.json").read_text())
+    assert "accuracy_finetuned" in spec["about"]["measured"]
+    assert int(row["parameters"]) <= 0.65 * int(row["parameters_before"])
+    (code, out, err), workdir = run("--latency=1.2", "--ladder=")
+    assert code == 0, err
+    assert (workdir / "shrink-latency1.2-batch2" / "spec.json").exists()
+    assert "; predicted " in out
+    summary = json.loads((workdir / "shrink" / "summary.json").read_text())
+    (rung,) = (r for r in summary["rungs"] if r["budget"] == "latency")
+    assert rung["value"] == 1.2 and set(rung["latency"]) == {"1", "2"}
+
+
+@pytest.mark.slow
+def test_max_drop_takes_the_last_before_the_first_failure(run, monkeypatch):
+    drops = {1.1: 0.0, 1.21: 0.01, 1.331: 0.3, 1.464: 0.0}
+
+    def measured(self, rung):
+        row = original(self, rung)
+        return {**row, "largest_drop": drops[rung.budget.value]}
+
+    original = ladder.Ladder._measured
+    monkeypatch.setattr(ladder.Ladder, "_measured", measured)
+    (code, _, err), workdir = run("--max_drop=0.05", "--ladder=")
+    assert code == 0, err
+    spec = json.loads((workdir / "shrink-max_drop0.05" / "spec.json").read_text())
+    assert spec["about"]["budget"] == {"speedup": 1.21}
+    drops[1.1] = 0.2
+    shutil.rmtree(workdir / "shrink")
+    (code, _, err), _ = run("--max_drop=0.05", "--ladder=")
+    assert code == 2 and "may already cost 0.2000" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "say how far to go"),
+        (("--speedup=2", "--size=0.5"), "say how far to go"),
+        (("--speedup=0.5",), "speedup is at least 1"),
+        (("--size=2",), "share of the parameters"),
+        (("--speedup=2", "--ladder=2,x"), "--ladder takes numbers"),
+        (("--speedup=2", "--ladder=0.5"), "--ladder takes numbers"),
+        (("--speedup=2", "--latency_batches=0"), "positive numbers"),
+        (("--speedup=2", "--export=onnx"), "unknown export"),
+        (("--speedup=2", "--distill"), "--distill does nothing without"),
+        (("--speedup=2", "--calibration_split=test[:64]"), "holds 60 images"),
+    ],
+)
+def test_bad_input_is_one_line_before_there_is_a_network(script, arguments, message):
+    code, _, err = script(shrink, "--workdir=run", *NETWORK, *QUICK, *arguments)
+    assert code == 2 and message in err and err.count("\n") == 1, err
+    assert not Path("run/checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--speedup=2", "--keep_whole=conv9"), "unknown group 'conv9'"),
+        (("--speedup=1000",), "least possible"),
+        (("--speedup=2", "--calibration_split=train[8:72]"), "other images"),
+    ],
+)
+def test_bad_input_is_one_line(run, arguments, message):
+    (code, _, err), workdir = run(*arguments)
+    assert code == 2 and message in err and err.count("\n") == 1, err
+    assert not (workdir / "shrink-speedup2").exists()
+
+
+@pytest.mark.slow
+def test_too_few_images(run):
+    shutil.rmtree(run.workdir / "shrink")
+    (code, _, err), _ = run("--speedup=2", "--calibration_split=train[:8]")
+    assert code == 2 and "at least 16 images" in err
+
+
+@pytest.mark.slow
+def test_a_damaged_state_is_named(run):
+    (run.workdir / "shrink" / "state.json").write_text("{")
+    (code, _, err), _ = run("--speedup=1.5")
+    assert code == 2 and "state.json is damaged" in err

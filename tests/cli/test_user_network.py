@@ -1,0 +1,367 @@
+"""--model=my_module:build: a network of one's own, by the same scripts."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from safetensors.numpy import load_file
+
+import jaxprune
+from experiments.bench import __main__ as bench
+from jaxprune.cli.commands import compact, plot, shrink, sweep, train
+from random_data import random_split
+from run_directories import opened
+
+SOURCE = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from flax import linen as nn
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Conv(6, (3, 3), name="first")(x))
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        x = nn.relu(nn.Conv(5, (3, 3), strides=2, name="second")(x))
+        return nn.Dense(4, name="out")(x.mean((1, 2)))
+
+
+def build(seed=0):
+    x = np.zeros((1, 8, 8, 3))
+    model = Net()
+    key = jax.random.key(seed, impl="threefry2x32")
+    shapes = jax.eval_shape(lambda: model.init(key, jnp.asarray(x), train=False))
+    rng = np.random.default_rng(seed)
+    draw = lambda s: rng.normal(0, 0.5, s.shape).astype(s.dtype)
+    variables = jax.tree.map(draw, shapes)
+    variables["batch_stats"]["norm"]["var"] **= 2
+    # Every class but one is some image's.
+    variables["params"]["out"]["bias"] = np.float32([670, 34, 679, -716]) / 9
+    return model, variables, x, {"train": False}
+
+
+other_weights = lambda: build(1)
+a_number = 3
+takes = lambda width: build()
+three = lambda: build()[:3]
+none = lambda: None
+not_linen = lambda: (abs, *build()[1:])
+empty = lambda: (build()[0], {"params": {}}, *build()[2:])
+unlike = lambda: (build()[0], {"params": {"conv": np.ones(2)}}, *build()[2:])
+no_params = lambda: (build()[0], build()[1]["params"], *build()[2:])
+no_call = lambda: (*build()[:3], {})
+an_array = lambda: (*build()[:3], {"train": False, "mask": np.ones(2)})
+no_logits = lambda: (nn.Conv(3, (1, 1)), *nn_conv(), {})
+in_bytes = lambda: (*build()[:2], np.zeros((1, 8, 8, 3), np.uint8), {"train": False})
+no_batch = lambda: (*build()[:2], np.zeros((8, 8, 3), np.float32), {"train": False})
+
+
+def nn_conv():
+    x = jnp.zeros((1, 8, 8, 3))
+    return {"params": {"kernel": np.ones((1, 1, 3, 3), np.float32),
+                       "bias": np.ones(3, np.float32)}}, x
+
+
+def raises():
+    raise RuntimeError("no weights here\\nand more")
+
+
+def ends():
+    sys.exit("usage")
+"""
+SPLIT = random_split(n=90, shape=(8, 8, 3), classes=4)
+ARRAYS = {
+    "images": SPLIT.images[:60], "labels": SPLIT.labels[:60],
+    "class_names": np.array(["cat", "dog", "owl", "yak"]),
+    "train_images": SPLIT.images[60:], "train_labels": SPLIT.labels[60:],
+}  # fmt: skip
+OWN = ("--model=nets.small:build", "--data=my.npz")
+SCALED = (*OWN, "--pixel_mean=100,90,80", "--pixel_std=50")
+RUN = Path("runs/nets.small.build")
+QUICK = ("--repeats=2", "--latency_batches=2")
+FOLDER = RUN / "sweep-second-abs_mean-linear"
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture(autouse=True)
+def nets(tmp_path, monkeypatch):
+    """A package and a file in the folder that scripts run in."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "small.py").write_text(SOURCE)
+    np.savez(tmp_path / "my.npz", **ARRAYS)
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name in [n for n in sys.modules if n.split(".")[0] == "nets"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def swept(script, tmp_path_factory):
+    """A run directory with a finished sweep, made once."""
+    made = tmp_path_factory.getbasetemp() / "own-swept"
+    if not made.exists():
+        code, _, err = script(sweep, *SCALED)
+        assert code == 0, err
+        shutil.copytree("runs", made)
+    else:
+        shutil.copytree(made, "runs")
+
+
+def build(**scaled):
+    """The network of SOURCE, and its logits of the file's images by plain Flax."""
+    from nets import small
+
+    model, variables, _, call = small.build()
+
+    def logits(variables, images):
+        scaled = (jnp.asarray(images, jnp.float32) - jnp.array([100.0, 90, 80])) / 50
+        return np.asarray(model.apply(variables, scaled, **call))
+
+    return model, variables, logits
+
+
+def zeroed(variables, layer, channels):
+    changed = jax.tree.map(np.copy, variables)
+    for leaf in changed["params"][layer].values():
+        leaf[..., channels] = 0
+    return changed
+
+
+def test_a_sweep_is_that_of_really_zeroed_weights(script):
+    """Of the file's images in their order; scored on a slice of them."""
+    code, out, err = script(
+        sweep, *SCALED, "--fill=zero", "--ks=0,3,5", "--rank_split=train",
+        "--criterion=mean", "--layer=first",
+    )  # fmt: skip
+    assert code == 0, err
+    folder = RUN / "sweep-first-mean-zero"
+    first = [RUN / "report.html", folder / "accuracy_vs_k.png"]
+    assert opened(out) == [*map(str, first), str(folder / "feature_maps.png")]
+    assert "note" in out and "chosen on the images reported" in out
+    assert "trained" not in out  # nobody has said on what
+    model, variables, logits = build()
+    result = jaxprune.SweepResult.load(RUN / "sweep-first-mean-zero")
+    scaled = (ARRAYS["train_images"] - np.array([100.0, 90, 80])) / 50
+    _, taken = model.apply(
+        variables, jnp.float32(scaled), train=False,
+        capture_intermediates=lambda module, _: module.name == "first",
+    )  # fmt: skip
+    maps = taken["intermediates"]["first"]["__call__"][0]
+    order = np.argsort(np.asarray(maps).mean((0, 1, 2)), kind="stable")
+    np.testing.assert_array_equal(result.order, order)
+    np.testing.assert_array_equal(result.labels, ARRAYS["labels"])
+    assert result.class_names == ("cat", "dog", "owl", "yak")
+    for row, k in enumerate(result.ks):
+        expected = logits(zeroed(variables, "first", order[:k]), ARRAYS["images"])
+        np.testing.assert_array_equal(result.predictions[row], expected.argmax(-1))
+    assert (result.predictions[0] != result.predictions[-1]).any()
+    made = result.about
+    assert (made["model"], made["dtype"]) == ("nets.small:build", "float32")
+
+
+@pytest.mark.slow
+def test_every_fill_and_every_criterion(script):
+    flags = (*SCALED, "--ks=0,2,4")
+    code, _, err = script(sweep, *flags, "--fill=all")
+    assert code == 0, err
+    for fill in jaxprune.FILLS:
+        result = jaxprune.SweepResult.load(RUN / f"sweep-second-abs_mean-{fill}")
+        assert result.ks == (0, 2, 4)
+    code, out, err = script(sweep, *flags, "--criterion=all", "--random_orders=2")
+    assert code == 0, err
+    assert "left out: bn_scale" in out
+    folder = RUN / "criteria-second-linear"
+    expected = [RUN / "report.html", folder / "criteria.png", folder / "criteria.csv"]
+    assert opened(out) == [*map(str, expected)]
+
+
+def test_what_a_run_directory_is_of_is_never_changed(script, swept):
+    conf = json.loads((RUN / "config.json").read_text())
+    assert set(conf) == {
+        "model", "weights", "dataset", "seed", "pixel_mean", "pixel_std"
+    }  # fmt: skip
+    assert conf["pixel_mean"] == [100, 90, 80]
+
+    def refused(*arguments):
+        code, _, err = script(sweep, *arguments)
+        assert code == 2 and err.count("\n") == 1
+        return err
+
+    there = f"--workdir={RUN}"
+    err = refused("--model=nets.small:other_weights", "--data=my.npz", there)
+    assert "model is nets.small:build, not nets.small:other_weights" in err
+    assert "weights is sha256:" in err and "dataset" not in err
+    np.savez("other.npz", **{**ARRAYS, "labels": 3 - ARRAYS["labels"]})
+    err = refused(OWN[0], "--data=other.npz", "--seed=1", "--pixel_std=1")
+    for text in ("seed is 0, not 1", "dataset is sha256:", "pixel_std is 50.0, not 1"):
+        assert text in err
+    assert "weights" not in err
+    assert "holds another configuration" in refused("--model=digits_pair", there)
+    assert "say which with --data" in refused(there)
+    source = Path("nets/small.py")
+    source.write_text(source.read_text().replace("0, 0.5", "0, 0.25"))
+    del sys.modules["nets.small"]
+    assert "configuration: weights is sha256:" in refused(OWN[0], "--data=my.npz")
+    # The same file by another name, and nothing else that is given, goes on.
+    source.write_text(SOURCE)
+    del sys.modules["nets.small"]
+    Path("my.npz").rename("renamed.npz")
+    code, _, err = script(sweep, there, "--data=renamed.npz", "--ks=0,4", "--fill=zero")
+    assert code == 0, err
+
+
+def test_the_smaller_network(script, swept):
+    code, out, err = script(compact, *OWN, "--k=2", *QUICK, "--export=stablehlo")
+    assert code == 0, err
+    assert "60 images: 0 predictions differ" in out
+    made = jaxprune.SweepResult.load(FOLDER).about["fill_facts"]
+    assert (made["split"], made["images"]) == ("train[:512]", 30)
+    folder = RUN / "compact-second-abs_mean-linear-k2"
+    assert opened(out) == [f"{folder}/"]
+    weights = load_file(folder / "weights.safetensors")
+    assert weights["params/out/kernel"].shape == (3, 4)
+    spec = json.loads((folder / "spec.json").read_text())
+    assert spec["call"] == {"train": False}
+    assert spec["class_names"] == ["cat", "dog", "owl", "yak"]
+    assert spec["preprocessing"]["input"] == "uint8 pixels"
+    assert spec["preprocessing"]["std"] == [50]
+    model, _, _ = build()
+    small = jaxprune.load_compact(folder, model)
+    scaled = (ARRAYS["images"] - np.array([100.0, 90, 80])) / 50
+    logits = np.asarray(small(jnp.float32(scaled)))
+    program = export.deserialize((folder / "model.stablehlo").read_bytes())
+    # One rounds the scaling in float64.
+    np.testing.assert_allclose(program.call(ARRAYS["images"]), logits, atol=1e-4)
+    order = np.load(FOLDER / "sweep.npz")["order"]
+    assert sorted(small.layers["second"].kept) == sorted(order[2:])
+    code, out, err = script(plot, f"--workdir={RUN}")
+    assert code == 0, err
+    assert len(opened(out)) == 3 and "4 pictures" in out
+
+
+def test_the_whole_network(script, layers_untimed):
+    code, out, err = script(
+        shrink, *SCALED, "--speedup=1.5", "--ladder=", "--batch=2", "--multiple_of=1",
+        *QUICK,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "60 images: 0 predictions differ from the masked network's" in out
+    names = ("shrink-speedup1.5/", "shrink/pareto.png", "shrink/layers.csv")
+    assert opened(out) == [f"{RUN}/{name}" for name in names]
+    small = jaxprune.load_compact(RUN / "shrink-speedup1.5", build()[0])
+    assert small.variables["params"]["first"]["kernel"].shape[-1] < 6
+
+
+def test_slices_of_the_file_and_images_in_common(script):
+    slices = ("--rank_split=test[:30]", "--eval_split=test[30:]", "--ks=0,4")
+    code, _, err = script(sweep, *OWN, *slices, "--calibration_split=test[20:31]")
+    assert code == 2 and "holds 1 images of --eval_split=test[30:]" in err
+    code, out, err = script(sweep, *OWN, *slices, "--calibration_split=test[:30]")
+    assert code == 0, err
+    assert "11 images" not in out and "30 images of test[:30]" in out
+    result = jaxprune.SweepResult.load(FOLDER)
+    np.testing.assert_array_equal(result.labels, ARRAYS["labels"][30:])
+    assert result.about["overlaps"] == ["chosen on the images reported"]
+
+
+def test_images_by_the_name_of_a_dataset(script, monkeypatch):
+    Path("nets/digits.py").write_text(
+        SOURCE.replace("8, 8, 3", "28, 28, 1")
+        .replace("Dense(4", "Dense(10")
+        .replace("np.float32([670, 34, 679, -716]) / 9", "np.zeros(10, np.float32)")
+    )
+    flags = ("--model=nets.digits:build", "--data=digits", "--pixel_std=255")
+    code, out, err = script(sweep, *flags, "--ks=0,4", "--eval_split=test[:200]")
+    assert code == 0, err
+    assert "512 images of train[:512]" in out
+    conf = json.loads(Path("runs/nets.digits.build/config.json").read_text())
+    assert conf["dataset"] == "digits"
+    code, _, err = script(sweep, OWN[0], "--data=digits", "--workdir=new")
+    assert code == 2 and "has images [28, 28, 1], and nets.small:build takes" in err
+
+
+BAD = [
+    (sweep, ["--model=nets.small:buidl"], "function of nets.small 'buidl'; did you m"),
+    (sweep, ["--model=nets.smal:build"], "there is no module nets.smal in "),
+    (sweep, ["--model=nest.small:build"], "there is no module nest in "),
+    (sweep, ["--model=nets/small.py:build"], "is my_package.my_module:build"),
+    (sweep, ["--model=nets.small:"], "is my_package.my_module:build"),
+    (sweep, ["--model=nets.small:a_number"], "must be a function, got a int"),
+    (sweep, ["--model=nets.small:takes"], "TypeError: <lambda>() missing 1"),
+    (sweep, ["--model=nets.small:three"], "got a tuple of 3: Net, dict, ndarray"),
+    (sweep, ["--model=nets.small:none"], "call), got a NoneType"),
+    (sweep, ["--model=nets.small:not_linen"], "must be a flax.linen Module, got a bui"),
+    (sweep, ["--model=nets.small:empty"], "hold no floating-point array"),
+    (sweep, ["--model=nets.small:unlike"], "does not run on the example"),
+    (sweep, ["--model=nets.small:no_params"], "with a collection 'params'"),
+    (sweep, ["--model=nets.small:no_call"], "missing 1 required positional argument"),
+    (sweep, ["--model=nets.small:an_array"], "arguments must be JSON-able"),
+    (sweep, ["--model=nets.small:no_logits"], "logits [N, classes], got [2, 8, 8, 3]"),
+    (sweep, ["--model=nets.small:in_bytes"], "float32 images [1, H, W, C], which is"),
+    (sweep, ["--model=nets.small:no_batch"], "got [8, 8, 3] of float32"),
+    (sweep, ["--model=nets.small:raises"], "RuntimeError: no weights here (/"),
+    (sweep, ["--model=nets.small:ends"], "failed: SystemExit: usage"),
+    (sweep, ["--model=nets.broken:build"], "importing nets.broken failed: NameError:"),
+    (sweep, ["--model=nets.needs:build"], "No module named 'nowhere_to_be_found'"),
+    (sweep, [OWN[0], "--data=no.npz"], "--data: there is no file no.npz"),
+    (sweep, [OWN[0], "--data=./nets"], "--data: there is no file ./nets"),
+    (sweep, [OWN[0]], "say on which images with --data"),
+    (sweep, [*OWN, "--widths=3"], "--widths is an experiment's"),
+    (sweep, [*OWN, "--epochs=3"], "--epochs is an experiment's"),
+    (sweep, [*OWN, "--dataset=digits"], "--dataset is an experiment's"),
+    (sweep, [*OWN, "--pixel_std=0"], "--pixel_std must be positive"),
+    (sweep, [*OWN, "--pixel_mean=1,2"], "takes 1 or 3 numbers"),
+    (sweep, [*OWN, "--pixel_mean=dark"], "takes comma-separated numbers"),
+    (sweep, [*OWN, "--layer=third"], "choices: first, second"),
+    (sweep, [*OWN, "--seeds=0,1"], "--seeds trains a network for each"),
+    (sweep, ["--model=digits_pair", "--data=my.npz"], "--data is for a network of you"),
+    (train, [*OWN], "nets.small:build comes trained"),
+    (compact, [*OWN, "--k=1", "--recalibrate"], "comes trained: there is no recipe"),
+    (compact, [*OWN, "--k=1", "--finetune_epochs=1"], "comes trained: there is no rec"),
+    (shrink, [*OWN, "--speedup=2", "--finetune_epochs=1"], "comes trained: there is"),
+    (bench, [*OWN], "measures --model=cifar_vgg only"),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"), BAD, ids=[" ".join(b[1][-1:]) for b in BAD]
+)
+def test_bad_input(script, module, arguments, message):
+    Path("nets/broken.py").write_text("x = 1\ny = undefined\n")
+    Path("nets/needs.py").write_text("import nowhere_to_be_found\n")
+    if not any(a.startswith("--data") for a in arguments) and arguments != [OWN[0]]:
+        arguments = [*arguments, "--data=my.npz"]
+    code, out, err = script(module, *arguments)
+    assert code == 2, err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+    assert not Path("runs").exists() and not out
+
+
+def test_the_place_in_the_user_s_code_is_named(script, tmp_path):
+    Path("nets/broken.py").write_text("x = 1\ny = undefined\n")
+    _, _, err = script(sweep, "--model=nets.broken:build", "--data=my.npz")
+    assert f"({tmp_path}/nets/broken.py, line 2)" in err
+    line = SOURCE.splitlines().index(
+        '    raise RuntimeError("no weights here\\nand more")'
+    )
+    _, _, err = script(sweep, "--model=nets.small:raises", "--data=my.npz")
+    assert f"({tmp_path}/nets/small.py, line {line + 1})" in err
+
+
+def test_a_file_that_is_no_such_file_is_named(script):
+    Path("bad.npz").write_text("hello")
+    code, _, err = script(sweep, OWN[0], "--data=bad.npz")
+    assert code == 2 and "bad.npz is no .npz file" in err and err.count("\n") == 1
+    np.savez("bad.npz", **{**ARRAYS, "images": ARRAYS["images"][:, :4]})
+    code, _, err = script(sweep, OWN[0], "--data=bad.npz")
+    assert code == 2 and "bad.npz: images are [4, 8, 3], train_images [8, 8, 3]" in err

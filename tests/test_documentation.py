@@ -1,0 +1,151 @@
+"""The Python of README and the documentation runs as it stands; commands exist."""
+
+import functools
+import importlib
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from flax import linen as nn
+
+import jaxprune
+from jaxprune.__main__ import COMMANDS
+from random_data import random_split
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+class Somebodys(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Conv(8, (3, 3))(x / 255.0))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+def blocks(page):
+    """Python of a page, block by block."""
+    return [
+        block.split("```")[0] for block in page.read_text().split("```python\n")[1:]
+    ]
+
+
+def given(dtype=np.uint8):
+    """What the documentation takes for granted: a model, images."""
+    split = random_split(n=40)
+    model, images = Somebodys(), np.asarray(split.images, dtype)
+    variables = model.init(jax.random.key(0), jnp.asarray(images[:1]), train=False)
+    return {
+        "model": model, "variables": variables, "images": images,
+        "labels": split.labels, "class_names": split.class_names,
+        "calibration_images": images[::2], "layer": "Conv_0",
+    }  # fmt: skip
+
+
+@functools.cache
+def after_readme():
+    """What README's sweep and compact network leave."""
+    names = given()
+    for block in blocks(README)[:2]:
+        exec(block, names)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_dtype_promotion("standard"):  # the model divides integers by 255.0
+        yield
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.uint8, pytest.param(np.float32, marks=pytest.mark.slow)]
+)
+def test_readme(dtype, capsys):
+    names = given(dtype)
+    sweep, compact, shrink, function = blocks(README)
+    assert len([line for line in sweep.splitlines() if line]) <= 10
+    exec(sweep, names)
+    assert names["tapped"].name == "Conv_0"
+    result = names["result"]
+    assert result.predictions.shape == (8, 40)
+    assert capsys.readouterr().out
+    exec(compact, names)
+    k = result.largest_safe_k(0.01)
+    assert len(names["small"].layers["Conv_0"].kept) == 8 - k
+    predictions = result.predictions[result.ks.index(k)]
+    np.testing.assert_array_equal(names["logits"].argmax(-1), predictions)
+    exec(shrink, names)
+    assert names["fast"](names["images"][:4]).shape == (4, 4)
+    assert len(names["fast"].layers["Conv_0"].kept) <= 4
+    names |= {"f": names["apply"], "params": names["variables"]}
+    exec(function, names)
+    assert len(names["smaller"].layers["Conv_0"].kept) <= 4
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if blocks(p)],
+    ids=lambda page: page.relative_to(ROOT / "docs").as_posix(),
+)
+def test_a_page(page):
+    names = dict(after_readme())
+    for block in blocks(page):
+        exec(block, names)
+
+
+def test_there_are_pages_for_all_public_names():
+    text = "".join(p.read_text() for p in PAGES if p.parent.name == "reference")
+    documented = set(re.findall(r"(?m)^::: \S*?(\w+)$", text))
+    assert documented == set(jaxprune.__all__)
+
+
+def commands():
+    """Command lines of the documentation: a name and its flags."""
+    for page in [README, *PAGES, *(ROOT / "notebooks").glob("*.ipynb")]:
+        text = page.read_text().replace("\\\n", " ")
+        for name, rest in re.findall(
+            r"(?:jaxprune |experiments\.)(\w+)((?: +--[^\s`]+)+)", text
+        ):
+            if name in COMMANDS:
+                yield page.name, name, tuple(rest.split())
+
+
+def test_flags_of_every_command_exist():
+    found = list(commands())
+    assert len(found) > 30
+    for page, name, given in found:
+        importlib.import_module(f"jaxprune.cli.commands.{name}")
+        for flag in given:
+            known = flag.lstrip("-").split("=")[0].removeprefix("no")
+            assert known in flags.FLAGS or f"no{known}" in flags.FLAGS, (page, flag)
+
+
+def test_its_two_commands_are_lines_of_their_own():
+    lines = [
+        x.strip() for x in README.read_text().splitlines() if "python3 -m venv" in x
+    ]
+    assert len(lines) == 2 and lines[1].endswith("pytest")
+
+
+def test_readme_is_short():
+    assert len(README.read_text().split()) < 700
+
+
+def test_its_links_lead_somewhere_and_pictures_are_small():
+    for page in [README, ROOT / "CONTRIBUTING.md", ROOT / "BUILD_NOTES.md", *PAGES]:
+        linked = (part.split(")")[0] for part in page.read_text().split("](")[1:])
+        for name in linked:
+            if "://" in name or name.startswith("#"):
+                continue
+            size = (page.parent / name.split("#")[0]).stat().st_size
+            assert 0 < size < 2**20, (page, name)
+    pictures = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    gallery = (ROOT / "docs" / "gallery.md").read_text()
+    assert {name for name in pictures if name not in gallery} == set()
