@@ -3,7 +3,7 @@
 XLA's CPU convolution reaches a hundredth of the machine's matrix rate on 2 x 2 maps
 with many channels, and its gradient for the kernel is slow where there are few input
 channels or large maps. Winograd's algorithm, or matrix products over shifted views, do
-better there (the table is in BUILD_NOTES.md). GPU and TPU keep XLA's own.
+better there (the table is in docs/measurements.md). GPU and TPU keep XLA's own.
 
     nn.Conv(512, (3, 3), conv_general_dilated=jaxprune.conv.conv_general_dilated)
 """
@@ -64,7 +64,7 @@ def with_offset(
     position to position, as a bias does not. It has few different rows.
 
     Args:
-      function: what computes the layer's product.
+      function: function that computes the layer's product.
       rows: the different rows [R, C].
       index: the row of each position [H, W].
     """

@@ -10,7 +10,7 @@ class Bar(NamedTuple):
     """A measurement: median, lowest and highest seconds of its runs.
 
     Attributes:
-      label: what was measured.
+      label: name of the measurement.
       seconds: median.
       lowest: of all runs.
       highest: of all runs.

@@ -76,7 +76,7 @@ class Prepared:
 
     Attributes:
       turn: makes one timed run. Returns its `seconds`, and other facts for the row.
-      share: what part of the work a turn does; its seconds are divided by that.
+      share: part of the work that a turn does; its seconds are divided by it.
       extrapolated: whether the seconds that a turn returns are already extrapolated.
       compile_seconds: time that compilation took.
       facts: for the row.

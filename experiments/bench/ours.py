@@ -114,7 +114,7 @@ def sweep(bench: Bench, *, warm: bool = True, **options: Any) -> Prepared:
     """Trunk, ranking and every K over all images; compilation apart.
 
     Args:
-      bench: what is measured.
+      bench: network, images and settings.
       warm: begin with a sweep of two batches that does not count.
       **options: for `_sweep`.
     """
@@ -130,7 +130,7 @@ def some(bench: Bench, *, inner: bool = False, **options: Any) -> Prepared:
     """A sweep on some of the images.
 
     Args:
-      bench: what is measured.
+      bench: network, images and settings.
       inner: of the convolution before the last one.
       **options: for `_sweep`.
     """

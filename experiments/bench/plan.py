@@ -83,7 +83,7 @@ class Measured:
       by: whose.
       what: is measured.
       seconds: of each turn, for the whole of the work.
-      share: what part of the work was measured.
+      share: part of the work that was measured.
       extrapolated: whether it was measured in part.
       facts: images, channels, device, memory and the like.
     """

@@ -33,7 +33,7 @@ def race(
     """Measures a few things in turns: A B A B.
 
     Args:
-      keys: what to measure.
+      keys: measurements.
       runs: timed runs of each.
       arguments: more flags for the children.
       environment: more variables for the children.
@@ -81,8 +81,8 @@ class Child:
     """A process for one measurement; leaving the context ends it.
 
     Attributes:
-      key: what it measures.
-      ready: what it wrote when it was ready.
+      key: its measurement.
+      ready: line that it wrote when it was ready.
     """
 
     def __init__(

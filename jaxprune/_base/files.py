@@ -88,7 +88,7 @@ def _exchange(one: Path, other: Path) -> bool:
 def clean(folder: Path) -> None:
     """Removes what killed processes were writing, and puts back what they had moved.
 
-    Of the folder and those in it, but not where a link leads. Whoever calls this holds
+    Of the folder and those in it, but not where a link leads. The caller holds
     the folder's lock: a process of another host is not seen to live.
     """
     inner = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()]

@@ -1,6 +1,6 @@
 """A folder that vouches for its files: a record with the SHA-256 of each and its own.
 
-It shows damage and careless edits; whoever can write there can write new sums, too.
+It shows damage and careless edits; an author who can write there can write new sums.
 """
 
 import hashlib
@@ -44,9 +44,9 @@ def read(folder: Path, record: str, kind: Any, needs: tuple[str, ...]) -> Any:
     """The facts of a folder whose files are all as they were written.
 
     Args:
-      folder: where it lies.
+      folder: the folder that holds it.
       record: the record's name.
-      kind: what the facts must be, see `schema.read`.
+      kind: type of the facts, see `schema.read`.
       needs: files that the record must speak of.
 
     Raises:
@@ -70,7 +70,7 @@ def write_file(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_file(path: Path, kind: Any) -> Any:
-    """What `write_file` wrote, as `kind`; see `schema.read`.
+    """The record that `write_file` wrote, as `kind`; see `schema.read`.
 
     Raises:
       InputError: it is damaged, or changed.

@@ -1,4 +1,4 @@
-"""What is read from JSON, checked against a type before anything uses it."""
+"""JSON checked against a type before anything uses it."""
 
 import functools
 import json

@@ -71,7 +71,7 @@ def capture(
     layer: str,
     activation: Callable[[Array], Array] = lambda y: y,
 ) -> Num[Array, "N *axes P"]:
-    """What a layer of a linen model returns, by linen's `capture_intermediates`.
+    """The output of a linen model's layer, by linen's `capture_intermediates`.
 
     Args:
       apply: the model's `apply`, or a function that passes its arguments on.
@@ -126,7 +126,7 @@ class Call:
         return self.kwargs.get(parameters[1]) if len(parameters) > 1 else None
 
     def run(self) -> Any:
-        """What the call returns."""
+        """The output of the call."""
         return self._run(*self.args, **self.kwargs)
 
 

@@ -1,4 +1,4 @@
-"""What public functions take for a network: a `Network`, or what it is made of."""
+"""Arguments that stand for a network: a `Network`, or a model and variables."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a network consists of: its layers, and its channels in groups."""
+"""Queries: a network's layers, and its channels in groups."""
 
 from typing import Any
 

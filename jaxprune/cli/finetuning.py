@@ -1,4 +1,4 @@
-"""What can be won back without going back: BatchNorm statistics, and fine-tuning."""
+"""Recovery after pruning: BatchNorm statistics, fine-tuning, distillation."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ def check(run: Run) -> None:
 
 
 def images(run: Run) -> Split:
-    """What is fine-tuned on: --finetune_images of the training split.
+    """The images of fine-tuning: --finetune_images of the training split.
 
     Raises:
       InputError: there are not as many, or they do not fill a batch.
@@ -86,7 +86,7 @@ def images(run: Run) -> Split:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What the flags have done to the network; JSON-able."""
+    """The steps that the flags have asked for; JSON-able."""
     facts = {"recalibrated": FLAGS.recalibrate, **describe_epochs(run)}
     if FLAGS.finetune_epochs:
         facts["finetune_learning_rate"] = learning_rate(run)

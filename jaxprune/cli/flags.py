@@ -97,7 +97,7 @@ def define_batch_size() -> None:
 
 @functools.cache
 def define_finetuning() -> None:
-    """What is done to win back what pruning cost; `jaxprune.cli.finetuning` does it."""
+    """Flags of recalibration, fine-tuning, distillation; see `cli.finetuning`."""
     flags.DEFINE_bool("recalibrate", False, "Estimate BatchNorm statistics again.")
     define_epochs()
 
@@ -140,7 +140,7 @@ def define_images() -> None:
 
 @functools.cache
 def define_max_drop() -> None:
-    """What may be lost."""
+    """The flag of the largest loss allowed."""
     flags.DEFINE_float(
         "max_drop", None,
         "Be 95 % sure to lose less accuracy than this. In a sweep, default: 0.01.",

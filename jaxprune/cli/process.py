@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,13 @@ class Interrupted(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command's `main`; bad input ends it with one line and exit code 2."""
-    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__  # for --help
+    """Runs a command's `main`; bad input ends it with one line and exit code 2.
+
+    --help shows the docstring of its module and the flags named there in `FIRST`.
+    """
+    module = sys.modules[main.__module__]
+    sys.modules["__main__"].__doc__ = module.__doc__
+    parse = partial(_parse, first=getattr(module, "FIRST", ()))
     signals.quit_at_once()
     # Their warnings about platforms and file systems are not the user's business.
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -35,7 +41,7 @@ def run(main: Callable[[], None]) -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
     # Orbax's tasks that a full disk has ended: the error is one line already.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    app.run(lambda argv: _guard(main), flags_parser=_parse)
+    app.run(lambda argv: _guard(main), flags_parser=parse)
 
 
 def finish(*paths: Path) -> None:
@@ -45,15 +51,15 @@ def finish(*paths: Path) -> None:
     print("open next:", *there[:3], sep="\n  ")
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    # Without this, --help would show only the flags that the script itself defines.
+def _parse(argv: Sequence[str], first: Sequence[str] = ()) -> list[str]:
     ours = [
         flag
         for module, defined in FLAGS.flags_by_module_dict().items()
         if module.startswith(("jaxprune.cli.", "experiments."))
         for flag in defined
     ]
-    for flag in ours:
+    # Flags that --help shows; --helpfull shows all.
+    for flag in [FLAGS[name] for name in first] or ours:
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     for argument in argv:
         _check_readable(argument)
@@ -122,7 +128,7 @@ def _guard(main: Callable[[], None]) -> None:
 
 
 def _out_of_memory() -> str:
-    """What to lower, of what the script has."""
+    """The flags to lower, of those that the command has."""
     names = [name for name in ("batch_size", "mask_chunk") if name in FLAGS]
     advice = " or ".join(
         [*(f"--{name}" for name in names), "--train_batch_size in training"]

@@ -1,4 +1,4 @@
-"""What a consumer must know to trust or repeat a result."""
+"""Provenance: facts that it takes to trust or repeat a result."""
 
 import dataclasses
 import importlib.metadata
@@ -48,18 +48,18 @@ def describe(
 
 
 def allowed() -> dict[str, float]:
-    """What K may lose where a sweep is read, which its predictions do not depend on."""
+    """The loss that K may cost, which a sweep's predictions do not depend on."""
     given = value("max_drop")
     return {"max_drop": 0.01 if given is None else given}
 
 
 def deciding(about: dict[str, Any]) -> dict[str, Any]:
-    """What of a sweep's facts decides its predictions, on any number of devices."""
+    """The facts that decide a sweep's predictions, on any number of devices."""
     return {key: about.get(key) for key in (*_OF_A_SWEEP, "versions", "commit")}
 
 
 def overlaps(run: Run, choices: PruningOptions) -> list[str]:
-    """What was done on images that it should not know, in words; best if empty."""
+    """Overlaps of the splits, in words; best if empty."""
     done: dict[str, str | None] = {
         "trained": run.config.train_split,
         "ranked": choices.rank_split,
@@ -75,7 +75,7 @@ def overlaps(run: Run, choices: PruningOptions) -> list[str]:
 def _on_images(
     run: Run, done: Mapping[str, str | None], which: str, role: str
 ) -> list[str]:
-    """What was done on some, or all, images of a split."""
+    """The stages that used some, or all, images of a split."""
     images = len(datasets.choose_split(run.splits, which))
     by_count: dict[int, list[str]] = {}
     for what, split in done.items():
@@ -120,7 +120,7 @@ def device() -> str:
 
 
 def differences(saved: SweepResult, facts: dict[str, Any]) -> list[str]:
-    """What a saved sweep was made with that is otherwise now."""
+    """The facts of a saved sweep that differ from today's."""
     # An older sweep chose K on the images that it evaluated.
     about = {"select_split": saved.about.get("eval_split"), **saved.about}
     return differing(about, facts, _OF_A_SWEEP)
@@ -175,7 +175,7 @@ def _commit() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of this folder; None where it cannot."""
+    """The output of git in this folder; None where it fails."""
     try:
         return subprocess.check_output(
             ["git", *arguments], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL,

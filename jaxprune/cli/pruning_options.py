@@ -1,4 +1,4 @@
-"""What a sweep or a compact network was told to prune: the flags' or the job's."""
+"""What to prune: the flags' choices, or the run's defaults."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ FLAGS = flags.FLAGS
 
 @dataclass(frozen=True)
 class PruningOptions:
-    """What to prune, and on which images.
+    """Layer, criterion, tap, fill and K, and the images.
 
     Attributes:
       layer: whose channels.
       criterion: that ranks them.
-      tap: where the feature map is taken.
-      fill: what a pruned channel becomes; "all" where each fill is swept.
+      tap: the place of the feature map, one of `TAPS`.
+      fill: the fill's name; "all" where each fill is swept.
       rank_split: images that channels are scored on.
       select_split: images that K is chosen on.
       eval_split: images that predictions are made for.
@@ -44,7 +44,7 @@ class PruningOptions:
 
     @property
     def stem(self) -> str:
-        """What the names of files and folders have in common."""
+        """The stem of file and folder names."""
         return stem(self.layer, self.criterion)
 
     def sweep_folder(self, workdir: Path, fill: str) -> Path:
@@ -61,7 +61,7 @@ class PruningOptions:
         return folder.with_name(f"unfinished-{folder.name}")
 
     def calibration(self, fill: str) -> dict[str, Any]:
-        """What decides the linear fill, where the fill or the criterion needs it."""
+        """Facts that decide the linear fill, where fill or criterion needs it."""
         if fill != "linear" and "consumers" not in CRITERIA[self.criterion].needs:
             return {}
         return {"calibration_split": self.calibration_split, "ridge": self.ridge}
@@ -77,7 +77,7 @@ def stem(layer: str, name: str) -> str:
 
 
 def resolve(run: Run) -> PruningOptions:
-    """What the flags say and, where they say nothing, the job.
+    """The flags' choices and, where they make none, the run's defaults.
 
     Raises:
       InputError: a split that there is not, or a ridge that is none, used or not.

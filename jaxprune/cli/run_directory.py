@@ -30,15 +30,15 @@ FLAGS = flags.FLAGS
 
 @dataclass(frozen=True)
 class Run:
-    """What the scripts work on: configuration, data and network.
+    """A run: configuration, data and network of a run directory.
 
     Attributes:
-      config: what decides the weights.
+      config: configuration of the weights.
       workdir: the run directory.
       splits: the images.
       model: the network.
       call: keyword arguments of its call.
-      defaults: what is pruned where no flag says otherwise.
+      defaults: layer, criterion, tap and fill where no flag says otherwise.
       variables: its weights, where they are not trained or imported here.
     """
 
@@ -55,7 +55,7 @@ class Run:
         """How the network is trained.
 
         Raises:
-          InputError: it is one's own, and nobody has said.
+          InputError: it is a user's network, and the flags do not say.
         """
         if isinstance(self.config, Config):
             return self.config
@@ -171,7 +171,7 @@ def load(*, train_imported: bool, alone: bool = True) -> Run:
 
 
 def _own(workdir: Path, name: str) -> Run:
-    """The job of a network of one's own, as the flags and the run directory agree."""
+    """The run of a user's network, as the flags and the run directory agree."""
     network = user_network.build(name)
     given = user_network.given(name, network)
     saved = _saved(workdir)
@@ -242,21 +242,17 @@ def resolve(workdir: Path, *, train_imported: bool) -> Config:
 
 
 def _saved(workdir: Path) -> AnyConfig | None:
-    """What a run directory was made with: as its checkpoint says, or config.json.
+    """The configuration of a run directory: its checkpoint's, or config.json.
 
     None where there is neither.
     """
     path, folder = workdir / "config.json", checkpoints(workdir)
     epoch = checkpoint.latest(folder)
     made_with: AnyConfig | None = None
-    if epoch is not None and (facts := checkpoint.facts(folder, epoch)) is not None:
+    if epoch is not None:
+        facts = checkpoint.facts(folder, epoch)
         made_with = config.of_facts(facts.get("config", {}), folder / str(epoch))
     if not path.exists():
-        if epoch is not None and made_with is None:
-            raise InputError(
-                f"{folder} holds a network, and {path} is missing, which says how it "
-                "was made: put it back, or give another --workdir"
-            )
         return made_with
     conf = config.read(path)
     if made_with is not None:
@@ -266,8 +262,6 @@ def _saved(workdir: Path) -> AnyConfig | None:
                 f"{path} is not what {folder / str(epoch)} was made with: "
                 f"{'; '.join(found)}. Remove {path.name}, and the checkpoint's is taken"
             )
-    elif epoch is not None:
-        print(f"{folder / str(epoch)} is older than checks of {path.name}: it is taken")
     try:
         if isinstance(conf, Config):
             check_choice("model", conf.model, RECIPES)
@@ -296,7 +290,7 @@ def _check_images(conf: AnyConfig, splits: datasets.Splits, smallest: int = 1) -
 
 
 def kept(run: Run) -> str:
-    """What an interrupted sweep leaves."""
+    """The message of an interrupted sweep."""
     network = f"the trained network is kept in {run.checkpoints}, and "
     return (
         f"interrupted: {network if run.variables is None else ''}every finished sweep "

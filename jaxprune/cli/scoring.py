@@ -69,7 +69,7 @@ def images(run: Run, chosen: PruningOptions, criterion: str) -> int | None:
 
 
 def facts(run: Run, chosen: PruningOptions) -> dict[str, Any]:
-    """What decides a criterion's scores beside network and splits."""
+    """Facts that decide a criterion's scores beside network and splits."""
     count = images(run, chosen, chosen.criterion)
     return {} if count is None else {"loss_images": count}
 
@@ -123,7 +123,7 @@ def _maps_dir() -> Path | None:
 
 
 def _maps_bytes(run: Run, chosen: PruningOptions, *images: int) -> int:
-    """What the feature maps of this process's share of the images take."""
+    """The size of the feature maps of this process's share of the images."""
     one = map_of_one(run.network(), run.image, chosen.layer)
     own = sum(len(processes.own(count)) for count in images)
     return own * one.size * one.dtype.itemsize
@@ -159,7 +159,7 @@ def tap_all(
       chosen: layer, tap and splits.
       variables: the network's.
       criteria: their names.
-      images: what `splits` returns.
+      images: splits, as `splits` returns them.
     """
     split, ranked = images[chosen.eval_split], None
     if chosen.rank_split != chosen.eval_split:
@@ -185,10 +185,10 @@ def score_by(
 
     Args:
       run: the run directory's job.
-      chosen: what to prune.
+      chosen: layer, criterion, fill and K.
       tapped: with what the criterion needs.
       criterion: its name.
-      fill: what a pruned channel becomes, by name.
+      fill: the fill's name.
       fitted: the linear fill, where the fill or the criterion needs it.
 
     Raises:

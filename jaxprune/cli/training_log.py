@@ -31,7 +31,7 @@ def restore(workdir: Path, epoch: int | None) -> list[Any]:
     if epoch is None:
         return []
     folder, path = workdir / "checkpoints", workdir / "train.jsonl"
-    facts = checkpoint.facts(folder, epoch) or {}
+    facts = checkpoint.facts(folder, epoch)
     if "log" not in facts:
         return [*curves.read_log(path)[:epoch]]
     lines = schema.check(facts["log"], list[curves.EpochLine], folder / str(epoch))

@@ -1,4 +1,4 @@
-"""A network of one's own on the command line: --model=my_package.my_module:build.
+"""A user's network on the command line: --model=my_package.my_module:build.
 
 `build` takes nothing and returns the linen model, its trained variables, an example of
 what it takes, [1, H, W, C], and the keyword arguments of its call, such as
@@ -38,14 +38,14 @@ _FILE = "sha256:"
 
 
 class UserNetwork(NamedTuple):
-    """What the function returned.
+    """A network that the user's function returned.
 
     Attributes:
       model: the network.
       variables: its weights, as NumPy arrays.
       shape: of what it takes, H, W, C.
       call: keyword arguments of its call.
-      classes: how many it tells apart.
+      classes: number of classes.
     """
 
     model: nn.Module
@@ -162,7 +162,7 @@ def _classes(apply: Callable[..., Any], variables: Any, shape: tuple[int, ...]) 
 
 
 def _described(value: Any) -> str:
-    """What something is, for people."""
+    """A short description of a value, for people."""
     if isinstance(value, tuple | list):
         kinds = ", ".join(type(part).__name__ for part in value)
         return f"a {type(value).__name__} of {len(value)}: {kinds}"

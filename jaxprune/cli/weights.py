@@ -64,7 +64,7 @@ def train_or_restore(run: Run) -> Any:
 
 
 def _facts(run: Run, lines: Sequence[Any] = ()) -> dict[str, Any]:
-    """What a checkpoint keeps of how it was made."""
+    """The facts of a checkpoint."""
     return {"config": dataclasses.asdict(run.config), "log": list(lines)}
 
 

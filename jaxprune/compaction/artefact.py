@@ -42,7 +42,7 @@ class _Tensor(TypedDict):
 
 
 class _Mask(TypedDict):
-    """What is left of an axis: its first size, and a bit for each index, as hex."""
+    """The kept indices of an axis: its first size, and a bit for each, as hex."""
 
     size: _Size
     mask: str
@@ -57,7 +57,7 @@ class _Layer(TypedDict):
 
 @schema.and_others
 class Spec(TypedDict):
-    """What spec.json holds, and more."""
+    """The fields of spec.json that are read; there are more."""
 
     format: Literal[3]
     model: str
@@ -73,7 +73,7 @@ class Spec(TypedDict):
 def describe_masks(
     kept: Mapping[tuple[str, int], np.ndarray],
 ) -> dict[str, dict[str, _Mask]]:
-    """What is left of the axes of leaves, as JSON; of whole ones nothing."""
+    """The kept indices of leaves' axes, as JSON; of whole ones nothing."""
     found: dict[str, dict[str, _Mask]] = {}
     for (path, axis), keep in kept.items():
         if not keep.all():
@@ -103,7 +103,7 @@ def write(
     """Writes an artefact, whole or not at all, in place of one that is there.
 
     Args:
-      folder: where it goes.
+      folder: the folder to write.
       arrays: weights by path.
       spec: JSON-able facts.
       programs: by the name of their file, see `export`.

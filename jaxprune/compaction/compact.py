@@ -47,7 +47,7 @@ def compact(
         the model's call.
       layer: name of a convolution.
       keep: mask [P], True where a channel is kept.
-      fill: what a pruned channel is in the masked network: "zero", "bias" (kernel
+      fill: the fill of pruned channels in the masked network: "zero", "bias" (kernel
         zeroed, bias kept), its value in an array [P], "drop" (whatever reads it reads
         0), which is plain slicing, or what `linear_fill` returns.
       example: inputs [N, ...], for tracing and for the comparison; a few images. By

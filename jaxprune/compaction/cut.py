@@ -43,7 +43,7 @@ class Extras(NamedTuple):
 
     Attributes:
       given: values that are known.
-      after: what becomes of equations' results, by their numbers.
+      after: changes of equations' results, by number.
     """
 
     given: dict[int, Any]
@@ -51,7 +51,7 @@ class Extras(NamedTuple):
 
 
 def extras(graph: Graph, narrowing: Narrowing, arrays: Mapping[str, Any]) -> Extras:
-    """What `arrays` holds beside a program's own leaves; see the module."""
+    """The arrays beside a program's own leaves; see the module."""
     given: dict[int, Any] = {}
     after: dict[int, Change] = {}
     for path, array in arrays.items():
@@ -162,7 +162,7 @@ def _check_something_is_left(prunings: Sequence[Pruning]) -> None:
 def _given_behind_constants(
     network: Network, prunings: Sequence[Pruning]
 ) -> dict[str, np.ndarray]:
-    """What consumers are given where channels are constants at their layer.
+    """The inputs of consumers where channels are constants at their layer.
 
     Features [*positions, F] of one image; those of channels that are kept, too.
     """
@@ -194,7 +194,7 @@ def _given_behind_constants(
 def _constants(
     layer: Layer, prunings: Sequence[Pruning], given: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "*positions F"]:
-    """What pruned features send a layer whatever the image is; 0 for the others.
+    """The constants of pruned features, whatever the image is; 0 for the others.
 
     Without positions where it is the same at all of them.
     """
@@ -236,7 +236,7 @@ def _folded(
 def _sent(
     layer: Layer, constants: np.ndarray, rows: np.ndarray
 ) -> Float[np.ndarray, "*positions U"]:
-    """What constant features make a layer return; without positions, as `_one_row`."""
+    """A layer's output for constant features; without positions, as `_one_row`."""
     if constants.ndim == rows.ndim - 1 == 1:
         return constants @ rows
     with jax.enable_x64(True), jax.default_device(cpu()):

@@ -34,10 +34,10 @@ _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "numpy", "safetensors")
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """What was removed of one layer.
+    """A layer that channels were removed from.
 
     Attributes:
-      channels: how many it had at first.
+      channels: number of channels at first.
       kept: those that remain, by their first index.
       fill: name of what a pruned channel had become.
       fill_facts: JSON-able facts of how that fill was made.
@@ -58,7 +58,7 @@ class Compact:
         adds.
       function: (arrays, batch) -> what the network returns: the whole network's own
         equations, on fewer channels.
-      layers: what was removed, by layer or group.
+      layers: removed channels, by layer or group.
       example: a few inputs, NumPy arrays.
       proof: the comparison with the masked network on the example; None once the
         arrays have been changed.
@@ -84,7 +84,7 @@ class Compact:
         return f"Compact({removed or 'nothing removed'}; {sizes:,} numbers)"
 
     def __call__(self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]) -> Any:
-        """What the network returns for a batch of inputs."""
+        """The network's output for a batch of inputs."""
         if np.shape(x)[1:] != self.input_shape:
             raise InputError(
                 f"the network takes inputs of shape [N, "
@@ -253,7 +253,7 @@ def _keys(network: Network) -> dict[str, list[str]]:
 
 
 def differs(apply: Callable[..., Any], variables: Any, small: Compact) -> str:
-    """What another function makes of the example that the network does not, if so."""
+    """The difference of another function from the network on the example, if any."""
     try:
         found = jax.jit(lambda v, x: apply(v, x))(variables, small.example)
     except Exception as error:  # whatever the model's own code raises
@@ -294,8 +294,8 @@ def removed(
 
     Args:
       before: the network.
-      prunings: what is removed of it.
-      arrays: what `cut` returns for them.
+      prunings: masks and fills of what is removed.
+      arrays: arrays that `cut` returns for them.
     """
     whole = before._of("channels that can be removed")
     kept = dict(before.kept)
@@ -460,7 +460,7 @@ def _described(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layer(spec: artefact.Spec, name: str, where: Path) -> PrunedLayer:
-    """What was removed of a layer."""
+    """The removed channels of a layer."""
     layer = schema.check(spec["layers"][name], PrunedLayer, where)
     if not set(layer.kept) <= set(range(layer.channels)):
         raise InputError(

@@ -52,10 +52,10 @@ class Proof:
     """Comparison of the compact network with the masked one.
 
     Attributes:
-      images: how many images were compared.
+      images: number of images compared.
       largest_difference: of two outputs, the compact network's in its own type.
       relative_difference: the same, divided by the image's largest absolute output.
-      equations: how many equations were compared, each by itself in float64.
+      equations: number of equations compared, each by itself in float64.
       bound_used: largest share of what rounding explains that the difference of an
         equation's results takes up, in [0, 1].
       equal_predictions: share of images with the same prediction, in [0, 1].
@@ -142,7 +142,7 @@ def prove(
     Args:
       network: the whole network.
       masks: of its channels.
-      narrowing: what the compact network lacks of the network, for this batch's shape.
+      narrowing: removed indices of the network's values, for this batch's shape.
       arrays: the compact network's.
       batch: inputs.
       own: inputs -> what the compact network makes of them in its own type.
@@ -172,7 +172,7 @@ def prove(
 
 
 class Masked(NamedTuple):
-    """What the masked network computes, in float64.
+    """The values of the masked network, in float64.
 
     Attributes:
       values: those that depend on the batch, by their numbers, before consumers are
@@ -253,7 +253,7 @@ def step_shares(
 
     Args:
       graph: of the whole network.
-      narrowing: what the compact network lacks.
+      narrowing: removed indices of values.
       masked: what is left of these values is what equations are given, and what their
         results are compared with.
       arrays: the compact network's.
@@ -323,7 +323,7 @@ class _Steps:
         return found
 
     def value(self, value: int) -> Any:
-        """What an equation is given for a value."""
+        """The operand of an equation for a value."""
         if value in self.masked.values and value not in self.inside:
             return self.narrowing.take(value, self.masked.values[value])
         return self.env[value]
@@ -337,7 +337,7 @@ class _Steps:
         return jnp.max(distance / bound, initial=0.0)
 
     def bound(self, eqn: Equation, inputs: list[Any], result: Any, unit: float) -> Any:
-        """What rounding explains of an equation's results: one rule for each kind."""
+        """The rounding error of an equation's results: one rule for each kind."""
         sizes = [jnp.abs(a) for a in inputs if jnp.issubdtype(a.dtype, jnp.floating)]
         if eqn.number in self.layers:
             layer = self.layers[eqn.number]

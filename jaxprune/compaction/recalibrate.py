@@ -31,9 +31,9 @@ class _Norm:
     Attributes:
       mean: path of its mean.
       variance: path of its variance.
-      value: what it is given.
+      value: its input.
       equation: number of the equation that takes the mean off.
-      operand: which of that equation's operands the mean is.
+      operand: number of that equation's operand that is the mean.
       axes: of the value, those that are averaged over.
     """
 

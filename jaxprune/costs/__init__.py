@@ -1,1 +1,1 @@
-"""What a network costs: parameters, multiply-adds, bytes, time; by its widths."""
+"""The cost of a network: parameters, multiply-adds, bytes, time; by its widths."""

@@ -70,7 +70,7 @@ class Clock:
           product: (kernel, operand) -> result.
           kernel: its shape and type.
           x: of the operand.
-          described: what tells this product from others of these shapes.
+          described: text that tells this product from others of these shapes.
         """
         key = f"{described} {kernel.dtype} {list(kernel.shape)} {list(x.shape)}"
         if key not in self.known:

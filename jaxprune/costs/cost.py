@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, bytes, time."""
+"""The cost of a network: parameters, multiply-adds, bytes, time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ from jaxprune.graph.network import Network, size_of
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs.
+    """The cost of a network.
 
     Attributes:
       parameters: weights, BatchNorm statistics, rows of offset maps; no indices.
       multiply_adds: of all convolutions and dot products, for one input.
       file_bytes: of the variables as safetensors.
       memory_bytes: of the variables in memory.
-      working_bytes: what the compiled program needs besides, at `batch` inputs.
+      working_bytes: further memory of the compiled program, at `batch` inputs.
       batch: inputs that `working_bytes` is for.
     """
 

@@ -74,9 +74,9 @@ class LatencyTable:
 
     Attributes:
       batch: inputs of a call.
-      costs: how many features each layer has.
-      layers: what was timed.
-      rest: what a network takes beyond them.
+      costs: number of features of each layer.
+      layers: timed layers.
+      rest: seconds of a network beyond them.
       multiple: numbers of features that are multiples of this are faster here.
     """
 
@@ -111,7 +111,7 @@ class LatencyTable:
         return replace(self, rest=Rest(*(found / causes[0])))
 
     def _causes(self, widths: Widths) -> tuple[Number, Number, Number]:
-        """What the rest goes with, in its order."""
+        """The quantities that the rest grows with, in its order."""
         return self._elements(widths), self.costs.parameters(widths), 1
 
     def layer(self, name: str, widths: Widths) -> float:
@@ -221,7 +221,7 @@ def _resized(
 
 
 def _fastest_multiple(clock: Clock, layer: Layer) -> int:
-    """What widths should be rounded up to: the least that is as fast as any.
+    """The multiple for widths: the smallest that is as fast as any.
 
     Any width in a window is as likely as another, given and returned alike.
     """

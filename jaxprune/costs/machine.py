@@ -9,7 +9,7 @@ import jax
 
 
 def machine() -> dict[str, str]:
-    """What times depend on: device, processor, JAX. JAX calls all processors "cpu"."""
+    """The machine: device, processor, JAX. JAX calls all processors "cpu"."""
     return {
         "device": jax.devices()[0].device_kind,
         "processor": f"{_processor()}, {os.cpu_count()} cores",

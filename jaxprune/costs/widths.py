@@ -1,4 +1,4 @@
-"""What a network costs as a function of its groups' widths.
+"""The cost of a network as a function of its groups' widths.
 
 An axis of an array has indices that no group has, and a number for each unit that a
 group keeps. Several axes of a contraction can shrink, so that a cost is a sum of
@@ -61,7 +61,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a network costs, by its groups' widths.
+    """The cost of a network, by its groups' widths.
 
     Attributes:
       whole: width of every group before anything is pruned.

@@ -1,4 +1,4 @@
-"""Images of one's own from an .npz file.
+"""A user's images from an .npz file.
 
     images [N, H, W, C], labels [N]     those that a network is tested on
     class_names [classes]               text; by default 0, 1, 2, ...
@@ -30,7 +30,7 @@ def load(path: Path, classes: int, seed: int = 0) -> Splits:
 
     Args:
       path: the file.
-      classes: how many the network tells apart.
+      classes: number of the network's classes.
       seed: of the draw.
 
     Raises:

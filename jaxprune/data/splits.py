@@ -22,7 +22,7 @@ class Split:
 
     Attributes:
       images: M source images, possibly memory-mapped; the library's own are uint8.
-      sources: which source images make each example.
+      sources: source images of each example.
       labels: class index of each example.
       class_names: name of each class.
     """

@@ -123,8 +123,7 @@ def _read(entry: Path, split: str) -> Decoded | None:
             if sha256(entry / f"{split}_{key}.npy") != about["sha256"][key]:
                 raise ValueError(f"{split}_{key}.npy does not match its checksum")
         names = manifest.digest(about["class_names"])
-        # A cache that is older than the sum of the names has none.
-        if about["sha256"].get("class_names", names) != names:
+        if about["sha256"]["class_names"] != names:
             raise ValueError("the class names do not match their checksum")
         images = np.load(entry / f"{split}_images.npy", mmap_mode="r")
         labels = np.load(entry / f"{split}_labels.npy")

@@ -64,7 +64,7 @@ class ChangedPairs:
     For fills that are constants at the layer.
 
     Attributes:
-      functions: what was compiled.
+      functions: compiled programs.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ class Consumer:
 
     Attributes:
       layer: the layer, of the network for a few images.
-      features: which of its input features hold each channel.
-      kernel: what it multiplies by, see `Layer.rows`.
+      features: its input features that hold each channel.
+      kernel: its kernel, see `Layer.rows`.
     """
 
     layer: Layer
@@ -39,7 +39,7 @@ class Consumer:
         return (*rest[1:], self.layer.channels)
 
     def product(self, kernel: Array, x: Array) -> Array:
-        """What it returns without its bias, for other features and their kernel."""
+        """Its output without its bias, for other features and their kernel."""
         return multiply(self.layer, kernel, x)
 
 

@@ -55,7 +55,7 @@ class Plan:
     Attributes:
       order: channels in the order of pruning.
       ks: ascending numbers of pruned channels.
-      fill: what a pruned channel becomes.
+      fill: the fill of pruned channels.
     """
 
     order: Int[np.ndarray, " P"]
@@ -94,7 +94,7 @@ class Predicted(NamedTuple):
 
 
 def judge(logits: Float[Array, "M C"], labels: Int[Array, " M"]) -> Judged:
-    """What logits predict, and what it costs where the classes are `labels`."""
+    """Predictions of logits, and their cross-entropy with the classes `labels`."""
     return Judged(jnp.argmax(logits, axis=-1), cross_entropy(logits, labels))
 
 
@@ -173,7 +173,7 @@ def run_masks(
     mesh: Mesh,
     mask_chunk: int,
 ) -> Any:
-    """What a `mask_program` returns for each mask, `mask_chunk` masks at a time."""
+    """Outputs of a `mask_program` for each mask, `mask_chunk` masks at a time."""
     images = len(jax.tree.leaves(batch)[0])
     size = round_up(images, mesh.shape[DATA])
     batch = jax.tree.map(lambda a: _pad_rows(a, size), tuple(batch))
@@ -218,8 +218,8 @@ class EveryPair:
     Attributes:
       weights: the head's, on every device: the network's arrays, and what becomes of
         the consumers' features.
-      around: what the network's end reads besides the feature map, see `Head.around`.
-      functions: what was compiled.
+      around: other values that the network's end reads, see `Head.around`.
+      functions: compiled programs.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class Head:
     apart: bool = True
 
     def around(self, arrays: Mapping[str, Any], images: Array) -> tuple[Array, ...]:
-        """What the network's end reads besides the value: arrays [B, ...]."""
+        """Other values that the network's end reads: arrays [B, ...]."""
         if not self.apart:
             return (images,)
         graph = self.network.graph(images)
@@ -57,13 +57,13 @@ class Head:
         given: Any,
         before: Callable[[Graph], Mapping[int, Change]] = lambda graph: {},
     ) -> Any:
-        """What the network returns.
+        """The network's output.
 
         Args:
           arrays: the network's, by path.
           around: of the same images.
           given: the value, in the network's own layout of axes.
-          before: what becomes of equations' operands behind it.
+          before: changes of equations' operands behind it.
         """
         graph = self.network.graph(self._images(given))
         start = self.start(graph)
@@ -102,7 +102,7 @@ def make_head(network: Network, images: Array, start: Start) -> Head:
     Args:
       network: the network.
       images: some, [N, ...], to try whether what goes around can be taken apart.
-      start: where the end begins.
+      start: value that the end begins with.
     """
     image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     head = Head(network, image, start)

@@ -25,7 +25,7 @@ class MaskedHead:
     Attributes:
       head: from the layer's output on.
       layer: its name.
-      fill: what a pruned channel becomes.
+      fill: the fill of pruned channels.
     """
 
     head: Head
@@ -33,7 +33,7 @@ class MaskedHead:
     fill: Fill
 
     def around(self, weights: Any, images: Array) -> tuple[Array, ...]:
-        """What the network's end reads besides the feature map: arrays [B, ...]."""
+        """Other values that the network's end reads: arrays [B, ...]."""
         return self.head.around(weights[0], images)
 
     def logits(

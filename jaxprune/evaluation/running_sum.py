@@ -52,7 +52,7 @@ class ReadNetwork:
       network: the network.
       layer: whose channels are pruned.
       consumer: of these channels.
-      plan: which to prune.
+      plan: channels to prune.
       head: from what the consumer returns.
     """
 
@@ -83,7 +83,7 @@ class ReadNetwork:
     def read(
         self, weights: Any, images: Array, feature_map: Array
     ) -> tuple[Array, Array, Array]:
-        """What the consumer returns [B ... U], and what pruning changes of its input.
+        """The consumer's output [B ... U], and its input's changes by pruning.
 
         The changes are those of each channel by rank [B ... S, R], 0 after the last;
         then whether there are any [B, S].
@@ -125,7 +125,7 @@ class ReadNetwork:
         self, weights: Any, labels: Array, around: Any, total: Array, change: Array,
         first: Array, image: Array, pruned: Array,
     ) -> Judged:  # fmt: skip
-        """Predictions [M] with `pruned` channels from `first` on pruned besides."""
+        """Predictions [M] with `pruned` more channels pruned, from `first` on."""
         parts, kernel = self._step(weights, change, first)
         gone = np.arange(STEP) < pruned[:, None]
         gone = gone.reshape(len(image), *(1,) * (parts.ndim - 3), STEP, 1)
@@ -165,7 +165,7 @@ class RunningSum:
     """Evaluates the pairs that change what the consumer returns.
 
     Attributes:
-      functions: what was compiled.
+      functions: compiled programs.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""What a pruned channel becomes, and how that is fitted."""
+"""Fills: what a pruned channel becomes, and how that is fitted."""

@@ -49,7 +49,7 @@ def linear_fill(
 
     Args:
       network: the network, or in its place a function or `apply`, and its variables.
-      images: what the network takes; not those that it is evaluated on.
+      images: inputs of the network; not those that it is evaluated on.
       layer: name of the convolution; by default the last one.
       ridge: in units of the mean variance, positive; by default the one of RIDGES with
         the smallest leave-one-out error (`press`).
@@ -87,7 +87,7 @@ def linear_fills(
 
     Args:
       network: the network, or in its place a function or `apply`, and its variables.
-      images: what the network takes; not those that it is evaluated on.
+      images: inputs of the network; not those that it is evaluated on.
       groups: such as `find_groups(...).groups.values()`.
       ridge: in units of the mean variance, positive; by default chosen for each.
       batch_size: images in a batch.
@@ -150,7 +150,7 @@ def mean_fills(
 
     Args:
       network: the network, or in its place a function or `apply`, and its variables.
-      images: what the network takes; not those that it is evaluated on.
+      images: inputs of the network; not those that it is evaluated on.
       groups: such as `find_groups(...).groups.values()`.
       batch_size: images in a batch.
       mesh: the devices; by default all of this process.
@@ -218,7 +218,7 @@ def _read(
     batch_size: int,
     mesh: Mesh | None,
 ) -> dict[Pair, Sums]:
-    """What each group's consumers are given for the images, added up."""
+    """Moments of the inputs of each group's consumers."""
     _check_linear(network, groups)
     features = {
         (g.name, name): _features(g, name) for g in groups for name in g.consumers

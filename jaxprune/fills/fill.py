@@ -1,4 +1,4 @@
-"""What a pruned channel becomes.
+"""Fills: what a pruned channel becomes.
 
 A fill takes effect at one of two places. `zero`, `bias`, `mean` and a user's own values
 are constants at the layer's output. `drop`, `linear` and what `mean_fills` returns
@@ -33,11 +33,11 @@ AtConsumer = Callable[[Array, Any], Array]
 
 @dataclass(frozen=True)
 class Fill:
-    """What a pruned channel becomes, resolved for one layer or group.
+    """A fill, resolved for one layer or group.
 
     Attributes:
       name: one of FILLS, or "values".
-      facts: how it was made, as JSON.
+      facts: JSON-able facts of its making.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Fill:
 
     @property
     def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
-        """What tells it from another fill of its name."""
+        """Facts that tell it from another fill of its name."""
         return {}
 
     def check(self, group: PruningGroup) -> None:
@@ -59,7 +59,7 @@ class Fill:
     def at_consumers(
         self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
     ) -> dict[str, AtConsumer]:
-        """What becomes of each consumer's operand; none where it acts at the layer."""
+        """The change of each consumer's operand; none where it acts at the layer."""
         return {}
 
     def nested(self, order: Int[np.ndarray, " P"]) -> dict[str, Nested]:
@@ -79,7 +79,7 @@ class ConstantFill(Fill):
 
     @property
     def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
-        """What tells it from another fill of its name."""
+        """Facts that tell it from another fill of its name."""
         return {"values": self.values}
 
     @property
@@ -100,7 +100,7 @@ class MeanFill(Fill):
 
     @property
     def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
-        """What tells it from another fill of its name."""
+        """Facts that tell it from another fill of its name."""
         return {f"mean {name}": np.asarray(m) for name, m in self.means.items()}
 
     def check(self, group: PruningGroup) -> None:
@@ -114,13 +114,13 @@ class MeanFill(Fill):
                 )
 
     def at_consumer(self, group: PruningGroup, name: str) -> Float[np.ndarray, " F"]:
-        """What a consumer's features hold once they are pruned."""
+        """The values of a consumer's pruned features."""
         return self.means.get(name, np.zeros(len(group.consumers[name]), np.float32))
 
     def at_consumers(
         self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
     ) -> dict[str, AtConsumer]:
-        """What becomes of each consumer's operand."""
+        """The change of each consumer's operand."""
         return {
             name: Constant(owner, self.at_consumer(group, name))
             for name, owner in group.consumers.items()
@@ -129,7 +129,7 @@ class MeanFill(Fill):
 
 @dataclass(frozen=True)
 class LinearFill(Fill):
-    """What the kept channels predict at each consumer, see `jaxprune.fills.linear`.
+    """A prediction from the kept channels at each consumer; see `fills.linear`.
 
     Attributes:
       moments: of each consumer's operand.
@@ -139,7 +139,7 @@ class LinearFill(Fill):
 
     @property
     def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
-        """What tells it from another fill of its name."""
+        """Facts that tell it from another fill of its name."""
         return {
             f"moments {name}": np.stack(
                 [m.mean, np.diagonal(m.ridged, axis1=1, axis2=2)]
@@ -168,7 +168,7 @@ class LinearFill(Fill):
     def at_consumers(
         self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
     ) -> dict[str, AtConsumer]:
-        """What becomes of each consumer's operand."""
+        """The change of each consumer's operand."""
         return dict(self.regressions(keep))
 
     def nested(self, order: Int[np.ndarray, " P"]) -> dict[str, Nested]:
@@ -176,7 +176,7 @@ class LinearFill(Fill):
         return {name: m.nest(order) for name, m in self.moments.items()}
 
     def left_out(self, kept: Bool[np.ndarray, " P"]) -> dict[str, AtConsumer]:
-        """What becomes of each consumer's operand where one channel more may go."""
+        """The change of each consumer's operand where one channel more may go."""
         return {name: leave_out(m, kept) for name, m in self.moments.items()}
 
 
@@ -230,7 +230,7 @@ def resolve_fill(
         "drop" (whatever reads the channel reads 0), the value of every channel, or a
         fill that has been made, such as `linear_fill` returns.
       layer: its name, for messages.
-      bias: what a channel becomes when its kernel is zeroed.
+      bias: value of a channel whose kernel is zeroed.
       mean: of every channel, where that is known.
 
     Raises:

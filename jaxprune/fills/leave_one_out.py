@@ -27,7 +27,7 @@ class LeftOut:
 
     Attributes:
       before: predicts the channels pruned before.
-      kept: which channels are kept before, [P].
+      kept: mask of the channels kept before, [P].
       mean: of the features, [G, Q].
       precision: Q over the kept features, 0 elsewhere, [G, Q, Q].
       scales: Q_JJ^{-1} of each kept channel, 0 of the others, [G, P, R, R].

@@ -147,7 +147,7 @@ class Regression:
       features: the input features that hold the channels, [G, Q].
       owner: the channel of each, [Q].
       coefficients: A, from kept features to pruned ones, [G, Q, Q]; 0 elsewhere.
-      constants: what is added for a pruned feature, [G, Q]; 0 for the others.
+      constants: constant of a pruned feature, [G, Q]; 0 for the others.
     """
 
     features: Any

@@ -31,9 +31,9 @@ class Mask:
     Attributes:
       layer: whose channels are masked.
       keep: True where a channel is kept, [P].
-      values: what a pruned channel is at the layer's output, [P]; None where consumers
+      values: value of a pruned channel at the layer's output, [P]; None where consumers
         are masked.
-      at_consumers: what becomes of the consumers' features then.
+      at_consumers: change of the consumers' features then.
     """
 
     layer: str = field(metadata={"static": True})
@@ -44,12 +44,12 @@ class Mask:
 
 @dataclass(frozen=True)
 class Pruning:
-    """What is pruned of one layer or group.
+    """A mask and a fill of one layer or group.
 
     Attributes:
-      group: where its channels are.
+      group: group of its channels.
       keep: True where a channel is kept.
-      fill: what a pruned channel becomes.
+      fill: the fill of pruned channels.
     """
 
     group: PruningGroup
@@ -131,7 +131,7 @@ Changes = dict[int, Change]
 
 
 def mask_changes(graph: Graph, masks: Sequence[Mask]) -> tuple[Changes, Changes]:
-    """What masks change: of equations' operands, and of equations' results."""
+    """The changes that masks make: of equations' operands and results."""
     at_consumers: dict[str, list[tuple[AtConsumer, Any]]] = defaultdict(list)
     after: Changes = {}
     for mask in masks:
@@ -213,7 +213,7 @@ def fill_channels(
     Args:
       feature_map: of a batch of images.
       keep: mask [P], or [B, P] with a row for each image.
-      values: what a pruned channel becomes, [P] or one number.
+      values: value of a pruned channel, [P] or one number.
     """
     keep = along_channels(jnp.asarray(keep), feature_map.ndim)
     return jnp.where(keep, feature_map, jnp.asarray(values, feature_map.dtype))

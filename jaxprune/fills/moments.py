@@ -59,7 +59,7 @@ class Sums:
     """Of a consumer's channels over rows.
 
     Attributes:
-      features: which hold the channels.
+      features: features that hold the channels.
       channels: their number, P.
       count: of rows.
       total: sum of each feature.

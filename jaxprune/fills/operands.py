@@ -1,4 +1,4 @@
-"""What consumers of channels are given for calibration images, batch by batch.
+"""Inputs of consumers for calibration images, batch by batch.
 
 Axes: N images, n rows, which are images and positions.
 """

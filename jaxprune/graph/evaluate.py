@@ -51,7 +51,7 @@ class Narrowing:
         return self.labels.kept(value, self.removed)
 
     def take(self, value: int, array: Any) -> Any:
-        """What is left of an array that a value has in the whole network."""
+        """The part that is left of a value's array in the whole network."""
         return take(array, self.kept(value))
 
     @cached_property
@@ -105,7 +105,7 @@ def run(
       given: values that are known.
       before: by an equation's number, what becomes of its operands.
       after: by an equation's number, what becomes of its results.
-      narrowing: what is removed of each value.
+      narrowing: removed indices of each value.
       exact: in float64, whatever the types are in the program; to be called where JAX
         has 64-bit types (`jax.enable_x64`).
     """
@@ -164,7 +164,7 @@ class Runner:
                 env.setdefault(value, output)
 
     def one(self, eqn: Equation, inputs: list[Any], env: dict[int, Any]) -> list[Any]:
-        """What an equation returns, with what is changed before and after it."""
+        """Outputs of an equation, with changes before and after it."""
         if eqn.number in self.before:
             inputs = self.before[eqn.number](inputs)
         outputs = self.alone(eqn, inputs, env)
@@ -173,7 +173,7 @@ class Runner:
         return outputs
 
     def alone(self, eqn: Equation, inputs: list[Any], env: dict[int, Any]) -> list[Any]:
-        """What an equation itself returns."""
+        """Outputs of an equation alone."""
         if eqn.bodies and self.changes(eqn):
             if is_relu(self.program, eqn):  # with its derivative of 0 at 0
                 return [jax.nn.relu(inputs[0])]
@@ -297,7 +297,7 @@ def _cast(array: Any, dtype: Any) -> Any:
 
 
 def run_original(eqn: Equation, inputs: Sequence[Any]) -> list[Any]:
-    """What an equation returns for operands of the shapes that it was traced with."""
+    """Outputs of an equation for operands of the traced shapes."""
     of_value = dict(zip(eqn.inputs, inputs, strict=True))
     original, params = eqn.original.primitive, eqn.original.params
     operands = [of_value[value] for value in eqn.original_inputs]
@@ -327,7 +327,7 @@ def contract(eqn: Equation, left: Any, right: Any, params: Mapping[str, Any]) ->
 
 
 def multiply(layer: Layer, rows: Array, features: Array) -> Array:
-    """What a layer's contraction makes of other features and their rows.
+    """A layer's contraction of other features with their rows.
 
     Parts are small beside their sum: a matrix unit that rounds its factors would lose
     them, so that this is done at full precision.

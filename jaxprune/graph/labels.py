@@ -96,7 +96,7 @@ class Unions:
         return self.reasons[self._why[self.find(label)[0]]]
 
     def where_tied(self, labels: np.ndarray) -> str:
-        """What is done where the first two of different labels are tied."""
+        """The operation that ties the first two of different labels."""
         again = Unions()
         again.new(self.count - 1)
         labels = np.unique(labels)
@@ -119,7 +119,7 @@ class Labels:
       program: the program.
       layers: its contractions, by name.
       values: of every value, the labels of each axis.
-      unions: which of them are tied, and which stay.
+      unions: labels that are tied, and labels that stay.
       stored: values that depend on parameters alone in a way that is not understood:
         of fewer channels they cannot be computed, so that they are kept as they are.
       choice: see `Splits`.
@@ -157,7 +157,7 @@ def find_labels(program: Program, choice: Splits | None = None) -> Labels:
 
     Args:
       program: a network.
-      choice: which axes of a reshape may be cut; by default, those with which most
+      choice: axes of a reshape that may be cut; by default, those with which most
         indices of the leaves can go.
     """
     layers = find_layers(program)
@@ -342,7 +342,7 @@ Rule = Callable[[_Walk, Equation, list[Axes]], list[Axes]]
 
 
 def _elementwise(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
-    """What meets in an element is tied; numbers, and axes of one, meet all."""
+    """Ties labels that meet in an element; numbers, and axes of one, meet all."""
     shape = walk.program.shape(eqn.outputs[0])
     arrays = [axes for axes in given if len(axes) == len(shape)]
     if not arrays:

@@ -38,8 +38,8 @@ class Layer:
       kind: "conv", "dense", or "product" where both operands depend on the batch.
       equation: the contraction.
       program: that it is part of.
-      x: which operand is summed over; it depends on the batch.
-      kernel: which operand is the kernel; None for a product.
+      x: number of the operand that is summed over; it depends on the batch.
+      kernel: number of the operand that is the kernel; None for a product.
       leaf: path of the kernel, or of the largest array that it is computed of; None
         where it is a constant.
       output: the value that the layer returns, its bias added.
@@ -47,7 +47,7 @@ class Layer:
       adds: the equations that add what is constant to the contraction's output.
       added: paths of the leaves that are added there.
       inner: the values on the way from the contraction to `output`.
-      repeats: how often the loops around it run it.
+      repeats: number of times that the loops around it run it.
     """
 
     name: str

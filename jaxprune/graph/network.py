@@ -37,7 +37,7 @@ class Graph:
     """A network for batches of one shape.
 
     Attributes:
-      labels: which indices of its arrays go together.
+      labels: indices of its arrays that go together.
     """
 
     labels: Labels
@@ -117,7 +117,7 @@ class Graph:
         return names
 
     def narrowing(self, kept: Mapping[LeafAxis, Bool[np.ndarray, " _"]]) -> Narrowing:
-        """What goes of every value where indices of leaves do.
+        """The indices of every value that go where indices of leaves go.
 
         Args:
           kept: for axes of leaves, True where an index is left.
@@ -172,7 +172,7 @@ class Network:
         arguments.check_parameters(self.params)
 
     def __call__(self, batch: Any) -> Any:
-        """What the network returns for a batch."""
+        """The network's output for a batch."""
         return self.function(self.params, batch)
 
     def __repr__(self) -> str:

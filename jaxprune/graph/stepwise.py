@@ -22,7 +22,7 @@ class Stepwise:
       arrays: its parameters, by path.
       batch: an array of inputs.
       layers: those that `layer` decides the output of, by the value that they return.
-      layer: what such a layer returns for what it is given.
+      layer: function from such a layer's input to its output.
       also: values that are asked for as often beside the program itself.
     """
 

@@ -285,7 +285,7 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def loop_carry(eqn: Equation, body: Body) -> list[tuple[int, int]]:
-    """What a loop's body returns, beside what it is given in its place next time."""
+    """Each output of a loop's body, and the input that it becomes in the next turn."""
     if eqn.name == "scan":
         constants, carried = scan_counts(eqn.params)
         inputs = body.inputs[constants : constants + carried]

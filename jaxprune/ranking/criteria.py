@@ -1,4 +1,4 @@
-"""What a channel is worth: a score for each, the lowest is pruned first.
+"""Criteria: a score for each channel; the lowest is pruned first.
 
 A criterion is a function of arrays, and `CRITERIA` says which: names of NEEDS. What is
 asked for is gathered in one pass over the ranking images, see

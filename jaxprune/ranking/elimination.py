@@ -17,7 +17,7 @@ ConsumerMoments = tuple[Float[np.ndarray, "G Q Q"], Float[np.ndarray, "G Q Q"], 
 def eliminate(
     consumers: Sequence[ConsumerMoments], *, weighted: bool
 ) -> Float[np.ndarray, " P"]:
-    """What it costs until each channel is gone, see `criteria.linear`."""
+    """The cost until each channel is gone, see `criteria.linear`."""
     states = [
         (np.linalg.inv(covariance), gram.copy()) for covariance, gram, _ in consumers
     ]
@@ -44,7 +44,7 @@ def _costs(
     channels: int,
     weighted: bool,
 ) -> Float[np.ndarray, " kept"]:
-    """What removing each kept channel costs at one consumer: trace(Q_JJ^{-1} G_JJ)."""
+    """The cost of removing each kept channel at one consumer: trace(Q_JJ^{-1} G_JJ)."""
     members = kept[:, None] + np.arange(0, inverse.shape[-1], channels)
     blocks = members[:, :, None], members[:, None, :]
     variance = np.linalg.inv(inverse[:, *blocks])

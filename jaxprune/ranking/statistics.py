@@ -1,4 +1,4 @@
-"""What criteria go by, as sums that batches, devices and processes add to.
+"""Statistics that criteria need, as sums over batches, devices and processes.
 
 Axes: N images, P channels, F features of a layer that reads them.
 """
@@ -22,7 +22,7 @@ class Activations:
       count: of values, the same for each.
       mean: of each channel or feature.
       squares: sum of the squared deviations from the mean.
-      zeros: how many values are exactly 0.
+      zeros: number of values that are exactly 0.
     """
 
     count: int
@@ -90,7 +90,7 @@ class Gradients:
 
 
 class ConsumerInput(NamedTuple):
-    """What one layer that reads the channels is given, and what it makes of it.
+    """One consumer's input and kernel.
 
     Attributes:
       activations: of each of its features, F.
@@ -108,7 +108,7 @@ class Losses(NamedTuple):
 
     Attributes:
       before: with the channels that are kept.
-      without: with each of them pruned besides; infinite for those that are not kept.
+      without: the loss with each of them pruned too; infinite for those not kept.
     """
 
     before: float

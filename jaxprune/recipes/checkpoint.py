@@ -21,13 +21,13 @@ Variables = Any
 
 @dataclass(frozen=True)
 class _About:
-    """What a checkpoint says of itself.
+    """The description of a checkpoint.
 
     Attributes:
       sha256: fingerprint of the variables.
       optimizer: fingerprint of the optimizer's state, where there is one.
       epoch: number of the checkpoint.
-      facts: what the caller has added.
+      facts: JSON-able facts that the caller has added.
       seal: digest of all others.
     """
 
@@ -56,7 +56,7 @@ def save(
     """Saves a checkpoint, whole or not at all, and keeps the one before it.
 
     Args:
-      folder: where checkpoints lie.
+      folder: the folder of the checkpoints.
       epoch: its number.
       variables: the network's variables.
       optimizer: optimizer state, where training is to go on from here.
@@ -99,14 +99,14 @@ def _check_room(folder: Path, arrays: Any) -> None:
         raise OSError(f"it takes up to {needed:,} bytes and {free:,} are free")
 
 
-def facts(folder: Path, epoch: int) -> dict[str, Any] | None:
-    """What `save` was given; None of a checkpoint that is older than facts.
+def facts(folder: Path, epoch: int) -> dict[str, Any]:
+    """The facts that `save` was given.
 
     Raises:
       InputError: it is damaged.
     """
-    about = _restore(folder, epoch, {"about": ocp.args.JsonRestore()})["about"]
-    return None if about.seal == "" else about.facts
+    about: _About = _restore(folder, epoch, {"about": ocp.args.JsonRestore()})["about"]
+    return about.facts
 
 
 def restore(
@@ -115,7 +115,7 @@ def restore(
     """Restores a checkpoint and checks all of it against its fingerprints.
 
     Args:
-      folder: where checkpoints lie.
+      folder: the folder of the checkpoints.
       epoch: its number.
       variables: variables of the same shapes and types, or just these.
       optimizer: optimizer state of the same shapes, or None to leave it out.
@@ -146,8 +146,6 @@ def _restore(
         restored = {name: found[name] for name in items}
         about = restored["about"] = _parse(found["about"], epoch)
         prints = {"variables": about.sha256, "optimizer": about.optimizer}
-        if about.seal == "":  # older than fingerprints of the optimizer's state
-            del prints["optimizer"]
         for name in prints.keys() & items.keys():
             if manifest.fingerprint(restored[name]) != prints[name]:
                 raise ValueError(f"its {name} does not match its fingerprint")
@@ -166,10 +164,7 @@ def _restore(
 
 
 def _parse(about: Any, epoch: int) -> _About:
-    """What a checkpoint says of itself, checked but for the fingerprints."""
-    if set(about) == {"sha256"}:
-        about |= {"optimizer": None, "epoch": epoch, "facts": {}, "seal": ""}
-        return schema.check(about, _About, "about")
+    """The description of a checkpoint, checked but for the fingerprints."""
     parsed = schema.check(about, _About, "about")
     if parsed.seal != _seal(parsed):
         raise ValueError("what it says of itself does not match its own digest")

@@ -1,6 +1,6 @@
-"""What decides a network's weights, kept as config.json in its run directory.
+"""The configuration of a network's weights, config.json in its run directory.
 
-Either an experiment's, which are trained here, or those of a network of one's own.
+Either an experiment's, which are trained here, or those of a user's network.
 """
 
 import dataclasses
@@ -20,8 +20,6 @@ from jaxprune._base.files import sha256, write_text
 from jaxprune.data.datasets import DATASETS
 
 DTYPES = ("float32", "bfloat16")
-# What a configuration that is older than a field means.
-_BEFORE: dict[str, Any] = {"depth": 0}
 # Of what draws random numbers; scikit-learn takes no more.
 _LARGEST_SEED = 2**32 - 1
 
@@ -74,7 +72,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class UserConfig:
-    """Which network of one's own, which weights, and on which images.
+    """The configuration of a user's network: function, weights and images.
 
     It comes trained, so that nobody has said on what; it is given float32.
     """
@@ -95,7 +93,7 @@ AnyConfig = Config | UserConfig
 
 
 def is_own(model: str) -> bool:
-    """Whether a network is one's own, `my_package.my_module:build`."""
+    """Whether a network is a user's, `my_package.my_module:build`."""
     return ":" in model
 
 
@@ -205,14 +203,12 @@ def of_facts(facts: Mapping[str, Any], where: Path) -> AnyConfig:
     Raises:
       InputError: it is damaged.
     """
-    kind: type[AnyConfig] = Config
-    values = {**_BEFORE, **facts}
-    if is_own(str(facts.get("model"))):
-        kind, values = UserConfig, {**facts}
-    missing = [f.name for f in dataclasses.fields(kind) if f.name not in values]
+    own = is_own(str(facts.get("model")))
+    kind: type[AnyConfig] = UserConfig if own else Config
+    missing = [f.name for f in dataclasses.fields(kind) if f.name not in facts]
     if missing:
         raise InputError(f"{where} is damaged: it lacks {', '.join(missing)}")
-    return schema.check(values, kind, where)
+    return schema.check({**facts}, kind, where)
 
 
 def _short(value: Any) -> str:

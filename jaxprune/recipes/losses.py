@@ -1,4 +1,4 @@
-"""What training lowers: cross-entropy, and how far a teacher's logits are.
+"""Losses of training: cross-entropy, and the divergence from a teacher.
 
 Axes: N images, C classes.
 """

@@ -17,10 +17,10 @@ class Recipe:
 
     Attributes:
       build: configuration and number of classes -> the model.
-      config: what the flags that are not given are.
+      config: defaults of the flags.
       criterion: as the report ranks channels; has a flag, like the next two.
-      tap: where the report takes the feature map.
-      fill: what a pruned channel becomes in the report.
+      tap: the place of the report's feature map, one of `TAPS`.
+      fill: the fill of the report.
       smallest_image: pixels that a side must have.
       crop_and_flip: whether training images are shifted and mirrored.
       l2: configuration -> coefficient of each layer's L2 penalty.
@@ -39,18 +39,18 @@ class Recipe:
     layer: Callable[[Config], str] | None = None
 
     def defaults(self, config: Config) -> "Defaults":
-        """What is pruned where no flag says otherwise."""
+        """The default layer, criterion, tap and fill."""
         layer = None if self.layer is None else self.layer(config)
         return Defaults(self.criterion, self.tap, self.fill, layer)
 
 
 class Defaults(NamedTuple):
-    """What is pruned, and how, where no flag says otherwise.
+    """Defaults: what is pruned, and how, where no flag says otherwise.
 
     Attributes:
       criterion: that ranks the channels.
-      tap: where the feature map is taken.
-      fill: what a pruned channel becomes.
+      tap: the place of the feature map, one of `TAPS`.
+      fill: the fill of pruned channels.
       layer: whose channels; None for the last convolution.
     """
 

@@ -53,7 +53,7 @@ def draw_sweep(
 
     Args:
       result: the sweep.
-      folder: where the pictures go.
+      folder: the folder for the pictures.
       order: tiles of the feature maps by channel index or by rank.
       normalize: one scale for all tiles, or one for each.
       k: K of the second confusion matrix; by default the largest safe one.

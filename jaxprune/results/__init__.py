@@ -1,1 +1,1 @@
-"""What a sweep has found: predictions, curves, confidence, saved files."""
+"""Results of a sweep: predictions, curves, confidence, saved files."""

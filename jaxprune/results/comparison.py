@@ -30,7 +30,7 @@ BAND = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class Comparison:
-    """What each criterion's order costs, beside random orders.
+    """The cost of each criterion's order, beside random orders.
 
     Attributes:
       ks: numbers of pruned channels, ascending.
@@ -209,7 +209,7 @@ class _Criterion(TypedDict):
 
 @schema.and_others
 class _Summary(TypedDict):
-    """What summary.json must hold, and what pictures are made of."""
+    """The fields of summary.json that are read."""
 
     layer: schema.Name
     fill: schema.Word

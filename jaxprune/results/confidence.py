@@ -141,7 +141,7 @@ def largest_safe_k(ks: Sequence[int], counts: Discordant, max_drop: float) -> in
     Args:
       ks: numbers of pruned channels, ascending; the first loses nothing.
       counts: for each k, against the first.
-      max_drop: what may not be lost, in [0, 1]; 0.01 is one point.
+      max_drop: loss that must not be reached, in [0, 1]; 0.01 is one point.
 
     Raises:
       InputError: `max_drop` is none.
@@ -256,7 +256,7 @@ def _percentiles(drawn: Float[np.ndarray, "K R"]) -> Interval:
 
 
 class Figures(NamedTuple):
-    """What is known of a curve over K; intervals are of 95 %.
+    """Confidence of a curve over K; intervals are of 95 %.
 
     Attributes:
       accuracy: Wilson's interval.

@@ -1,4 +1,4 @@
-"""What predictions are worth: counts first, divided once.
+"""Metrics of predictions: counts first, divided once.
 
 Axes: K masks (or any leading axes), N images, C classes.
 """

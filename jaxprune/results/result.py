@@ -93,7 +93,7 @@ class SweepResult:
 
     @property
     def title(self) -> str:
-        """What was swept, on one line."""
+        """The sweep's title, on one line."""
         names = {key: self.about.get(key) for key in ("layer", "criterion", "fill")}
         known = [f"{key} {name}" for key, name in names.items() if name]
         return ", ".join([*filter(None, [self.about.get("model")]), *known])
@@ -186,14 +186,14 @@ class SweepResult:
 
     @property
     def overlaps(self) -> list[str]:
-        """What was done on images that it should not know, in words."""
+        """Overlaps of the splits, in words."""
         if "overlaps" in self.about:
             return list(self.about["overlaps"])
         return ["chosen on the images reported"] if self._chooser is self else []
 
     @property
     def max_drop(self) -> float:
-        """What may be lost where nothing else is asked for; by default one point."""
+        """The largest loss allowed by default; one point."""
         return float(self.about.get("max_drop", 0.01))
 
     def at(self, k: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def write(
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What a sweep is made of, by its fields' names.
+    """The arrays and facts of a sweep, by field.
 
     Raises:
       Exception: of any kind; a file is missing or damaged.
@@ -70,7 +70,7 @@ def read_columns(folder: Path, names: Collection[str]) -> dict[str, np.ndarray]:
 
 @schema.and_others
 class _Summary(TypedDict):
-    """What summary.json must hold, and what pictures and files' names are made of."""
+    """The fields of summary.json that are read."""
 
     class_names: tuple[str, ...]
     layer: NotRequired[schema.Name]

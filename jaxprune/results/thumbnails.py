@@ -27,7 +27,7 @@ class Thumbnails(NamedTuple):
     """Pictures of some images.
 
     Attributes:
-      images: which these are, ascending.
+      images: their numbers, ascending.
       pixels: grey (c = 1) or in colour (c = 3).
     """
 

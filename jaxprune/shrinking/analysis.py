@@ -1,4 +1,4 @@
-"""What is known of a network before it is cut, and the cut to a budget.
+"""The analysis of a network before it is cut, and the cut to a budget.
 
 A budget takes a greedy descent and a pass of least squares; nothing is trained, and no
 label is used.
@@ -51,7 +51,7 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is known of a network before it is cut.
+    """The analysis of a network before it is cut.
 
     Attributes:
       whole: the network, of which nothing has been removed; see `as_compact`.
@@ -79,7 +79,7 @@ class Analysis:
         up is not in the curve of a single group: `best` measures it.
 
         Args:
-          budget: how far to go.
+          budget: the budget to meet.
           multiple_of: widths are multiples of this, or the group's own.
 
         Raises:
@@ -197,7 +197,7 @@ class Analysis:
 def cost_of(
     costs: Costs, latency: LatencyTable | None, budget: Budget
 ) -> tuple[Callable[[Widths], Number], Number]:
-    """What a budget is of, by widths, and the share of the whole network's."""
+    """The cost that a budget limits, by widths, and its share of the whole's."""
     if budget.size is not None:
         return costs.parameters, budget.size
     if budget.speedup is not None:

@@ -1,4 +1,4 @@
-"""How far a whole network is to be cut."""
+"""Budgets of a whole network."""
 
 from dataclasses import dataclass
 

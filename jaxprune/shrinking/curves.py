@@ -1,4 +1,4 @@
-"""What it costs to make one group narrower: a loss for every width, without labels.
+"""Loss curves: the cost of making one group narrower, by width, without labels.
 
 The loss is the Kullback-Leibler divergence of the network's predictions from those of
 the whole network, on calibration images, when that group alone is cut and the linear

@@ -43,7 +43,7 @@ def least_squares(
 def patches(
     layer: Layer, x: Float[np.ndarray, "N *positions k"], pick: np.ndarray
 ) -> Float[np.ndarray, "n Tk"]:
-    """What the kernel of a convolution meets at the picked positions of its output.
+    """The patches under a convolution's kernel at the chosen output positions.
 
     Args:
       layer: the convolution, of which the positions of operand and result come in the

@@ -1,4 +1,4 @@
-r"""A layer's kernel fitted to what the value that it leads to is to be.
+r"""The least-squares fit of a layer's kernel to its target.
 
 With y = z W + b a layer's output, f y + r what becomes of it (see
 `jaxprune.shrinking.targets`) and t what that is in the whole network, W and b are
@@ -27,11 +27,11 @@ Fitted = tuple[Float[np.ndarray, "k U"], Float[np.ndarray, " U"]]
 
 @dataclass(frozen=True)
 class Goal:
-    """What the value that a layer leads to is to be.
+    """The objective of a layer's fit: the value that its output leads to.
 
     Attributes:
       target: that value in the whole network.
-      rest: what it is in the cut one without the layer.
+      rest: its value in the cut network without the layer.
       factor: of the layer's output in it.
       rectified: whether a ReLU follows.
     """
@@ -47,7 +47,7 @@ class Goal:
         return Goal(target, rest, self.factor, self.rectified)
 
     def outputs(self, wanted: Float[np.ndarray, "n U"]) -> Float[np.ndarray, "n U"]:
-        """What the layer has to return for the value to be as `wanted`."""
+        """The output of the layer for which the value is `wanted`."""
         # What goes nowhere may be anything.
         factor = np.where(self.factor == 0, np.inf, self.factor)
         return (wanted - self.rest) / factor
@@ -62,7 +62,7 @@ def fit(
     """The kernel and bias for a goal.
 
     Args:
-      z: what the kernel meets.
+      z: patches under the kernel.
       goal: with as many rows.
       ridge: in units of the mean eigenvalue.
       towards: the kernel that the ridge draws to; by default 0.

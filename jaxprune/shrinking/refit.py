@@ -2,7 +2,7 @@ r"""Layers of a cut network fitted to what the whole one computes; nothing is tr
 
 The whole and the cut network run over the calibration images side by side, layer by
 layer. Wherever a layer reads units that are pruned, or meets what an earlier cut has
-changed, it gets the kernel for which the value that it leads to is nearest to the whole
+changed, it gets the kernel for which its target is nearest to the whole
 network's: least squares, as in the channel pruning of He, Zhang and Sun 2017, with some
 differences. The target is the whole network, so that what earlier cuts have changed is
 corrected too. It is taken where the layer's output goes (`destinations`): at a residual
@@ -247,7 +247,7 @@ def kernel_rows(
 
 
 def _output(layer: Layer, arrays: Mapping[str, Any], x: Array) -> Array:
-    """What a layer returns by itself, with the arrays that it has."""
+    """The output of a layer by itself, with its own arrays."""
     (output,) = run(
         layer.program, arrays, None, given={layer.input: x}, want=[layer.output],
         after=offset_change(layer, arrays),

@@ -31,10 +31,10 @@ _SUMS = {"add", "add_any", "sub"}
 
 @dataclass(frozen=True)
 class Destination:
-    """What becomes of a layer's output.
+    """The way of a layer's output.
 
     Attributes:
-      value: the last one that is affine in it, and depends on it alone of its path.
+      value: the last value on its way that is affine in it.
       path: the equations to it, each behind the value of the path that it is given.
       rectified: whether a ReLU is all that reads it.
     """
@@ -47,7 +47,7 @@ class Destination:
 def find_destinations(
     program: Program, layers: Mapping[str, Layer]
 ) -> dict[str, Destination]:
-    """The destination that each layer is to be fitted for.
+    """The target of each layer's fit.
 
     Where several layers meet in one sum, the one with the most unknowns is to give the
     sum, and the others what they gave.

@@ -63,8 +63,8 @@ class TappedLayer:
       trunk_seconds: time to compute the feature maps.
       compile_seconds: time to compile what computes them.
       dtype: of the feature maps.
-      maps: where those of this process's images are.
-      evidence: what criteria asked for of the ranking images, see `criteria.NEEDS`.
+      maps: place of the feature maps of this process's images.
+      evidence: statistics that criteria need, see `criteria.NEEDS`.
       ranked: by their number, the same layer over some of the ranking images, where
         criteria measure losses.
     """
@@ -185,33 +185,102 @@ def tap_layer(
         kept = sum(len(processes.own(n)) for n in (len(split), *counts))
         places.check_space(maps_dir, kept * one.size * one.dtype.itemsize)
     classes = len(split.class_names)
-    gathering = Gathering(network, name, tap, needs)
     check_seconds = check_tap(network, images, name, tap, classes)
     arrays = replicate(network.arrays, mesh)
-    bias = TAPS[tap](jnp.asarray(layer_bias(network, network.layers[name])))
     specs = (REPLICATED, SPREAD, SPREAD)
     program = Sharded(_only_maps(network, name, tap), mesh, specs, SPREAD)
 
     def trunk(batch: Batch) -> np.ndarray:
-        found = program(arrays, batch.images, batch.labels)
-        return np.asarray(found["maps"])
+        return np.asarray(program(arrays, batch.images, batch.labels)["maps"])
 
     def place(own: Split) -> places.Maps:
         if maps == "recompute":
             return places.Recomputed(trunk, own, batch_size)
         return places.OnDisk(maps_dir)
 
+    gathering = Gathering(network, name, tap, needs)
+    rank = program
+    if not gathering.only_maps:
+        rank = Sharded(gathering.compute, mesh, specs, SPREAD)
     own = _own(split)
+    kept_maps = place(own)
+    of_ranking = _OfRanking(ranking, counts, gathering, place, one.shape)
+    # Images, the program that they go through, and where its results go.
+    passes: list[tuple[Split, Sharded, list[_Use]]] = [
+        (own, rank, [lambda batch, found: kept_maps.write(found["maps"])])
+    ]
+    if rank_split is None:
+        passes[0][2].append(of_ranking.add)
+    else:
+        passes[0] = (own, program, passes[0][2])
+        passes.append((_own(rank_split), rank, [of_ranking.add]))
+    started = time.perf_counter()
+    for source, run, uses in passes:
+        for batch in batches(source, batch_size):
+            found = run(arrays, batch.images, batch.labels)
+            found = {**found, "maps": np.asarray(found["maps"])[: batch.size]}
+            for use in uses:
+                use(batch, found)
+            on_images(batch.size)
+    seconds = time.perf_counter() - started
+    compiled = sum(run.compile_seconds for run in {program, rank})
+    mean = processes.total(of_ranking.total) / len(ranking)
+    bias = TAPS[tap](jnp.asarray(layer_bias(network, network.layers[name])))
     tapped = TappedLayer(
         name=name, split=split, own=own, batch_size=batch_size,
-        bias=np.asarray(bias, np.float32),
-        mean_feature_map=np.zeros(one.shape), network=network, arrays=arrays,
-        mesh=mesh, trunk_seconds=0.0, compile_seconds=check_seconds,
-        dtype=np.dtype(one.dtype), maps=place(own),
+        bias=np.asarray(bias, np.float32), mean_feature_map=mean, network=network,
+        arrays=arrays, mesh=mesh, trunk_seconds=seconds - compiled,
+        compile_seconds=compiled + check_seconds, dtype=np.dtype(one.dtype),
+        maps=kept_maps, evidence=gathering.evidence() | {"mean_feature_map": mean},
     )  # fmt: skip
-    ranked = {n: _ranked(tapped, place, ranking, n) for n in counts}
-    tapped = replace(tapped, ranked=ranked)
-    return _run_trunk(tapped, program, rank_split, gathering, on_images)
+    return replace(tapped, ranked=of_ranking.layers(tapped))
+
+
+_Use = Callable[[Batch, dict[str, Any]], None]
+
+
+class _OfRanking:
+    """Sums over the ranking images, and feature maps of some of them.
+
+    Attributes:
+      total: sum of this process's feature maps.
+    """
+
+    def __init__(
+        self,
+        ranking: Split,
+        counts: Collection[int],
+        gathering: Gathering,
+        place: Callable[[Split], places.Maps],
+        shape: tuple[int, ...],
+    ):
+        self.total = np.zeros(shape)
+        self._ranking, self._gathering = ranking, gathering
+        self._index = processes.own(len(ranking))
+        self._chosen = {count: _spaced(len(ranking), count) for count in counts}
+        self._own = {
+            count: ranking.select(rows[np.isin(rows, self._index)])
+            for count, rows in self._chosen.items()
+        }
+        self._maps = {count: place(own) for count, own in self._own.items()}
+
+    def add(self, batch: Batch, found: dict[str, Any]) -> None:
+        """Results of a batch of ranking images."""
+        self.total += found["maps"].sum(0, dtype=np.float64)
+        self._gathering.add(found, batch.size)
+        here = self._index[batch.start : batch.start + batch.size]
+        for count, rows in self._chosen.items():
+            self._maps[count].write(found["maps"][np.isin(here, rows)])
+
+    def layers(self, tapped: TappedLayer) -> dict[int, TappedLayer]:
+        """The layer over each number of ranking images."""
+        return {
+            count: replace(
+                tapped, split=self._ranking.select(rows), own=self._own[count],
+                maps=self._maps[count],
+            )
+            for count, rows in self._chosen.items()
+        }  # fmt: skip
 
 
 def _only_maps(network: Network, name: str, tap: str) -> Callable[..., dict[str, Any]]:
@@ -223,73 +292,13 @@ def _only_maps(network: Network, name: str, tap: str) -> Callable[..., dict[str,
     return run
 
 
-def _ranked(
-    tapped: TappedLayer,
-    place: Callable[[Split], places.Maps],
-    ranking: Split,
-    count: int,
-) -> TappedLayer:
-    """The layer over `count` images of the ranking split, its feature maps to come."""
-    if not 1 <= count <= len(ranking):
-        raise InputError(
-            f"losses are measured on 1 .. {len(ranking)} ranking images, got {count}"
-        )
-    chosen = _spaced(len(ranking), count)
-    own = ranking.select(chosen[np.isin(chosen, processes.own(len(ranking)))])
-    return replace(tapped, split=ranking.select(chosen), own=own, maps=place(own))
-
-
 def _spaced(total: int, count: int) -> Int[np.ndarray, " n"]:
     """`count` of the indices 0 .. total - 1, evenly spaced."""
+    if not 1 <= count <= total:
+        raise InputError(
+            f"losses are measured on 1 .. {total} ranking images, got {count}"
+        )
     return np.arange(count) * total // count
-
-
-def _run_trunk(
-    empty: TappedLayer,
-    only_maps: Sharded,
-    rank_split: Split | None,
-    gathering: Gathering,
-    on_images: Progress,
-) -> TappedLayer:
-    """The tapped layer with its feature maps and what was gathered."""
-    same = rank_split is None
-    trunk = rank = only_maps
-    if not gathering.only_maps:
-        specs = (REPLICATED, SPREAD, SPREAD)
-        rank = Sharded(gathering.compute, empty.mesh, specs, SPREAD)
-    own_ranking = _own(rank_split) if rank_split is not None else empty.own
-    ranking = empty.split if rank_split is None else rank_split
-    index = processes.own(len(ranking))
-    kept = {n: np.isin(index, _spaced(len(ranking), n)) for n in empty.ranked}
-    total = empty.mean_feature_map.copy()
-    started = time.perf_counter()
-    for source in [empty.own] if same else [empty.own, own_ranking]:
-        program = rank if source is own_ranking else trunk
-        for batch in batches(source, empty.batch_size):
-            here = slice(batch.start, batch.start + batch.size)
-            found = program(empty.arrays, batch.images, batch.labels)
-            maps = np.asarray(found["maps"])[: batch.size]
-            if source is empty.own:
-                empty.maps.write(maps)
-            if source is own_ranking:
-                total += maps.sum(0, dtype=np.float64)
-                gathering.add({**found, "maps": maps}, batch.size)
-                for count, some in empty.ranked.items():
-                    some.maps.write(maps[kept[count][here]])
-            on_images(batch.size)
-    seconds = time.perf_counter() - started
-    compiled = sum(program.compile_seconds for program in {trunk, rank})
-    mean = processes.total(total) / len(ranking)
-    ranked = {n: replace(some, dtype=maps.dtype) for n, some in empty.ranked.items()}
-    return replace(
-        empty,
-        mean_feature_map=mean,
-        evidence=gathering.evidence() | {"mean_feature_map": mean},
-        ranked=ranked,
-        trunk_seconds=seconds - compiled,
-        compile_seconds=compiled + empty.compile_seconds,
-        dtype=maps.dtype,
-    )
 
 
 def _own(split: Split) -> Split:

@@ -34,9 +34,9 @@ class SweepCheckpoint:
     """Where finished images of sweeps are kept.
 
     Attributes:
-      folder: theirs; whoever saves the sweeps removes it.
-      facts: JSON-able; what decides predictions besides layer, variables, images, order
-        and fill: whatever the network's function holds apart from its variables.
+      folder: the folder of their files; the caller removes it when the sweep is saved.
+      facts: JSON-able facts that decide predictions beyond layer, variables, images,
+        order and fill, such as the network's function.
       name: tells the sweeps in the folder apart.
     """
 
@@ -49,7 +49,7 @@ class SweepCheckpoint:
 
 
 class Finished(NamedTuple):
-    """What is known of the images from `first` to `end`.
+    """The results of the images from `first` to `end`.
 
     Losses are sums, see `exact_sums`.
     """
@@ -114,7 +114,7 @@ class SweepCheckpointer:
         self._write()
 
     def finished(self) -> Iterator[Finished]:
-        """What earlier runs have left of this process's images, each once."""
+        """The results that earlier runs have left, of each image once."""
         next_image = self._first
         paths = self._folder.glob(f"{self._name}-*-*.npz")
         for path in sorted(paths, key=lambda path: _range(path, self._name)):

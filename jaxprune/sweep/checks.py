@@ -1,4 +1,4 @@
-"""What a network must be for a layer of it to be tapped: tried on a few images.
+"""Checks of a network whose layer is tapped, on a few images.
 
 Axes: N images.
 """

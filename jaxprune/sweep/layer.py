@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -50,7 +50,7 @@ def sweep_layer(
     Args:
       tapped: the layer's feature maps, and the network they were computed with.
       scores: score of every channel; the lowest is pruned first.
-      fill: what a pruned channel becomes: a name, its value for every channel, or what
+      fill: the value of a pruned channel: a name, a number for every channel, or what
         `linear_fill` returns; see `jaxprune.fills.fill`.
       ks: strictly ascending numbers of pruned channels; by default 0 .. P-1. The
         first is the baseline that losses are measured from.
@@ -58,8 +58,8 @@ def sweep_layer(
         network.
       every_pair: evaluates every pair, whether it changes or not, in the plainest way.
       about: facts to keep in the result.
-      checkpoint: where finished images are kept while the sweep is under way, and taken
-        from if it was before.
+      checkpoint: place where finished images are kept while the sweep is under way; a
+        sweep that was stopped goes on from there.
       on_pairs: called with the number of (image, k) pairs done since the last call.
 
     Raises:
@@ -119,164 +119,198 @@ def sweep_orders(
     )
     ks = check_ks(range(tapped.channels) if ks is None else ks, tapped.channels)
     plans = {name: Plan(_order(tapped, s), ks, resolved) for name, s in scores.items()}
-    way = _Way(mask_chunk, every_pair, checkpoint)
-    return _sweep(tapped, plans, scores, about, way, on_pairs)
+
+    def results() -> Iterator[tuple[str, SweepResult]]:
+        evaluated, masks = _Evaluated(tapped, mask_chunk, every_pair), _Masks(plans)
+        for number, (name, plan) in enumerate(plans.items()):
+            kept = checkpoint and replace(
+                checkpoint, name=f"{checkpoint.name}-{number}"
+            )
+            yield (
+                name,
+                _sweep(
+                    evaluated, masks, plan, scores[name], about[name], kept, on_pairs
+                ),
+            )
+
+    return results()
 
 
-class _Way(NamedTuple):
-    """How to evaluate, see `sweep_layer`."""
+class _Masks:
+    """Results of masks: each is evaluated once, and kept while an order still needs it.
 
-    mask_chunk: int | None
-    every_pair: bool
-    checkpoint: SweepCheckpoint | None
+    Attributes:
+      waiting: number of times that each mask is still needed.
+      found: predictions [N] and mean losses of masks.
+    """
 
-    def checkpointer(
-        self, tapped: TappedLayer, plan: Plan, order: int
-    ) -> SweepCheckpointer | None:
-        """Of one of the orders."""
-        if self.checkpoint is None or not plan.ks:
-            return None
-        name = f"{self.checkpoint.name}-{order}"
-        return SweepCheckpointer(replace(self.checkpoint, name=name), tapped, plan)
+    def __init__(self, plans: Mapping[str, Plan]) -> None:
+        self.waiting = Counter(k for plan in plans.values() for k in self._keys(plan))
+        self.found: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    @staticmethod
+    def _keys(plan: Plan) -> list[bytes]:
+        masks = plan.masks if plan.ks else np.zeros((0, 1), bool)
+        return [row.tobytes() for row in np.packbits(masks, axis=1)]
+
+    def missing(self, plan: Plan) -> Plan:
+        """The plan with those of its K alone that have not been evaluated."""
+        keys = zip(plan.ks, self._keys(plan), strict=True)
+        return replace(plan, ks=tuple(k for k, key in keys if key not in self.found))
+
+    def add(self, plan: Plan, predictions: np.ndarray, losses: np.ndarray) -> None:
+        """Results of a plan's masks: predictions [K, N], mean losses [2, K]."""
+        for key, row, means in zip(
+            self._keys(plan), predictions, losses.T, strict=True
+        ):
+            self.found[key] = row.copy(), means
+
+    def take(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        """The results of all masks of a plan; forgets what no later plan needs."""
+        keys = self._keys(plan)
+        rows, means = zip(*(self.found[key] for key in keys), strict=True)
+        self.waiting.subtract(keys)
+        for key in keys:
+            if not self.waiting[key]:
+                del self.found[key]
+        return np.stack(rows), np.transpose(means)
 
 
 def _sweep(
-    tapped: TappedLayer,
-    plans: Mapping[str, Plan],
-    scores: Mapping[str, Float[np.ndarray, " P"]],
-    about: Mapping[str, dict[str, Any]],
-    way: _Way,
+    evaluated: "_Evaluated",
+    masks: _Masks,
+    plan: Plan,
+    scores: Float[np.ndarray, " P"],
+    about: dict[str, Any],
+    checkpoint: SweepCheckpoint | None,
     on_pairs: Progress,
-) -> Iterator[tuple[str, SweepResult]]:
-    """The results, each mask evaluated when the first order comes to it."""
-    awaited = Counter(key for plan in plans.values() for key in _keys(plan))
-    known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
-    evaluate: Evaluation | None = None
-    for number, (name, plan) in enumerate(plans.items()):
-        started = time.perf_counter()
-        keys = _keys(plan)
-        new = [i for i, key in enumerate(keys) if key not in known]
-        ours = replace(plan, ks=tuple(plan.ks[i] for i in new))
-        if evaluate is None:
-            evaluate, batch_size = choose_evaluation(tapped, ours, *way[:2])
-        elif new:
-            evaluate = evaluate.reordered(ours)
-        compiled = _compile_seconds(evaluate)
-        checkpointer = way.checkpointer(tapped, ours, number)
-        with checkpointer or nullcontext():
-            found, losses, evaluated = _predict(
-                tapped, evaluate, batch_size, (ours.ks, checkpointer), on_pairs
-            )
-        on_pairs(len(tapped.own) * (len(keys) - len(new)))
-        for i, row, means in zip(new, found, losses.T, strict=True):
-            known[keys[i]] = row.copy(), means
-        rows, every_means = zip(*(known[key] for key in keys), strict=True)
-        predictions, (mean, mean_square) = np.stack(rows), np.transpose(every_means)
-        awaited.subtract(keys)
-        known = {key: made for key, made in known.items() if awaited[key]}
-        seconds = time.perf_counter() - started
-        compilation = _compile_seconds(evaluate) - compiled
-        facts = _how(
-            tapped, evaluate, predictions.size, evaluated, seconds, compilation
-        )
-        flip = thumbnails.shown(predictions == tapped.split.labels)
-        pictures = thumbnails.of_split(tapped.split, flip)
-        yield (
-            name,
-            SweepResult(
-                ks=plan.ks,
-                order=plan.order,
-                scores=scores[name],
-                predictions=predictions,
-                labels=tapped.split.labels,
-                mean_feature_map=_three_axes(tapped.mean_feature_map),
-                class_names=tapped.split.class_names,
-                cross_entropy=mean,
-                cross_entropy_std=np.sqrt(np.maximum(mean_square - mean**2, 0)),
-                thumbnail_images=pictures.images,
-                thumbnails=pictures.pixels,
-                about={**_fill_facts(plan.fill), **facts, **about[name]},
-            ),
-        )
-
-
-def _keys(plan: Plan) -> list[bytes]:
-    """Each mask, short."""
-    return [row.tobytes() for row in np.packbits(plan.masks, axis=1)]
-
-
-def _compile_seconds(evaluate: Evaluation) -> float:
-    return sum(f.compile_seconds for f in evaluate.functions)
-
-
-def _predict(
-    tapped: TappedLayer,
-    evaluate: Evaluation,
-    batch_size: int,
-    what: tuple[tuple[int, ...], SweepCheckpointer | None],
-    on_pairs: Progress,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Predictions [K, N] of all processes' images, and means [2, K].
-
-    The means are those of losses and of their squares. And the number of pairs
-    evaluated here.
-    """
-    ks, checkpointer = what
-    dtype = np.uint8 if len(tapped.split.class_names) <= 256 else np.uint16
-    predictions = np.empty((len(ks), len(tapped.own)), dtype)
-    losses = np.zeros((2, len(ks)))
-    evaluated = 0
-    if not ks:
-        return predictions, losses, 0
-    left, start = [], 0
-    for known in checkpointer.finished() if checkpointer else ():
-        left.append((start, known.first))
-        start = known.end
-        predictions[:, known.first : known.end] = known.classes
-        losses += known.losses
-        evaluated += known.evaluated
-        on_pairs((known.end - known.first) * len(ks))
-    for first, end in [*left, (start, len(tapped.own))]:
-        for batch, feature_map in tapped.batches(batch_size, first, end):
-            predicted = evaluate(batch, feature_map)
-            images = slice(batch.start, batch.start + batch.size)
-            predictions[:, images] = predicted.classes
-            sums = exact_sums(predicted.losses)
-            losses += sums
-            evaluated += predicted.evaluated
-            if checkpointer:
-                checkpointer.add(batch, predicted, sums)
-            on_pairs(batch.size * len(ks))
-    everyone = np.concatenate(processes.gather(predictions.T)).T
-    return everyone, processes.total(losses) / len(tapped.split), evaluated
-
-
-def _fill_facts(fill: Fill) -> dict[str, Any]:
-    facts: dict[str, Any] = {"fill": fill.name}
-    return facts | ({"fill_facts": dict(fill.facts)} if fill.facts else {})
-
-
-def _how(
-    tapped: TappedLayer,
-    evaluate: Evaluation,
-    pairs: int,
-    evaluated: int,
-    seconds: float,
-    compilation: float,
-) -> dict[str, Any]:
-    """How the pairs were evaluated, and what it took."""
-    return {
+) -> SweepResult:
+    """The result of one order; masks that an earlier one has evaluated are taken."""
+    tapped, started = evaluated.tapped, time.perf_counter()
+    new = masks.missing(plan)
+    compiled = evaluated.compile_seconds
+    predictions, losses, pairs = evaluated(new, checkpoint, on_pairs)
+    on_pairs(len(tapped.own) * (len(plan.ks) - len(new.ks)))
+    masks.add(new, predictions, losses)
+    predictions, (mean, mean_square) = masks.take(plan)
+    seconds = time.perf_counter() - started
+    compilation = evaluated.compile_seconds - compiled
+    pictures = thumbnails.of_split(
+        tapped.split, thumbnails.shown(predictions == tapped.split.labels)
+    )
+    facts = {
         "layer": tapped.name,
         "batch_size": tapped.batch_size,
-        "pairs": pairs,
-        "pairs_evaluated": int(processes.total(np.array([evaluated]))[0]),
-        "evaluation": type(evaluate).__name__,
+        "pairs": predictions.size,
+        "pairs_evaluated": int(processes.total(np.array([pairs]))[0]),
+        "evaluation": evaluated.kind,
         "seconds": {
             "trunk": round(tapped.trunk_seconds, 3),
             "head": round(seconds - compilation, 3),
             "compilation": round(tapped.compile_seconds + compilation, 3),
         },
     }
+    return SweepResult(
+        ks=plan.ks,
+        order=plan.order,
+        scores=scores,
+        predictions=predictions,
+        labels=tapped.split.labels,
+        mean_feature_map=_three_axes(tapped.mean_feature_map),
+        class_names=tapped.split.class_names,
+        cross_entropy=mean,
+        cross_entropy_std=np.sqrt(np.maximum(mean_square - mean**2, 0)),
+        thumbnail_images=pictures.images,
+        thumbnails=pictures.pixels,
+        about={**_fill_facts(plan.fill), **facts, **about},
+    )
+
+
+class _Evaluated:
+    """Masks of one layer, evaluated for all of its images.
+
+    Attributes:
+      tapped: the layer.
+      mask_chunk: see `sweep_layer`.
+      every_pair: see `sweep_layer`.
+    """
+
+    def __init__(self, tapped: TappedLayer, mask_chunk: int | None, every_pair: bool):
+        self.tapped, self.mask_chunk, self.every_pair = tapped, mask_chunk, every_pair
+        self._evaluate: Evaluation | None = None
+        self._batch_size = 0
+
+    @property
+    def kind(self) -> str:
+        """Name of the way that pairs are evaluated."""
+        return type(self._evaluate).__name__
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compilation has taken."""
+        functions = () if self._evaluate is None else self._evaluate.functions
+        return float(sum(function.compile_seconds for function in functions))
+
+    def __call__(
+        self, plan: Plan, checkpoint: SweepCheckpoint | None, on_pairs: Progress
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Predictions [K, N] of all processes' images, and means [2, K].
+
+        The means are those of losses and of their squares. And the number of pairs
+        evaluated here.
+        """
+        if self._evaluate is None:
+            self._evaluate, self._batch_size = choose_evaluation(
+                self.tapped, plan, self.mask_chunk, self.every_pair
+            )
+        elif plan.ks:
+            self._evaluate = self._evaluate.reordered(plan)
+        checkpointer = None
+        if checkpoint is not None and plan.ks:
+            checkpointer = SweepCheckpointer(checkpoint, self.tapped, plan)
+        with checkpointer or nullcontext():
+            return self._all_images(plan.ks, checkpointer, on_pairs)
+
+    def _all_images(
+        self,
+        ks: tuple[int, ...],
+        checkpointer: SweepCheckpointer | None,
+        on_pairs: Progress,
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        tapped, evaluate = self.tapped, self._evaluate
+        assert evaluate is not None
+        dtype = np.uint8 if len(tapped.split.class_names) <= 256 else np.uint16
+        predictions = np.empty((len(ks), len(tapped.own)), dtype)
+        losses = np.zeros((2, len(ks)))
+        evaluated = 0
+        if not ks:
+            return predictions, losses, 0
+        left, start = [], 0
+        for known in checkpointer.finished() if checkpointer else ():
+            left.append((start, known.first))
+            start = known.end
+            predictions[:, known.first : known.end] = known.classes
+            losses += known.losses
+            evaluated += known.evaluated
+            on_pairs((known.end - known.first) * len(ks))
+        for first, end in [*left, (start, len(tapped.own))]:
+            for batch, feature_map in tapped.batches(self._batch_size, first, end):
+                predicted = evaluate(batch, feature_map)
+                images = slice(batch.start, batch.start + batch.size)
+                predictions[:, images] = predicted.classes
+                sums = exact_sums(predicted.losses)
+                losses += sums
+                evaluated += predicted.evaluated
+                if checkpointer:
+                    checkpointer.add(batch, predicted, sums)
+                on_pairs(batch.size * len(ks))
+        everyone = np.concatenate(processes.gather(predictions.T)).T
+        return everyone, processes.total(losses) / len(tapped.split), evaluated
+
+
+def _fill_facts(fill: Fill) -> dict[str, Any]:
+    facts: dict[str, Any] = {"fill": fill.name}
+    return facts | ({"fill_facts": dict(fill.facts)} if fill.facts else {})
 
 
 def _order(tapped: TappedLayer, scores: Float[np.ndarray, " P"]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What pruning costs, measured: the loss under any mask, and of each channel besides.
+"""The measured cost of pruning: the loss under any mask, and with one channel more.
 
 Axes: N images, B images of a batch, P channels, K masks.
 """
@@ -44,12 +44,12 @@ from jaxprune.sweep.strategy import consumer_head, elements_of, find_group
 
 
 class MaskLosses:
-    """Mean cross-entropy with any channels pruned and each other one besides, exactly.
+    """Exact mean cross-entropy with some channels pruned, and with one more.
 
     All masks go through one batched program. Called with a mask [P], see `Losses`.
 
     Attributes:
-      functions: what was compiled.
+      functions: compiled programs.
     """
 
     def __init__(self, tapped: TappedLayer, fill: Fill, *, on_pairs: Progress = ignore):
@@ -57,7 +57,7 @@ class MaskLosses:
 
         Args:
           tapped: the feature maps of the images, and their labels.
-          fill: what a pruned channel becomes.
+          fill: the fill of pruned channels.
           on_pairs: called with the number of (image, mask) pairs done.
 
         Raises:
@@ -175,7 +175,7 @@ class _ByMask:
         return self._arrays, self._constants
 
     def begin(self, weights: Any, images: Array, maps: Array) -> Any:
-        """What a batch's masks share."""
+        """The part that a batch's masks share."""
         return self._head.around(weights, images), maps
 
     def logits(self, weights: Any, state: Any, mask: Array) -> Array:
@@ -208,7 +208,7 @@ class _ByConsumer:
         return self._weights | {"kept": kept}
 
     def begin(self, weights: Any, images: Array, maps: Array) -> Any:
-        """What goes around, the consumer's sum, and what pruning a channel changes."""
+        """The way around, the consumer's sum, and its change by each channel."""
         network, kept = self._network, weights["kept"]
         total, change, _ = network.read(weights, images, maps)
         change = change[..., : len(kept), :]

@@ -32,7 +32,7 @@ def score(
       tapped: the layer, with what the criterion needs: give its name, or the criterion
         itself, to `tap_layer(..., criteria=...)`.
       criterion: a name of `criteria.CRITERIA`, or one of the user's own.
-      fill: what a pruned channel becomes, where losses are measured.
+      fill: the fill of pruned channels where losses are measured.
       linear: the linear fill, for criteria that go by it; by default `fill`.
       losses: measures them; by default what `mask_losses` makes.
       seed: of random scores.
@@ -82,7 +82,7 @@ def mask_losses(
 
     Args:
       tapped: the layer.
-      fill: what a pruned channel becomes.
+      fill: the fill of pruned channels.
       images: one of the numbers that `tap_layer` was given; by default the largest.
       on_pairs: called with the number of (image, mask) pairs done.
 

@@ -1,4 +1,4 @@
-"""What criteria need of the ranking images, gathered in the trunk's one pass.
+"""Statistics of the ranking images that criteria need, from the trunk's one pass.
 
 The devices work out, besides a batch's feature maps, what the layers that read the
 channels are given, and gradients from the feature maps on; the sums are kept in float64
@@ -29,7 +29,7 @@ from jaxprune.sweep.taps import TAPS, capture_map
 
 
 def needs_of(criteria: Collection[str | Criterion]) -> frozenset[str]:
-    """What these criteria are worked out from.
+    """The needs of these criteria.
 
     Raises:
       InputError: an unknown criterion, or one that asks for what is not in NEEDS.
@@ -53,7 +53,7 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
 
 
 class Gathering:
-    """What is asked for of one layer: what to compute for a batch, and its sums.
+    """The statistics of one layer: a batch's computation, and its sums.
 
     Attributes:
       needs: names of NEEDS.
@@ -180,7 +180,7 @@ class Gathering:
         self._sums[key] = self._sums[key] + part if key in self._sums else part
 
     def evidence(self) -> dict[str, Any]:
-        """What was asked for, of all processes' images; see NEEDS.
+        """The statistics over all processes' images, by need; see NEEDS.
 
         Raises:
           InputError: no gradient reaches the layer.

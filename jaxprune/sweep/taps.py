@@ -29,7 +29,7 @@ TAPS: dict[str, Activation] = {"conv": _identity, "relu": jax.nn.relu}
 def capture_map(
     network: Network, arrays: Mapping[str, Any], images: Any, layer: str
 ) -> Num[Array, "N *axes P"]:
-    """What a layer returns for some images, its channels on the last axis."""
+    """The output of a layer for some images, its channels on the last axis."""
     graph = network.graph(images)
     found = graph.layer(layer)
     (value,) = run(graph.program, arrays, images, want=[found.output])
@@ -39,7 +39,7 @@ def capture_map(
 def run_from_map(
     network: Network, arrays: Mapping[str, Any], images: Any, layer: str, output: Any
 ) -> Any:
-    """What the network returns when a layer returns `output` [N, *axes, P].
+    """The network's output when a layer returns `output` [N, *axes, P].
 
     Under jit, all that only leads to the layer is not computed.
     """
@@ -51,13 +51,13 @@ def run_from_map(
 
 @takes_network
 def run_from(network: Network, x: Any, layer: str, output: Any) -> Any:
-    """What the network returns when a layer returns something else.
+    """The network's output when a layer returns something else.
 
     Args:
       network: the network, or in its place a function or `apply`, and its variables.
       x: its inputs.
       layer: name of a layer that is not inside a loop.
-      output: what it returns, [N, *axes, P].
+      output: output of the layer, [N, *axes, P].
 
     Raises:
       InputError: there is no such layer.

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from jaxprune.__main__ import COMMANDS
 from jaxprune.recipes.config import Config
 from jaxprune.recipes.recipe import RECIPES
 
@@ -62,12 +63,28 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("script", FLAGS)
-def test_help_lists_every_flag_of_the_script(script, starter, tmp_path):
-    ended = starter.run(script, "--help", folder=tmp_path)
+def test_helpfull_lists_every_flag_of_the_script(script, starter, tmp_path):
+    ended = starter.run(script, "--helpfull", folder=tmp_path)
     assert ended.code == 0, ended.text
-    lines = [line for line in ended.text.splitlines() if line.startswith("  --")]
-    names = {line.split(":")[0].removeprefix("  --") for line in lines}
-    assert {name.removeprefix("[no]") for name in names} == FLAGS[script]
+    names, module = set(), ""
+    for line in ended.text.splitlines():
+        if line and not line.startswith(" "):
+            module = line
+        elif line.startswith("  --") and module.startswith(
+            ("jaxprune.", "experiments.")
+        ):
+            names.add(line.split(":")[0].removeprefix("  --").removeprefix("[no]"))
+    assert names == FLAGS[script]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_screen(command, starter, tmp_path):
+    ended = starter.run(command, "--help", folder=tmp_path)
+    assert ended.code == 0, ended.text
+    lines = ended.text.splitlines()
+    assert len(lines) <= 45 and lines[-1].startswith("Try --helpfull")
+    assert f"    jaxprune {command} --" in ended.text
+    assert sum(line.startswith("  --") for line in lines) <= 10
 
 
 def test_a_flag_of_another_script_is_refused(starter, tmp_path):

@@ -96,16 +96,6 @@ def test_a_configuration_that_is_missing_is_the_checkpoint_s(script):
     assert run_directory.resolve(RUN, train_imported=False) == made_with
 
 
-def test_an_older_checkpoint_needs_its_configuration(script):
-    plant_run(RUN)
-    about = next(Path(RUN, "checkpoints/1/about").glob("metadata"))
-    about.write_text(json.dumps({"sha256": json.loads(about.read_text())["sha256"]}))
-    code, out, err = script(train, MODEL)
-    assert code == 0 and "is older than checks of config.json" in out, err
-    (RUN / "config.json").unlink()
-    assert "config.json is missing" in fails(script, sweep, MODEL, "--seed=1")
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

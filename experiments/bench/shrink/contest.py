@@ -82,7 +82,7 @@ class Contest:
     """The networks and their rows, each kept as soon as it is finished.
 
     Attributes:
-      about: what a consumer must know to trust or repeat the rows.
+      about: facts that it takes to trust or repeat the rows.
       networks: the folder that the networks are kept in.
       finished: rows, by method.
     """

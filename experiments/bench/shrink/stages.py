@@ -1,4 +1,4 @@
-"""What every network goes through once it is cut, whoever cut it.
+"""The stages after every cut, ours and Torch-Pruning's.
 
 BatchNorm's statistics are estimated again on the calibration images, and it is
 fine-tuned from there. A network that has lost much wants to be trained otherwise than
@@ -26,7 +26,7 @@ class Competitor:
     """A network that is cut. Its state is what recalibration and training change.
 
     Attributes:
-      by: who cut it.
+      by: framework that cut it.
       method: how.
       labels: whether that took labels.
       facts: its multiply-adds, parameters and widths.

@@ -126,7 +126,7 @@ def cut(
     Args:
       run: the run directory's job.
       whole: the network.
-      method: how it is pruned.
+      method: importance and scope of the pruning.
       example: one scaled image.
       limit: multiply-adds for one image, at most.
       calibration: images with labels, for the gradients.

@@ -1,4 +1,4 @@
-"""What is done to a PyTorch network besides pruning it: tested, recalibrated, trained.
+"""A PyTorch network evaluated, recalibrated and fine-tuned.
 
 Fine-tuning is `jaxprune.cli.finetuning`'s, step by step: the same images in the same
 order, with the same shifts and flips (they are drawn by the same keys), the same loss,

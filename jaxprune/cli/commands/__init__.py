@@ -1,1 +1,1 @@
-"""What each command does; `main` is called with the flags parsed."""
+"""The commands; `main` is called with the flags parsed."""

@@ -3,15 +3,12 @@ r"""Makes the network really smaller, proves it on the test set, and measures it
     jaxprune compact --model=cifar_vgg --k=100
     jaxprune compact --model=cifar_vgg --max_drop=0.01
     jaxprune compact --model=cifar_vgg --k=250 --finetune_epochs=3
-    jaxprune compact --model=cifar_vgg --k=400 --finetune_epochs=3 \
-        --distill
-    jaxprune compact --model=cifar_vgg --layer=conv2d_8 --k=64 \
-        --export=stablehlo
+    jaxprune compact --model=cifar_vgg --k=400 --finetune_epochs=3 --distill
+    jaxprune compact --model=cifar_vgg --layer=conv2d_8 --k=64 --export=stablehlo
 
 Channels are ranked as `jaxprune sweep` ranks them; a saved sweep is used where there
 is one. One K gives a folder compact-<layer>-<criterion>-<fill>-k<K>; --ks gives a table
-and a picture. Most of the time goes to the test images and the timed calls;
-BUILD_NOTES.md has the figures to expect.
+and a picture. Most of the time goes to the test images and the timed calls.
 """
 
 from collections.abc import Sequence
@@ -52,6 +49,18 @@ from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.order import check_ks
 
 FLAGS = flags.FLAGS
+FIRST = (
+    "model",
+    "data",
+    "init_from",
+    "workdir",
+    "k",
+    "max_drop",
+    "layer",
+    "fill",
+    "finetune_epochs",
+    "export",
+)
 define_network()
 define_batch_size()
 define_choices()

@@ -1,6 +1,8 @@
 r"""Draws the pictures of every sweep in a run directory again, from saved files alone.
 
-jaxprune plot --workdir=runs/cifar_vgg --order=rank --normalize=each
+    jaxprune plot --workdir=runs/cifar_vgg --order=rank --normalize=each
+
+Nothing is computed with a network; --order and --normalize arrange the feature maps.
 """
 
 from pathlib import Path

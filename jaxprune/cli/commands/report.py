@@ -1,6 +1,6 @@
 r"""Writes the report of a run directory, one HTML file, from saved files alone.
 
-jaxprune report --workdir=runs/cifar_vgg
+    jaxprune report --workdir=runs/cifar_vgg
 
 Writes report.html there: a slider for K, and everything that is known of the network
 with K channels pruned. It needs no network, and can be handed on; its links to smaller

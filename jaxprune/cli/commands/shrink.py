@@ -4,8 +4,7 @@ r"""Makes the whole network smaller to a budget, without training, and proves it
     jaxprune shrink --model=cifar_vgg --latency=2 --batch=1
     jaxprune shrink --model=cifar_vgg --size=0.25
     jaxprune shrink --model=cifar_vgg --max_drop=0.01
-    jaxprune shrink --model=cifar_resnet --speedup=2 \
-        --finetune_epochs=3 --distill
+    jaxprune shrink --model=cifar_resnet --speedup=2 --finetune_epochs=3 --distill
 
 Which channels go together is found from the traced network; what each width costs, and
 what every layer takes on this machine, is measured once. The ladder of budgets and the
@@ -37,6 +36,18 @@ from jaxprune.compaction import artefact
 from jaxprune.shrinking.budget import Budget
 
 FLAGS = flags.FLAGS
+FIRST = (
+    "model",
+    "data",
+    "init_from",
+    "workdir",
+    "speedup",
+    "size",
+    "latency",
+    "max_drop",
+    "multiple_of",
+    "finetune_epochs",
+)
 define_network()
 define_batch_size()
 define_finetuning()

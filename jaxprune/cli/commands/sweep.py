@@ -9,8 +9,7 @@ r"""Ranks a layer's channels and measures the network with the k lowest pruned.
 Trains first where the run directory has no trained network. Writes one folder per
 sweep, `sweep-<layer>-<criterion>-<fill>`; of several criteria also a comparison,
 `criteria-<layer>-<fill>`; and report.html, of all sweeps in the run directory.
-digits_pair takes about 2 minutes on 2 CPU
-cores, training included; BUILD_NOTES.md has the figures to expect.
+digits_pair takes about 2 minutes on 2 CPU cores, training included.
 """
 
 import shutil
@@ -54,6 +53,18 @@ from jaxprune.sweep.checkpoint import SweepCheckpoint
 from jaxprune.sweep.layer import sweep_layer
 
 FLAGS = flags.FLAGS
+FIRST = (
+    "model",
+    "data",
+    "data_dir",
+    "init_from",
+    "workdir",
+    "layer",
+    "criterion",
+    "fill",
+    "ks",
+    "max_drop",
+)
 define_network()
 define_processes()
 define_batch_size()
@@ -80,7 +91,7 @@ class Swept(NamedTuple):
 
     Attributes:
       results: a fill or a criterion each.
-      to_open: what a person looks at, the first thing first.
+      to_open: files to look at, the first one first.
     """
 
     results: list[SweepResult]

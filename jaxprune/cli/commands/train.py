@@ -6,7 +6,7 @@ r"""Trains a network, or continues a training that was stopped.
 Writes config.json, checkpoints/ and train.jsonl (one line per epoch) to --workdir. If
 it is killed at any moment, run the same command again: it continues from the last
 finished epoch and ends with the same parameters. mnist_pair takes about 11 minutes on
-2 CPU cores, cifar_vgg is for a GPU or TPU; BUILD_NOTES.md has the figures to expect.
+2 CPU cores, cifar_vgg is for a GPU or TPU.
 """
 
 from jaxprune._base.errors import InputError
@@ -14,6 +14,18 @@ from jaxprune.cli import process, run_directory
 from jaxprune.cli.flags import define_batch_size, define_network, define_processes
 from jaxprune.cli.weights import train_or_restore
 
+FIRST = (
+    "model",
+    "data_dir",
+    "workdir",
+    "dataset",
+    "epochs",
+    "train_batch_size",
+    "learning_rate",
+    "seed",
+    "dtype",
+    "devices",
+)
 define_network()
 define_processes()
 define_batch_size()

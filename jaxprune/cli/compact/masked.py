@@ -1,4 +1,4 @@
-"""What compact networks are compared with: the whole network, with channels masked."""
+"""The masked network that compact networks are compared with."""
 
 from collections.abc import Sequence
 from typing import Any

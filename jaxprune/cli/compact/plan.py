@@ -1,4 +1,4 @@
-"""What `jaxprune compact` prunes: the order of channels and how many of them."""
+"""The plan of `jaxprune compact`: the order of channels, and their number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ FLAGS = flags.FLAGS
 
 @dataclass(frozen=True)
 class Plan:
-    """What to prune.
+    """The plan: channels in order, and their number.
 
     Attributes:
       choices: layer, criterion and fill.
       order: channels, the first to be pruned first.
-      fill: what a pruned channel becomes, resolved where its name alone does not say.
+      fill: the fill, resolved where its name alone does not say.
       ks: numbers of channels to prune.
       curve: the saved sweep's K and accuracies, where there is a sweep.
     """
@@ -71,7 +71,7 @@ def make_plan(
 
     Args:
       run: the run directory's job.
-      choices: what to prune.
+      choices: layer, criterion, fill and K.
       variables: the network's variables.
       ks: numbers of channels to prune; None takes the largest that --max_drop allows.
       batch_size: images in a batch.
@@ -143,7 +143,7 @@ def _fill(
 def _tap(
     run: Run, choices: PruningOptions, variables: Any, batch_size: int
 ) -> TappedLayer:
-    """What the criterion needs of the ranking images."""
+    """The statistics of the ranking images that the criterion needs."""
     split = datasets.choose_split(run.splits, choices.rank_split)
     size = min(batch_size, len(split))
     return scoring.tap(run, choices, variables, [choices.criterion], split, None, size)

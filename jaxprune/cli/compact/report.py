@@ -1,4 +1,4 @@
-"""What `jaxprune compact` prints and writes about the networks that it makes."""
+"""The output of `jaxprune compact`: printed lines, tables."""
 
 import csv
 import json

@@ -32,7 +32,7 @@ class Rung(NamedTuple):
     """A budget and what it comes to.
 
     Attributes:
-      budget: how far to go.
+      budget: the budget to meet.
       widths: units that each group keeps.
       row: figures of the network.
     """
@@ -47,12 +47,12 @@ class Ladder:
 
     Attributes:
       run: the run directory's job.
-      folder: where what is measured is kept.
+      folder: the folder of the measurements.
       facts: network, images, device and versions, for the files.
       whole: the whole network over the evaluation split.
       baseline: its accuracy, in [0, 1].
       analysis: of the network, timed.
-      rungs: what is finished, by budget.
+      rungs: finished budgets.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class _Rung(TypedDict):
 
 
 class _State(TypedDict):
-    """What state.json holds."""
+    """The contents of state.json."""
 
     facts: dict[str, Any]
     curves: dict[str, Curve]
@@ -214,7 +214,7 @@ class _State(TypedDict):
 
 
 def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run has measured, if it is of the same network and images.
+    """The measurements of an earlier run, if of the same network and images.
 
     Raises:
       InputError: it is of others, or damaged.

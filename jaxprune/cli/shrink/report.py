@@ -1,4 +1,4 @@
-"""What `jaxprune shrink` prints and writes."""
+"""The output of `jaxprune shrink`: printed lines, tables."""
 
 import csv
 import json

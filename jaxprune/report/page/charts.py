@@ -163,7 +163,7 @@ def _cursor() -> dict[str, Any]:
 
 
 def _chart(description: str) -> dict[str, Any]:
-    """What all charts have in common."""
+    """The configuration that all charts share."""
     version = vl_convert.get_vegalite_versions()[-1].split(".")[0]
     quiet = {"labelColor": "var(--muted)", "titleColor": "var(--muted)"}
     lines = {"domainColor": "var(--line)", "tickColor": "var(--line)"}

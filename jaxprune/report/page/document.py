@@ -76,7 +76,7 @@ def make(source: Path | str | SweepResult, folder: Path | str | None = None) -> 
     """The report of a run directory, of one sweep in its folder, or of a result.
 
     Args:
-      source: where the results are saved, or a result that need not be saved.
+      source: folder of the saved results, or a result.
       folder: that the page is for, which links to networks are relative to; by default
         the run directory.
 
@@ -101,7 +101,7 @@ def make(source: Path | str | SweepResult, folder: Path | str | None = None) -> 
 
 
 def _data(found: list[Sweep], pictures: Pictures) -> dict[str, Any]:
-    """What the page's script reads."""
+    """The data that the page's script reads."""
     listed: list[dict[str, Any]] = []
     size = 0
     for sweep in found:

@@ -1,4 +1,4 @@
-"""What a consumer must know to trust a sweep, in words; rows of the page's table."""
+"""Facts that a sweep's trust rests on, in words; rows of the page's table."""
 
 from collections.abc import Mapping
 from typing import Any

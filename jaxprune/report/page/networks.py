@@ -47,7 +47,7 @@ class _Times(TypedDict):
 
 @schema.and_others
 class _Measured(TypedDict):
-    """What is shown of a network, and more."""
+    """The fields of a network that are shown; there are more."""
 
     baseline_accuracy: float
     accuracy: float

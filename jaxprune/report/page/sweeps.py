@@ -1,4 +1,4 @@
-"""What a page shows of a sweep: its curves, and the predictions that change.
+"""The part of a sweep on the page: its curves, and the predictions that change.
 
 Predictions travel as the list of changes, which are few: each row of the K has those
 that differ from the row before.
@@ -39,9 +39,9 @@ class Sweep:
     """A sweep and where it is saved.
 
     Attributes:
-      result: what was measured.
+      result: the sweep.
       columns: of sweep.csv, by name.
-      folder: where it is saved; None where it is not.
+      folder: its folder; None where it is not saved.
     """
 
     result: SweepResult
@@ -76,7 +76,7 @@ class Sweep:
         }
 
     def curve(self) -> dict[str, Any]:
-        """What is drawn of every sweep; JSON-able."""
+        """The curves of every sweep; JSON-able."""
         return {
             "name": self.name,
             "channels": len(self.result.order),
@@ -103,7 +103,7 @@ class Sweep:
         }
 
     def detail(self) -> dict[str, Any]:
-        """What more is shown of the sweep that is looked at; JSON-able."""
+        """The details of the sweep in view; JSON-able."""
         result, classes = self.result, len(self.result.class_names)
         predictions, labels = result.predictions[self.rows], result.labels
         changed = _changed(predictions)
