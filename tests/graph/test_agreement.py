@@ -13,7 +13,7 @@ from selected import quick
 from wrapped import WRAPPED
 from zoo import CLASSES, EXAMPLE_SHAPE, ZOO
 
-SOME = ("scan", "local")
+SOME = ("scan",)
 SPLIT = random_split(n=16, shape=EXAMPLE_SHAPE, classes=CLASSES)
 TIED = "go together"
 
