@@ -1,5 +1,6 @@
 """Which channels of a CNN can go, what each costs, and the smaller network."""
 
+from . import conv as conv
 from . import report as report
 from ._base.errors import InputError as InputError
 from ._base.mesh import make_mesh as make_mesh

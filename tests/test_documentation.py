@@ -3,6 +3,8 @@
 import functools
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -104,6 +106,18 @@ def test_there_are_pages_for_all_public_names():
     text = "".join(p.read_text() for p in PAGES if p.parent.name == "reference")
     documented = set(re.findall(r"(?m)^::: \S*?(\w+)$", text))
     assert documented == set(jaxprune.__all__)
+
+
+def test_names_that_are_written_out_exist():
+    """In a process that has imported nothing but the package."""
+    pages = [README, *(p for p in PAGES if p.parent.name != "reference")]
+    pages += (ROOT / "notebooks").glob("*.ipynb")
+    text = "".join(page.read_text() for page in pages)
+    names = sorted(set(re.findall(r"(?<![\w/])jaxprune((?:\.[A-Za-z_]+)+)\b", text)))
+    assert len(names) > 20
+    code = "import jaxprune\n" + "\n".join(f"jaxprune{name}" for name in names)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def commands():
