@@ -175,7 +175,10 @@ def sweep_all(sweeps: Sweeps, resume: bool = False) -> list[SweepResult]:
         for key in sweeps.keys
     }
     if resume and (found := _finished(sweeps, saved)):
-        print(f"saved: {', '.join(f'{sweeps.target(f)}/' for f in sweeps.fills)}")
+        what = "comparison" if sweeps.compared else "sweeps"
+        print(
+            f"{what}: {', '.join(f'{sweeps.target(fill)}/' for fill in sweeps.fills)}"
+        )
         return found
     try:
         return _sweep_all(sweeps, variables, about)

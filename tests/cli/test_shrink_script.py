@@ -95,7 +95,7 @@ def test_what_is_measured_is_not_measured_again(run, monkeypatch):
 @pytest.mark.parametrize("name", ["versions", "commit"])
 def test_figures_of_another_version_are_measured_again(run, monkeypatch, name):
     """It may fit otherwise, and the network would not have them."""
-    measured, network = [], ladder.facts.network
+    measured, network = [], ladder.provenance.network
 
     def other(*args):
         found = network(*args)
@@ -108,7 +108,7 @@ def test_figures_of_another_version_are_measured_again(run, monkeypatch, name):
     original = ladder.Ladder._measured
     monkeypatch.setattr(ladder.Ladder, "_measured", row)
     assert run("--speedup=1.2", "--ladder=")[0][0] == 0 and measured == []
-    monkeypatch.setattr(ladder.facts, "network", other)
+    monkeypatch.setattr(ladder.provenance, "network", other)
     for _ in range(2):
         assert run("--speedup=1.2", "--ladder=")[0][0] == 0
     assert measured == [1.2]
