@@ -222,12 +222,13 @@ def written_layers(
     """Layers whose kernel, bias or map a fold has written; the unit of their type."""
     found = {}
     for name, layer in graph.layers.items():
-        paths = [path for path in (layer.leaf, layer.bias) if path is not None]
+        rows = f"{OFFSETS}/{name}/rows"
         changed = any(
-            path in arrays and path not in whole
-            for path in (f"{KERNELS}/{name}", f"{OFFSETS}/{name}/rows")
+            path in arrays and path not in whole for path in (f"{KERNELS}/{name}", rows)
         )
-        for path in paths:
+        for path in (layer.leaf, layer.bias, rows):
+            if path is None or path not in whole:
+                continue
             left = narrowing.take(graph.program.leaves[path], np.asarray(whole[path]))
             changed = changed or not np.array_equal(left, np.asarray(arrays[path]))
         if changed:

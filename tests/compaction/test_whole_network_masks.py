@@ -10,11 +10,12 @@ from campaigns import Campaign
 from drawn_networks import draw_network
 from jaxprune._base.errors import InputError
 from selected import quick
+from tally import FULL
 from zoo import ZOO
 
 MASKS = 5
 # Networks of the long campaign, in parts that workers share.
-DRAWN, PARTS = 1000, 20
+DRAWN, PARTS = 1000 if FULL else 200, 20
 # Between them: a flatten, sums, GroupNorm, grouped and depthwise convolutions, gates.
 SOME = ("vgg_plain", "resnet_groupnorm", "resnext", "senet_1x1", "mobilenet_v2")
 FEW = ("resnet_groupnorm", "senet_1x1", "mobilenet_v2")
