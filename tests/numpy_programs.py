@@ -185,10 +185,6 @@ def _choose(source, operand, *, window_dimensions, window_strides, padding, **_)
     return _pad(result, 0.0, [(-low, -high, 0) for low, high in padding])
 
 
-def _reduction(reduce):
-    return lambda x, *, axes, **_: reduce(x, tuple(axes))
-
-
 def _elementwise(function):
     return lambda *inputs, **_: function(*inputs)
 
@@ -226,8 +222,8 @@ TABLE = {
         tuple(map(slice, start_indices, limit_indices, strides or [1] * x.ndim))
     ],
     "split": lambda x, *, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
-    "reduce_sum": _reduction(np.sum),
-    "reduce_max": _reduction(np.max),
+    "reduce_sum": lambda x, *, axes, **_: x.sum(tuple(axes)),
+    "reduce_max": lambda x, *, axes, **_: x.max(tuple(axes)) if x.size else None,
     "select_n": lambda which, a, b: np.where(which, b, a),
     "convert_element_type": lambda x, *, new_dtype, **_: x.astype(new_dtype),
     "integer_pow": lambda x, *, y: x**y,

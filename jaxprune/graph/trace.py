@@ -192,13 +192,21 @@ def path_name(path: Any) -> str:
 
 
 def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and type that JAX gives an array or a number."""
+    """Shape and type that JAX gives an array or a number.
+
+    Raises:
+      InputError: it is neither.
+    """
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         dtype = leaf.dtype
         if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
             dtype = jax.dtypes.canonicalize_dtype(dtype)
         return jax.ShapeDtypeStruct(leaf.shape, dtype)
-    return jax.eval_shape(jnp.asarray, leaf)
+    try:
+        return jax.eval_shape(jnp.asarray, leaf)
+    except TypeError as error:
+        kind = type(leaf).__name__
+        raise InputError(f"a network takes arrays and numbers, got a {kind}") from error
 
 
 def trace(function: Callable[..., Any], params: Any, batch: Any) -> Program:

@@ -87,17 +87,6 @@ def residual():
 
 
 @pytest.mark.slow
-def test_widths_that_change_the_models_way_are_kept(residual):
-    """With equal widths the code would add without its projection: another network."""
-    equal = min(residual.costs.whole.values()) // 2
-    small = residual.cut(dict.fromkeys(residual.curves, equal)).small
-    assert {len(layer.kept) for layer in small.layers.values()} == {equal}
-    assert small.proof.different_predictions == 0
-    with pytest.raises(InputError, match="the model's own code computes something"):
-        small.apply  # noqa: B018
-
-
-@pytest.mark.slow
 def test_what_meets_in_sums_is_weighed_and_the_best_is_measured(residual):
     costs, groups = residual.costs, residual.groups.groups
     found = residual.candidates(Budget(speedup=1.6))
