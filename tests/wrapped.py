@@ -152,6 +152,13 @@ def dense_einsum(x, train):
     return nn.relu(nn.Einsum((8, 10), "nhwc,cd->nhwd", name="product")(x))
 
 
+def attention(x, train):
+    """Of the pixels to one another, two heads of four features."""
+    n, h, w, c = x.shape
+    y = nn.MultiHeadDotProductAttention(2, name="heads")(x.reshape(n, h * w, c))
+    return x + y.reshape(n, h, w, c)
+
+
 def local(x, train):
     return nn.relu(nn.ConvLocal(8, (3, 3), name="local")(x))
 
@@ -259,6 +266,10 @@ WRAPPED = {
         dense_general, {**PLAIN, "split": 2, "split[2]": 5, "joined": 8}
     ),
     "einsum": between(dense_einsum, {**PLAIN, "product": 10}),
+    "attention": between(
+        attention,
+        {**PLAIN, "heads/query": 2, "heads/query[2]": 4, "heads/value": 4},
+    ),
     "local": between(
         local,
         {"local": 8, "last": 6},

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from jaxprune import conv
-from jaxprune.graph.labels import GENERATORS, RULES, STAYS, Labels
+from jaxprune.graph.labels import GENERATORS, RULES, Labels
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.trace import (
     CONTRACTIONS,
@@ -25,6 +25,7 @@ from jaxprune.graph.trace import (
     Program,
     scan_counts,
 )
+from jaxprune.graph.unions import STAYS
 
 # What an equation is given, or returns -> what it is given, or returns, instead.
 Change = Callable[[list[Any]], list[Any]]

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxprune._base.errors import InputError, check_choice
-from jaxprune.graph.labels import STAYS, Labels, Unions
+from jaxprune.graph.labels import Labels
 from jaxprune.graph.layers import Layer
+from jaxprune.graph.unions import STAYS, Unions
 
 # A leaf's path, and one of its axes.
 LeafAxis = tuple[str, int]
@@ -56,7 +57,8 @@ class Groups:
 
     Attributes:
       groups: those that can be pruned, by name, in order of execution.
-      whole: layers whose channels all stay, with the reason.
+      whole: layers whose channels all stay, with the reason; or groups of which one
+        layer has several.
     """
 
     groups: Mapping[str, PruningGroup]

@@ -21,9 +21,10 @@ from jaxprune._base import arguments
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune.graph.evaluate import Change, Narrowing, run
 from jaxprune.graph.groups import Grouping, Groups, LeafAxis, PruningGroup
-from jaxprune.graph.labels import STAYS, Labels, Splits, find_labels
+from jaxprune.graph.labels import Labels, Splits, find_labels
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.trace import Program, path_name, shape_of, trace
+from jaxprune.graph.unions import STAYS
 
 Function = Callable[[Any, Any], Any]
 

@@ -145,13 +145,19 @@ def shrink(
 
 
 def _fitted(network: Network, groups: Groups) -> Groups:
-    """The groups whose units can be predicted; the others' layers are left whole."""
-    found, whole = {}, dict(groups.whole)
+    """The groups whose units can be predicted; the others are left whole.
+
+    Those are named by their layers or, where these have other groups too, by their own
+    name.
+    """
+    why = {name: why_not_fitted(network, g) for name, g in groups.groups.items()}
+    found = {name: group for name, group in groups.groups.items() if not why[name]}
+    cut = {layer for group in found.values() for layer in group.producers}
+    whole = dict(groups.whole)
     for name, group in groups.groups.items():
-        if why := why_not_fitted(network, group):
-            whole |= dict.fromkeys(group.producers, why)
-        else:
-            found[name] = group
+        if why[name]:
+            layers = [layer for layer in group.producers if layer not in cut]
+            whole |= dict.fromkeys(layers or [name], why[name])
     return Groups(found, whole)
 
 
