@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune.cli import sweeps
 from jaxprune.cli.commands import sweep
+from jaxprune.cli.sweep import run
 from jaxprune.results.confidence import mean_interval
 from jaxprune.results.result import SweepResult
 from run_directories import SMALL
@@ -23,20 +23,20 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.mark.slow
 def test_two_seeds_interrupted_and_resumed(script, monkeypatch):
-    measure = sweeps.sweep_orders
+    measure = run.sweep_orders
 
     def interrupted(tapped, *args, **kwargs):
         if (BASE / "seed0" / SWEEP).exists():
             raise KeyboardInterrupt
         return measure(tapped, *args, **kwargs)
 
-    monkeypatch.setattr(sweeps, "sweep_orders", interrupted)
+    monkeypatch.setattr(run, "sweep_orders", interrupted)
     code, _, err = script(sweep, *FLAGS)
     assert code == 130 and "1 of 2 seeds are finished" in err
     written = (BASE / "seed0" / SWEEP / "sweep.npz").stat().st_mtime_ns
     assert not list(BASE.glob("seeds-*"))
 
-    monkeypatch.setattr(sweeps, "sweep_orders", measure)
+    monkeypatch.setattr(run, "sweep_orders", measure)
     code, out, err = script(sweep, *FLAGS)
     assert code == 0, err
     assert (BASE / "seed0" / SWEEP / "sweep.npz").stat().st_mtime_ns == written

@@ -50,17 +50,8 @@ from jaxprune.ranking.order import check_ks
 
 FLAGS = flags.FLAGS
 FIRST = (
-    "model",
-    "data",
-    "init_from",
-    "workdir",
-    "k",
-    "max_drop",
-    "layer",
-    "fill",
-    "finetune_epochs",
-    "export",
-)
+    "model data init_from workdir k max_drop layer fill finetune_epochs export"
+).split()
 define_network()
 define_batch_size()
 define_choices()

@@ -37,17 +37,9 @@ from jaxprune.shrinking.budget import Budget
 
 FLAGS = flags.FLAGS
 FIRST = (
-    "model",
-    "data",
-    "init_from",
-    "workdir",
-    "speedup",
-    "size",
-    "latency",
-    "max_drop",
-    "multiple_of",
-    "finetune_epochs",
-)
+    "model data init_from workdir speedup "
+    "size latency max_drop multiple_of finetune_epochs"
+).split()
 define_network()
 define_batch_size()
 define_finetuning()

@@ -27,24 +27,16 @@ from jaxprune.cli.flags import (
     define_network,
     define_processes,
 )
-from jaxprune.cli.sweeps import Sweeps, asked, sweep_all
+from jaxprune.cli.sweep.plan import Sweeps, asked
+from jaxprune.cli.sweep.run import sweep_all
 from jaxprune.fills.fill import FILLS
 from jaxprune.report import page
 from jaxprune.results.result import SweepResult
 
 FLAGS = flags.FLAGS
 FIRST = (
-    "model",
-    "data",
-    "data_dir",
-    "init_from",
-    "workdir",
-    "layer",
-    "criterion",
-    "fill",
-    "ks",
-    "max_drop",
-)
+    "model data data_dir init_from workdir layer criterion fill ks max_drop"
+).split()
 define_network()
 define_processes()
 define_batch_size()

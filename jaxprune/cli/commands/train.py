@@ -15,17 +15,9 @@ from jaxprune.cli.flags import define_batch_size, define_network, define_process
 from jaxprune.cli.weights import train_or_restore
 
 FIRST = (
-    "model",
-    "data_dir",
-    "workdir",
-    "dataset",
-    "epochs",
-    "train_batch_size",
-    "learning_rate",
-    "seed",
-    "dtype",
-    "devices",
-)
+    "model data_dir workdir dataset epochs "
+    "train_batch_size learning_rate seed dtype devices"
+).split()
 define_network()
 define_processes()
 define_batch_size()

@@ -1,14 +1,13 @@
-"""The sweeps of one network: several criteria with one fill, or one with several fills.
+"""The sweeps of one network: one trunk, one compilation.
 
-One trunk, one compilation. Several criteria are compared, beside random orders.
+Several criteria are compared, beside random orders.
 """
 
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,21 +20,17 @@ from jaxprune.cli import (
     cluster,
     process,
     provenance,
-    pruning_options,
     run_directory,
     scoring,
 )
-from jaxprune.cli.pruning_options import PruningOptions
-from jaxprune.cli.run_directory import Run
+from jaxprune.cli.sweep.plan import Key, Sweeps
+from jaxprune.cli.sweep.report import print_comparison, print_curve, print_scores
 from jaxprune.cli.weights import train_or_restore
-from jaxprune.data.splits import Split
-from jaxprune.fills.fill import FILLS, Fill, resolve_fill
+from jaxprune.fills.fill import Fill, resolve_fill
 from jaxprune.ranking import criteria
-from jaxprune.ranking.order import check_ks, pruning_order
 from jaxprune.report import curves
 from jaxprune.report.criteria import draw_comparison
 from jaxprune.results.comparison import Comparison, compare
-from jaxprune.results.confidence import points
 from jaxprune.results.result import SweepResult
 from jaxprune.results.saved import check_target
 from jaxprune.sweep.activations import TappedLayer
@@ -43,110 +38,6 @@ from jaxprune.sweep.checkpoint import SweepCheckpoint
 from jaxprune.sweep.layer import sweep_orders
 
 FLAGS = flags.FLAGS
-# A criterion and a fill.
-Key = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Sweeps:
-    """The sweeps that the flags ask for.
-
-    Attributes:
-      run: the run directory's network and data.
-      chosen: layer, tap and splits.
-      images: by the names of their splits.
-      ks: numbers of pruned channels.
-      criteria: names of the criteria.
-      fills: names of the fills; one, where criteria are compared.
-      left_out: reasons why other criteria of "all" cannot be had.
-    """
-
-    run: Run
-    chosen: PruningOptions
-    images: dict[str, Split]
-    ks: tuple[int, ...]
-    criteria: tuple[str, ...]
-    fills: tuple[str, ...]
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def compared(self) -> bool:
-        """Whether criteria are compared with one another or with random orders."""
-        return bool(pruning_options.several_criteria() or FLAGS.random_orders)
-
-    @property
-    def keys(self) -> list[Key]:
-        """A criterion and a fill for each sweep."""
-        return [(name, fill) for name in self.criteria for fill in self.fills]
-
-    @property
-    def lead(self) -> PruningOptions:
-        """The options of a criterion for which the linear fill is fitted, if any."""
-        for name in self.criteria:
-            if self.by(name).calibration(self.fills[-1]):
-                return self.by(name)
-        return self.by(self.criteria[0])
-
-    def by(self, criterion: str) -> PruningOptions:
-        """The same choices with one criterion."""
-        return replace(self.chosen, criterion=criterion)
-
-    def folder(self, criterion: str, fill: str) -> Path:
-        """The folder of one sweep."""
-        return self.by(criterion).sweep_folder(self.run.workdir, fill)
-
-    def target(self, fill: str) -> Path:
-        """The folder of the comparison, or of the one sweep with this fill."""
-        if self.compared:
-            return self.chosen.comparison_folder(self.run.workdir)
-        return self.folder(self.criteria[0], fill)
-
-    @property
-    def to_open(self) -> list[Path]:
-        """Files to look at, the first one first."""
-        last = self.target(self.fills[-1])
-        if self.compared:
-            return [last / n for n in ("criteria.png", "criteria.csv", "agreement.png")]
-        names = ("accuracy_vs_k.png", "feature_maps.png", "sweep.csv")
-        several = [self.of_fills] if len(self.fills) > 1 else []
-        return [*several, *(last / name for name in names)]
-
-    @property
-    def of_fills(self) -> Path:
-        """The picture of several fills."""
-        return self.run.workdir / f"fills-{self.chosen.stem}.png"
-
-
-def asked() -> Sweeps:
-    """The sweeps that the flags ask for.
-
-    Raises:
-      InputError: flags that are out of range or do not go together, or a criterion
-        that the layer cannot have.
-    """
-    run = run_directory.load(train_imported=False)
-    chosen = pruning_options.resolve(run)
-    images = scoring.splits(run, chosen)
-    channels = run.network().graph().conv(chosen.layer).channels
-    ks = check_ks(pruning_options.parse_ks(channels), channels)
-    fills = FILLS if chosen.fill == "all" else (chosen.fill,)
-    sweeps = Sweeps(run, chosen, images, ks, (chosen.criterion,), tuple(fills))
-    if sweeps.compared and len(fills) > 1:
-        raise InputError("criteria are compared with one --fill, fills with one order")
-    every = FLAGS.criterion == "all"
-    names, left_out = [], {}
-    for name in pruning_options.several_criteria() or (chosen.criterion,):
-        if every and name == "random" and FLAGS.random_orders:
-            continue  # that is what the band is
-        scoring.images(run, chosen, name)  # a flag out of range is an error
-        try:
-            scoring.check(run, chosen, name)
-            names.append(name)
-        except InputError as error:
-            if not every:
-                raise
-            left_out[name] = str(error)
-    return replace(sweeps, criteria=tuple(names), left_out=left_out)
 
 
 def sweep_all(sweeps: Sweeps, resume: bool = False) -> list[SweepResult]:
@@ -196,14 +87,14 @@ def _sweep_all(
     scores, too_slow = _scores(sweeps, layers[0], fitted)
     scored = time.perf_counter()
     if not sweeps.compared:
-        _print_scores(chosen.layer, scores[chosen.criterion])
+        print_scores(chosen.layer, scores[chosen.criterion])
     results: list[SweepResult] = []
     for fill in sweeps.fills:
         found, random, work = _sweep(sweeps, layers, fill, scores, fitted, about)
         results += found.values()
         if not sweeps.compared:
             _forget(sweeps, fill)
-            _print_curve(results[-1], sweeps.target(fill))
+            print_curve(results[-1], sweeps.target(fill))
             continue
         seconds = {"scores": scored - started, "sweeps": time.perf_counter() - scored}
         first = about[next(iter(scores)), fill]
@@ -222,7 +113,7 @@ def _sweep_all(
             comparison.save(sweeps.target(fill))
             _forget(sweeps, fill)
             draw_comparison(comparison, sweeps.target(fill))
-        _print_comparison(comparison)
+        print_comparison(comparison)
     if processes.is_first():
         curves.draw_training(run.workdir)
         if len(sweeps.fills) > 1:
@@ -302,12 +193,7 @@ def _sweep(
         fitted if fill == "linear" and fitted is not None else fill,
         layer=tapped.name, bias=tapped.bias, mean=tapped.channel_means,
     )  # fmt: skip
-    random = {
-        f"random order {i}": criteria.random(
-            tapped.channels, [sweeps.run.config.seed, i]
-        )
-        for i in range(FLAGS.random_orders)
-    }
+    random = _random_orders(tapped.channels, sweeps.run.config.seed)
     orders = dict(scores) | random
     facts = {name: about[name, fill] for name in scores}
     deciding = provenance.deciding(next(iter(facts.values())))
@@ -345,74 +231,9 @@ def _sweep(
     return results, curves_of_random, work
 
 
-def _print_scores(layer: str, scores: np.ndarray) -> None:
-    """The lowest and highest channels with their scores, as the report prints them."""
-    ranked = pruning_order(scores)
-
-    def listing(channels: np.ndarray) -> str:
-        return ", ".join(f"{c}: {scores[c]:.4f}" for c in channels)
-
-    print(f"layer {layer}, {len(ranked)} channels, channel: score")
-    print(f"  lowest     {listing(ranked[:5])}")
-    print(f"  highest    {listing(ranked[::-1][:5])}")
-
-
-def _print_curve(result: SweepResult, folder: Path) -> None:
-    allowed = points(result.max_drop)
-    print(f"fill {result.about['fill']}{_how_fitted(result)}")
-    for k, what in (
-        (result.ks[0], "with 95 % intervals"),
-        (
-            result.largest_safe_k(result.max_drop),
-            f"largest safe K: 95 % sure that less than {allowed} is lost",
-        ),
-        (
-            result.largest_k_within(result.max_drop),
-            f"largest K within {allowed}, as measured",
-        ),
-    ):
-        at = result.at(k)
-        print(f"  K = {k:<6} {_with_ends(at, 'accuracy')}", end="")
-        print(f"  {_with_ends(at, 'balanced_accuracy')}  {what}")
-        if k != result.ks[0]:
-            print(f"             {_with_ends(at, 'change')}", end="")
-            print(f"  McNemar's p = {at['mcnemar_p']:.2g}")
-    for line in result.overlaps:
-        print(f"  note       {line}")
-    print(f"  files      {folder}/")
-
-
-def _with_ends(at: dict[str, float], name: str) -> str:
-    value, low, high = at[name], at[f"{name}_low"], at[f"{name}_high"]
-    return f"{name.replace('_', ' ')} {value:.4f} ({low:.4f} .. {high:.4f})"
-
-
-def _how_fitted(result: SweepResult) -> str:
-    made = result.about.get("fill_facts")
-    if not made:
-        return ""
-    images = f"{made['images']} images of {made['split']}"
-    return f", fitted on {images}, ridge {made['ridge']:g}"
-
-
-def _print_comparison(result: Comparison) -> None:
-    print(f"{'criterion':<18}{'mean over K':>12}{'safe K':>8}{'Spearman':>10}", end="")
-    print(f"{'beats random':>14}")
-    rows = zip(
-        result.names, result.mean_accuracy, result.safe_k, result.with_oracle,
-        result.beaten, strict=True,
-    )  # fmt: skip
-    for name, mean, safe, rho, share in rows:
-        print(f"{name:<18}{mean:>12.4f}{safe:>8}{_number(rho, '.2f'):>10}", end="")
-        print(f"{_number(share, '.0%'):>14}")
-    allowed = points(result.about["max_drop"])
-    print(f"safe K: 95 % sure that less than {allowed} is lost")
-    for line in result.about["overlaps"]:
-        print(f"note: {line}")
-    for name, why in result.about["left_out"].items():
-        print(f"left out: {name}: {why}")
-    print("pictures of each criterion's sweep: `jaxprune plot`")
-
-
-def _number(x: float, form: str) -> str:
-    return "-" if np.isnan(x) else format(x, form)
+def _random_orders(channels: int, seed: int) -> dict[str, np.ndarray]:
+    """Scores of --random_orders orders, by name."""
+    return {
+        f"random order {i}": criteria.random(channels, [seed, i])
+        for i in range(FLAGS.random_orders)
+    }
