@@ -186,15 +186,7 @@ class Compact:
         artefact.check_target(Path(path))
         schema.check_json("about", {} if about is None else about)
         names = class_names and arguments.check_names("class_names", class_names)
-        mean, std = (
-            arguments.check_numbers(name, value, (np.size(value),)).astype(np.float32)
-            for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std))
-        )
-        channels = self.input_shape[-1]
-        if {mean.size, std.size} - {1, channels}:
-            raise InputError(f"pixel_mean and pixel_std take 1 or {channels} numbers")
-        if not (std > 0).all():
-            raise InputError(f"pixel_std must be positive, got {std.tolist()}")
+        mean, std = _scaling(pixel_mean, pixel_std, self.input_shape[-1])
         origin = self.whole.origin if self.whole else None
         spec = {
             "model": type(origin.model).__name__ if origin else "",
@@ -218,13 +210,29 @@ class Compact:
             arrays = jax.tree.map(jnp.asarray, dict(self.arrays))
             return self.function(arrays, (images.astype(jnp.float32) - mean) / std)
 
-        example = self.example
         shapes = jax.tree.map(shape_of, dict(self.arrays))
-        programs = {artefact.FUNCTION: artefact.export(self.function, example, shapes)}
+        programs = {
+            artefact.FUNCTION: artefact.export(self.function, self.example, shapes)
+        }
         if stablehlo:
             image = np.zeros((1, *self.input_shape), pixels)
             programs[artefact.PROGRAM] = artefact.export(of_pixels, image)
-        artefact.write(Path(path), self.arrays, spec, programs, example)
+        artefact.write(Path(path), self.arrays, spec, programs, self.example)
+
+
+def _scaling(
+    mean: Sequence[float], std: Sequence[float], channels: int
+) -> list[np.ndarray]:
+    """Mean and deviation of pixels, one number or one for each channel."""
+    found = [
+        arguments.check_numbers(name, value, (np.size(value),)).astype(np.float32)
+        for name, value in (("pixel_mean", mean), ("pixel_std", std))
+    ]
+    if {numbers.size for numbers in found} - {1, channels}:
+        raise InputError(f"pixel_mean and pixel_std take 1 or {channels} numbers")
+    if not (found[1] > 0).all():
+        raise InputError(f"pixel_std must be positive, got {found[1].tolist()}")
+    return found
 
 
 def flat(variables: Any) -> dict[str, Any]:

@@ -229,7 +229,7 @@ class SweepResult:
         return columns
 
     def summary(self) -> dict[str, Any]:
-        """`about` and the figures that most consumers look for."""
+        """`about` and the figures that most readers look for."""
         summary = {
             **self.about,
             "class_names": list(self.class_names),

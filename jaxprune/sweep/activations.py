@@ -165,16 +165,11 @@ def tap_layer(
     check_choice("tap", tap, TAPS)
     check_choice("maps", maps, places.KINDS)
     ranking = split if rank_split is None else rank_split
-    for what, given in (("split", split), ("rank_split", ranking)):
-        arguments.check_kind(what, given, Split, "a Split, as image_split returns")
-    if ranking.image_shape != split.image_shape:
-        raise InputError(f"images: {ranking.image_shape} are not {split.image_shape}")
+    _check_splits(split, ranking)
     needs = needs_of(criteria)
     mesh = make_mesh() if mesh is None else mesh
     arguments.check_kind("mesh", mesh, Mesh, "a mesh, as make_mesh returns")
     batch_size = round_up(arguments.check_count("batch_size", batch_size), mesh.size)
-    if not len(split):
-        raise InputError("the split has no images")
     images = _some_images(split)
     network = network.with_example(images)
     name = network.graph().last_conv() if layer is None else layer
@@ -184,8 +179,7 @@ def tap_layer(
     if maps == "disk":
         kept = sum(len(processes.own(n)) for n in (len(split), *counts))
         places.check_space(maps_dir, kept * one.size * one.dtype.itemsize)
-    classes = len(split.class_names)
-    check_seconds = check_tap(network, images, name, tap, classes)
+    check_seconds = check_tap(network, images, name, tap, len(split.class_names))
     arrays = replicate(network.arrays, mesh)
     specs = (REPLICATED, SPREAD, SPREAD)
     program = Sharded(_only_maps(network, name, tap), mesh, specs, SPREAD)
@@ -205,16 +199,16 @@ def tap_layer(
     own = _own(split)
     kept_maps = place(own)
     of_ranking = _OfRanking(ranking, counts, gathering, place, one.shape)
-    # Images, the program that they go through, and where its results go.
-    passes: list[tuple[Split, Sharded, list[_Use]]] = [
-        (own, rank, [lambda batch, found: kept_maps.write(found["maps"])])
-    ]
-    if rank_split is None:
-        passes[0][2].append(of_ranking.add)
-    else:
-        passes[0] = (own, program, passes[0][2])
-        passes.append((_own(rank_split), rank, [of_ranking.add]))
+
+    def keep(batch: Batch, found: dict[str, Any]) -> None:
+        kept_maps.write(found["maps"])
+
     started = time.perf_counter()
+    if rank_split is None:
+        passes = [(own, rank, [keep, of_ranking.add])]
+    else:
+        ranked = _own(rank_split)
+        passes = [(own, program, [keep]), (ranked, rank, [of_ranking.add])]
     for source, run, uses in passes:
         for batch in batches(source, batch_size):
             found = run(arrays, batch.images, batch.labels)
@@ -236,7 +230,13 @@ def tap_layer(
     return replace(tapped, ranked=of_ranking.layers(tapped))
 
 
-_Use = Callable[[Batch, dict[str, Any]], None]
+def _check_splits(split: Split, ranking: Split) -> None:
+    for what, given in (("split", split), ("rank_split", ranking)):
+        arguments.check_kind(what, given, Split, "a Split, as image_split returns")
+    if ranking.image_shape != split.image_shape:
+        raise InputError(f"images: {ranking.image_shape} are not {split.image_shape}")
+    if not len(split):
+        raise InputError("the split has no images")
 
 
 class _OfRanking:

@@ -210,7 +210,7 @@ def _difference(ladder: Ladder, twin: Twin) -> float:
 
 
 def _about(ladder: Ladder) -> dict[str, Any]:
-    """What a consumer must know to trust or repeat the rows."""
+    """Facts that it takes to trust or repeat the rows."""
     return {
         **ladder.facts,
         "versions": {
