@@ -2,19 +2,21 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from filelock import FileLock
 from flax.core.scope import Scope
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
+from hypothesis import settings as of_hypothesis
 
 import tally
 from forked import Starter
 from jaxprune.cli import process
+from jaxprune.cli.settings import NetworkSettings
 from jaxprune.costs import clock
 from jaxprune.shrinking import analysis
 from jaxprune.sweep import maps
@@ -46,13 +48,13 @@ def _compared_by_shape(self, name, initialiser, *arguments, **options):
 Scope.param = _compared_by_shape
 
 # Compilation makes single examples slow; a run in CI is repeatable.
-settings.register_profile(
+of_hypothesis.register_profile(
     "jaxprune",
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
 )
-settings.load_profile("jaxprune")
+of_hypothesis.load_profile("jaxprune")
 
 
 @pytest.fixture(scope="session")
@@ -151,12 +153,14 @@ def script(capsys, tmp_path, monkeypatch):
 
     def run(module, *arguments):
         code = 0
-        with flagsaver.flagsaver(), jax.default_prng_impl(SCRIPTS_PRNG):
+        with jax.default_prng_impl(SCRIPTS_PRNG):
             try:
+                argv = [module.__name__, *map(str, arguments)]
+                settings = process.parse(module.Settings, argv)
                 # JAX keeps the first cache folder of a process for good: the tests'.
-                no_cache = "--nocompilation_cache"
-                process._parse([module.__name__, no_cache, *map(str, arguments)])
-                process._guard(module.main)
+                if isinstance(settings, NetworkSettings):
+                    settings = replace(settings, compilation_cache=False)
+                process.guard(module.main, settings)
             except SystemExit as end:
                 code = end.code
         captured = capsys.readouterr()

@@ -101,6 +101,12 @@ def test_nothing_of_the_library_knows_a_flag():
             assert not re.search(r"(?<![\w-])--[a-z]", path.read_text()), path
 
 
+def test_two_modules_know_of_absl_s_flags():
+    files = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "experiments").rglob("*.py")]
+    knowing = {p.name for p in files if re.search(r"absl.*\bflags", p.read_text())}
+    assert knowing == {"process.py", "settings.py"}
+
+
 def test_signatures_are_checked_in_every_room_but_the_command_line():
     text = (PACKAGE.parent / "pyproject.toml").read_text()
     options = tomllib.loads(text)["tool"]["pytest"]["ini_options"]["addopts"]

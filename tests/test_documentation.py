@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from flax import linen as nn
 
 import jaxprune
 from jaxprune.__main__ import COMMANDS
+from jaxprune.cli import settings
 from random_data import random_split
 
 ROOT = Path(__file__).parent.parent
@@ -135,10 +135,11 @@ def test_flags_of_every_command_exist():
     found = list(commands())
     assert len(found) > 30
     for page, name, given in found:
-        importlib.import_module(f"jaxprune.cli.commands.{name}")
+        command = importlib.import_module(f"jaxprune.cli.commands.{name}")
+        known = settings.names(command.Settings)
         for flag in given:
-            known = flag.lstrip("-").split("=")[0].removeprefix("no")
-            assert known in flags.FLAGS or f"no{known}" in flags.FLAGS, (page, flag)
+            word = flag.lstrip("-").split("=")[0]
+            assert {word, word.removeprefix("no")} & {*known}, (page, flag)
 
 
 def test_its_two_commands_are_lines_of_their_own():

@@ -23,43 +23,22 @@ summary.json). With the flags above it takes about an hour on 2 CPU cores.
 import dataclasses
 import importlib.util
 import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from experiments.bench import ours, report
 from experiments.bench.measure import Bench, Prepared
 from experiments.bench.plan import OURS, PYTORCH, RACES, Key, Measured
 from experiments.bench.race import race, serve
+from experiments.bench.shrink.stages import ContestSettings
 from jaxprune._base.errors import InputError, check_choice
-from jaxprune.cli import cluster, finetuning, process, provenance, run_directory
-from jaxprune.cli.flags import (
-    check_timing,
-    define_epochs,
-    define_images,
-    define_network,
-    define_timing,
-    define_widths,
-)
+from jaxprune.cli import cluster, process, provenance, run_directory
+from jaxprune.cli.settings import flag
 from jaxprune.cli.weights import train_or_restore
-
-FLAGS = flags.FLAGS
-define_network()
-define_epochs()
-define_images()
-define_timing()
-define_widths()
-flags.DEFINE_string("what", "sweep", "What is measured: sweep, shrink.")
-flags.DEFINE_integer("images", None, "Images of the whole sweep. Default: all.", 1)
-flags.DEFINE_integer("some_images", 1024, "Images that slow loops are measured on.", 1)
-flags.DEFINE_list("loop_ks", ["0", "200", "400"], "K that slow loops are measured for.")
-flags.DEFINE_integer("runs", 3, "Timed runs of each measurement.", 1)
-flags.DEFINE_bool("scaling", True, "Measure how time and memory grow, too.")
-flags.DEFINE_string("measure", None, "What this process measures: used by itself.")
-flags.DEFINE_integer("channels", None, "Channels of that layer: used by itself.")
-flags.DEFINE_string("networks", None, "Folder of networks: used by itself.")
 
 # The flags that play a part in one benchmark alone.
 ONLY = {
@@ -73,24 +52,43 @@ ONLY = {
 }  # fmt: skip
 
 
-def main() -> None:
+@dataclass(frozen=True, kw_only=True)
+class Settings(ContestSettings):
+    """Settings of the benchmarks."""
+
+    model: str | None = "cifar_vgg"
+    speedup: float | None = 2.0
+    latency_batches: tuple[str, ...] = ("1", "32")
+    what: str = flag("What is measured: sweep, shrink.", default="sweep")
+    images: int | None = flag("Images of the whole sweep. Default: all.", at_least=1)
+    some_images: int = flag(
+        "Images that slow loops are measured on.", at_least=1, default=1024
+    )
+    loop_ks: tuple[str, ...] = flag(
+        "K that slow loops are measured for.", default=("0", "200", "400")
+    )
+    runs: int = flag("Timed runs of each measurement.", at_least=1, default=3)
+    scaling: bool = flag("Measure how time and memory grow, too.", default=True)
+    measure: str | None = flag("What this process measures: used by itself.")
+    channels: int | None = flag("Channels of that layer: used by itself.")
+    networks: str | None = flag("Folder of networks: used by itself.")
+
+
+def main(settings: Settings) -> None:
     """Measures everything, or, in a child process, one thing."""
     # On a GPU, a process must leave memory to those that it takes turns with.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    check_choice("benchmark", FLAGS.what, ONLY)
+    check_choice("benchmark", settings.what, ONLY)
     for what, names in ONLY.items():
-        if what != FLAGS.what:
-            finetuning.refuse(names, f"--what={what}")
-    FLAGS.set_default("model", "cifar_vgg")
-    if FLAGS.what == "shrink":
-        _shrink()
+        if what != settings.what:
+            settings.refuse(names, f"--what={what}")
+    if settings.what == "shrink":
+        _shrink(settings)
     else:
-        _sweep()
+        _sweep(settings)
 
 
-def _shrink() -> None:
-    FLAGS.set_default("speedup", 2.0)
-    FLAGS.set_default("latency_batches", ["1", "32"])
+def _shrink(settings: Settings) -> None:
     for name, package in (("torch", "PyTorch"), ("torch_pruning", "Torch-Pruning")):
         if importlib.util.find_spec(name) is None:
             raise InputError(
@@ -98,48 +96,51 @@ def _shrink() -> None:
             )
     from experiments.bench.shrink import contest, latency
 
-    if FLAGS.measure:
-        by, _ = FLAGS.measure.split(":")
-        serve(lambda: latency.prepare(by, check_timing()))
+    if settings.measure and settings.networks:
+        by, _ = settings.measure.split(":")
+        networks = Path(settings.networks) / by
+        serve(lambda: latency.prepare(settings, by, networks))
     else:
-        contest.main()
+        contest.main(settings)
 
 
-def _sweep() -> None:
-    if FLAGS.model != "cifar_vgg":
+def _sweep(settings: Settings) -> None:
+    if settings.model != "cifar_vgg":
         raise InputError("--what=sweep measures --model=cifar_vgg only")
-    if FLAGS.measure:
-        serve(_prepare)
+    if settings.measure:
+        by, what = settings.measure.split(":")
+        serve(lambda: _prepare(settings, by, what))
         return
-    run = run_directory.load(train_imported=False)
+    run = run_directory.load(settings, train_imported=False)
     cluster.require_one_process("experiments.bench")
-    ks = _loop_ks()
+    ks = _loop_ks(settings)
     if max(ks) >= run.training.widths[-1]:
         raise InputError(
             f"--loop_ks={max(ks)}: the layer has {run.training.widths[-1]}"
         )
-    if FLAGS.images and FLAGS.images > len(run.splits.test):
+    if settings.images and settings.images > len(run.splits.test):
         raise InputError(f"--images: there are {len(run.splits.test)} test images")
     train_or_restore(run)
     measured: dict[Key, Measured] = {}
     races = _races()
-    total = sum(len(keys) for keys in races) * (FLAGS.runs + 1)
+    total = sum(len(keys) for keys in races) * (settings.runs + 1)
     with cluster.progress(total=total, unit="run", desc="measurements") as bar:
         for keys in races:
-            measured |= race(keys, FLAGS.runs, on_run=bar.update)
+            measured |= race(keys, settings.runs, on_run=bar.update)
     report.show(measured)
-    scaling = _scaling(run.training.widths[-1]) if FLAGS.scaling else []
+    scaling = _scaling(settings, run.training.widths[-1]) if settings.scaling else []
     report.show_scaling(scaling)
     report.save(run.workdir, measured, scaling)
     names = ("bench.png", "bench_ratios.csv", "bench.csv")
     process.finish(*(run.workdir / name for name in names))
 
 
-def _loop_ks() -> list[int]:
+def _loop_ks(settings: Settings) -> list[int]:
+    texts = list(settings.loop_ks)
     try:
-        return [int(k) for k in FLAGS.loop_ks]
+        return [int(k) for k in texts]
     except ValueError:
-        raise InputError(f"--loop_ks takes a,b,c; got {FLAGS.loop_ks}") from None
+        raise InputError(f"--loop_ks takes a,b,c; got {texts}") from None
 
 
 def _races() -> list[tuple[Key, ...]]:
@@ -150,17 +151,16 @@ def _races() -> list[tuple[Key, ...]]:
     return [tuple(key for key in keys if key[0] != PYTORCH) for keys in RACES]
 
 
-def _prepare() -> tuple[Prepared, dict[str, Any]]:
+def _prepare(settings: Settings, by: str, what: str) -> tuple[Prepared, dict[str, Any]]:
     """What this process was started for, and facts for its row."""
-    by, what = FLAGS.measure.split(":")
     run = run_directory.load(
-        train_imported=False, alone=False
+        settings, train_imported=False, alone=False
     )  # the parent holds the folder
     split = run.splits.test
-    split = split.select(np.arange(FLAGS.images or len(split)))
+    split = split.select(np.arange(settings.images or len(split)))
     if what == "scaling":
         # Drawn weights: the width is not that of the checkpoint.
-        widths = (*run.training.widths[:-1], FLAGS.channels)
+        widths = (*run.training.widths[:-1], settings.channels)
         run = dataclasses.replace(run, model=run.model.clone(widths=widths))
         variables = jax.device_get(run.init())
     else:
@@ -169,9 +169,9 @@ def _prepare() -> tuple[Prepared, dict[str, Any]]:
         run=run,
         variables=variables,
         split=split,
-        some=split.select(np.arange(min(FLAGS.some_images, len(split)))),
+        some=split.select(np.arange(min(settings.some_images, len(split)))),
         layer=run.network().graph().last_conv(),
-        loop_ks=_loop_ks(),
+        loop_ks=_loop_ks(settings),
     )
     about = {
         "images": len(split),
@@ -182,13 +182,13 @@ def _prepare() -> tuple[Prepared, dict[str, Any]]:
         from experiments.bench import pytorch
 
         return pytorch.MEASURES[what](bench), about
-    about["devices"] = cluster.local_mesh().size
+    about["devices"] = run.mesh.size
     return ours.MEASURES[what](bench), about
 
 
-def _scaling(p: int) -> list[Measured]:
+def _scaling(settings: Settings, p: int) -> list[Measured]:
     """The sweep as images, channels and devices double; weights drawn at random."""
-    images = min(FLAGS.some_images, FLAGS.images or FLAGS.some_images)
+    images = min(settings.some_images, settings.images or settings.some_images)
 
     def measure(n: int, channels: int, devices: int | None = None) -> Measured:
         environment = {}
@@ -196,9 +196,9 @@ def _scaling(p: int) -> list[Measured]:
         if devices:
             arguments.append(f"--devices={devices}")
             if jax.default_backend() == "cpu":
-                flag = f"--xla_force_host_platform_device_count={devices}"
-                flag = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
-                environment["XLA_FLAGS"] = flag.strip()
+                option = f"--xla_force_host_platform_device_count={devices}"
+                options = f"{os.environ.get('XLA_FLAGS', '')} {option}"
+                environment["XLA_FLAGS"] = options.strip()
         key = (OURS, "scaling")
         return race((key,), 1, arguments, environment)[key]
 

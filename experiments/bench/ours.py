@@ -66,7 +66,7 @@ def evaluation(bench: Bench) -> Prepared:
 
 def _evaluate(bench: Bench, split: Split) -> tuple[Callable[[Any], np.ndarray], float]:
     """The split's predictions by variables, ready to use, and the compile time."""
-    devices, size = cluster.local_mesh(), batch_size(split)
+    devices, size = bench.run.mesh, batch_size(split)
     program = compiled(bench.run.apply, devices)
 
     def evaluate(variables: Any, images: Split = split) -> np.ndarray:
@@ -92,7 +92,7 @@ def train(bench: Bench) -> Prepared:
     step = training.make_train_step(
         bench.run.model.apply, optimizer, bench.run.scale, seed=0, l2=bench.run.l2
     )
-    devices = cluster.training_mesh(conf.train_batch_size)
+    devices = cluster.training_mesh(bench.run.mesh, conf.train_batch_size)
     index = np.arange(conf.train_batch_size) % len(bench.split)
     batch = mesh.spread((bench.split.read(index), bench.split.labels[index]), devices)
     state = mesh.replicate(training.init_state(bench.variables, optimizer), devices)
@@ -152,7 +152,7 @@ def linear(bench: Bench) -> Prepared:
     def fitted() -> Fill:
         return linear_fill(
             bench.run.network(bench.variables), calibration, layer=bench.layer,
-            batch_size=batch_size(images), mesh=cluster.local_mesh(),
+            batch_size=batch_size(images), mesh=bench.run.mesh,
         )  # fmt: skip
 
     return some(bench, make_fill=fitted)
@@ -172,7 +172,7 @@ def _sweep(
     tapped = tap_layer(
         bench.run.network(bench.variables), split, layer=layer or bench.layer,
         tap=bench.run.recipe.tap, batch_size=batch_size(split),
-        mesh=cluster.local_mesh(),
+        mesh=bench.run.mesh,
     )  # fmt: skip
     scores = criteria.mean(tapped.mean_feature_map)
     about = sweep_layer(tapped, scores, fill=fill, **options).about

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import Sharded
 from jaxprune.adapters.linen import from_linen
 from jaxprune.cli import cluster
 from jaxprune.cli.run_directory import Run
+from jaxprune.cli.settings import ImageSettings
 from jaxprune.compaction.network import Compact
 from jaxprune.compaction.proof import Proof, compare
 from jaxprune.costs import cost
@@ -22,14 +22,13 @@ from jaxprune.data import datasets
 from jaxprune.data.splits import Split
 from jaxprune.evaluation.predict import compiled, predict
 
-FLAGS = flags.FLAGS
 # Images that a network is traced for, and compared on equation by equation.
 _EXAMPLES = 8
 # Networks are compared: no matrix unit may round factors more coarsely than float32.
 PRECISION = "highest"
 
 
-def splits(run: Run) -> tuple[Split, Split]:
+def splits(run: Run, settings: ImageSettings) -> tuple[Split, Split]:
     """The images that networks are measured on, and those that fits are made on.
 
     Raises:
@@ -37,13 +36,15 @@ def splits(run: Run) -> tuple[Split, Split]:
     """
     split, calibration = (
         datasets.choose_split(run.splits, which)
-        for which in (FLAGS.eval_split, FLAGS.calibration_split)
+        for which in (settings.eval_split, settings.calibration_split)
     )
-    shared = datasets.overlap(run.splits, FLAGS.calibration_split, FLAGS.eval_split)
-    if shared and not FLAGS.allow_overlap:
+    shared = datasets.overlap(
+        run.splits, settings.calibration_split, settings.eval_split
+    )
+    if shared and not settings.allow_overlap:
         raise InputError(
-            f"--calibration_split={FLAGS.calibration_split} holds {shared} images of "
-            f"--eval_split={FLAGS.eval_split}: choose others, or --allow_overlap"
+            f"--calibration_split={settings.calibration_split} holds {shared} images "
+            f"of --eval_split={settings.eval_split}: choose others, or --allow_overlap"
         )
     return split, calibration
 
@@ -78,7 +79,7 @@ class Baseline:
         """A network as `evaluate` runs it: (weights, scaled images) -> logits."""
         return compiled(
             lambda weights, images: function(weights, self.run.scale(images)),
-            cluster.local_mesh(),
+            self.run.mesh,
         )
 
     def evaluate(self, program: Sharded, weights: Any, what: str) -> np.ndarray:
@@ -92,7 +93,7 @@ class Baseline:
         ):
             return predict(
                 program, weights, self.split, batch_size=self.batch_size,
-                mesh=cluster.local_mesh(), on_images=bar.update,
+                mesh=self.run.mesh, on_images=bar.update,
             )  # fmt: skip
 
     def accuracy(self, logits: np.ndarray) -> float:

@@ -4,17 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from jaxprune._base.errors import InputError
-from jaxprune.cli import cluster
 from jaxprune.cli.pruning_options import PruningOptions
 from jaxprune.cli.run_directory import Run
 from jaxprune.data import datasets
 from jaxprune.fills.calibration import linear_fill
 from jaxprune.fills.fill import Fill
-
-FLAGS = flags.FLAGS
 
 
 def check(run: Run, choices: PruningOptions, fill: str) -> None:
@@ -23,9 +19,7 @@ def check(run: Run, choices: PruningOptions, fill: str) -> None:
     Raises:
       InputError: a split that holds images that K is chosen on or that are reported.
     """
-    if not choices.calibration(fill):
-        return
-    if FLAGS.allow_overlap:
+    if choices.allow_overlap or not choices.calibration(fill):
         return
     for flag, shared in _overlaps(run, choices).items():
         raise InputError(
@@ -39,15 +33,14 @@ def fit(run: Run, choices: PruningOptions, fill: str, variables: Any) -> Fill | 
     if not choices.calibration(fill):
         return None
     split = datasets.choose_split(run.splits, choices.calibration_split)
+    given = run.settings.batch_size
     fitted = linear_fill(
         run.network(variables),
         split.read(np.arange(len(split))),
         layer=choices.layer,
         ridge=choices.ridge,
-        batch_size=run.batch_size(split)
-        if FLAGS.batch_size is None
-        else min(FLAGS.batch_size, len(split)),
-        mesh=cluster.local_mesh(),
+        batch_size=run.batch_size(split) if given is None else min(given, len(split)),
+        mesh=run.mesh,
     )
     facts = {**fitted.facts, "split": choices.calibration_split}
     for flag, shared in _overlaps(run, choices).items():

@@ -8,23 +8,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxprune._base import mesh, processes
 from jaxprune._base.errors import InputError
-from jaxprune.cli.flags import value
+from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data.tfds import cache_folder
 
-FLAGS = flags.FLAGS
 # Seconds that processes wait for one another to start.
 _TIMEOUT = 50
 # The bar that is shown; a closed one is disabled.
 _shown: list[tqdm] = []
 
 
-def start() -> None:
+def start(settings: NetworkSettings) -> None:
     """Joins the other processes, if there are any, and checks that they are alike.
 
     Where --coordinator is not given, a TPU pod or Slurm may still say that there are
@@ -33,18 +31,19 @@ def start() -> None:
     Raises:
       InputError: flags that do not fit together, or hosts with different devices.
     """
-    _use_compilation_cache()
+    _use_compilation_cache(settings)
     if jax.distributed.is_initialized():
         return
-    _join_others()
-    local_mesh()  # raises now where there are not as many devices
+    _join_others(settings)
+    local_mesh(settings.devices)  # raises now where there are not as many devices
 
 
-def _join_others() -> None:
+def _join_others(settings: NetworkSettings) -> None:
     """Joins the other processes, if there are any, and checks that they are alike."""
-    address, count, index = map(value, ("coordinator", "num_processes", "process_id"))
+    address, count = settings.coordinator, settings.num_processes
+    index = settings.process_id
     if (address, count, index) != (None, None, None):
-        if None in (address, count, index):
+        if address is None or count is None or index is None:
             raise InputError(
                 "--coordinator, --num_processes and --process_id are given together"
             )
@@ -59,7 +58,7 @@ def _join_others() -> None:
     elif _is_cluster():
         _join(None, None, None)
     if jax.process_count() > 1:
-        _check_hosts()
+        _check_hosts(settings.devices)
         if not processes.is_first():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as it runs
 
@@ -70,22 +69,26 @@ def require_one_process(script: str) -> None:
         raise InputError(f"{script} runs in one process")
 
 
-def local_mesh() -> Mesh:
-    """The mesh over the devices of this process that --devices allows."""
+def local_mesh(count: int | None) -> Mesh:
+    """The mesh over so many devices of this process, by default all."""
     devices = jax.local_devices()
-    count = len(devices) if FLAGS.devices is None else FLAGS.devices
+    count = len(devices) if count is None else count
     if not 1 <= count <= len(devices):
         raise InputError(f"--devices={count}: there are {len(devices)} devices here")
     return mesh.make_mesh(devices[:count])
 
 
-def training_mesh(batch_size: int) -> Mesh:
+def training_mesh(local: Mesh, batch_size: int) -> Mesh:
     """The mesh over all processes' devices, or as many as divide the batch.
+
+    Args:
+      local: the mesh over this process's, which has as many as every other's.
+      batch_size: images in a batch.
 
     Raises:
       InputError: several processes, and a batch that does not divide among them.
     """
-    here = local_mesh().devices.ravel().tolist()
+    here = local.devices.ravel().tolist()
     count = jax.process_count()
     if batch_size % count:
         raise InputError(
@@ -168,10 +171,9 @@ def _is_cluster() -> bool:
     return (tasks.isdecimal() and int(tasks) > 1) or "," in hosts
 
 
-def _check_hosts() -> None:
-    device = jax.local_devices()[0]
-    count = FLAGS.devices or jax.local_device_count()
-    text = f"{count} x {device.device_kind}"
+def _check_hosts(devices: int | None) -> None:
+    kind = jax.local_devices()[0].device_kind
+    text = f"{devices or jax.local_device_count()} x {kind}"
     everywhere = [
         row.tobytes().decode()
         for row in processes.gather(np.frombuffer(text.encode(), np.uint8))
@@ -180,10 +182,10 @@ def _check_hosts() -> None:
         raise InputError(f"the processes have different devices: {everywhere}")
 
 
-def _use_compilation_cache() -> None:
-    if not FLAGS.compilation_cache:
+def _use_compilation_cache(settings: NetworkSettings) -> None:
+    if not settings.compilation_cache:
         return
-    folder = cache_folder(FLAGS.cache_dir).resolve() / "compiled"
+    folder = cache_folder(settings.cache_dir).resolve() / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
@@ -15,9 +15,9 @@ from absl import logging as absl_logging
 
 from jaxprune._base import processes
 from jaxprune._base.errors import InputError, first_line
-from jaxprune.cli import lock, signals
+from jaxprune.cli import lock, settings, signals
+from jaxprune.cli.settings import AnySettings, Settings
 
-FLAGS = flags.FLAGS
 BAD_INPUT = 2
 BROKEN_PIPE = 141
 
@@ -26,14 +26,16 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM, with a message: what was kept, and how to continue."""
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[Any], None]) -> None:
     """Runs a command's `main`; bad input ends it with one line and exit code 2.
 
-    --help shows the docstring of its module and the flags named there in `FIRST`.
+    It is called with the `Settings` of its module, as the flags give them. --help shows
+    the docstring of the module and the flags named there in `FIRST`.
     """
     module = sys.modules[main.__module__]
     sys.modules["__main__"].__doc__ = module.__doc__
-    parse = partial(_parse, first=getattr(module, "FIRST", ()))
+    first = getattr(module, "FIRST", ())
+    parser = partial(parse, module.Settings, first=first, values=flags.FLAGS)
     signals.quit_at_once()
     # Their warnings about platforms and file systems are not the user's business.
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -41,7 +43,7 @@ def run(main: Callable[[], None]) -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
     # Orbax's tasks that a full disk has ended: the error is one line already.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    app.run(lambda argv: _guard(main), flags_parser=parse)
+    app.run(lambda parsed: guard(main, parsed), flags_parser=parser)
 
 
 def finish(*paths: Path) -> None:
@@ -51,20 +53,30 @@ def finish(*paths: Path) -> None:
     print("open next:", *there[:3], sep="\n  ")
 
 
-def _parse(argv: Sequence[str], first: Sequence[str] = ()) -> list[str]:
-    ours = [
-        flag
-        for module, defined in FLAGS.flags_by_module_dict().items()
-        if module.startswith(("jaxprune.cli.", "experiments."))
-        for flag in defined
-    ]
-    # Flags that --help shows; --helpfull shows all.
-    for flag in [FLAGS[name] for name in first] or ours:
-        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+def parse(
+    kind: type[AnySettings],
+    argv: Sequence[str],
+    *,
+    first: Sequence[str] = (),
+    values: flags.FlagValues | None = None,
+) -> AnySettings:
+    """The settings that a command line gives; bad input ends the process.
+
+    Args:
+      kind: the command's settings.
+      argv: its name, then its flags.
+      first: flags that --help shows, by default all; --helpfull shows all.
+      values: where the flags are defined, beside absl's own; by default nowhere else.
+    """
+    values = flags.FlagValues() if values is None else values
+    settings.define(kind, values)
+    names = settings.names(kind)
+    for name in first or names:
+        values.register_key_flag_for_module(sys.argv[0], values[name])
     for argument in argv:
         _check_readable(argument)
     try:
-        rest = FLAGS(list(argv))
+        rest = values(list(argv))
     except flags.Error as error:
         _fail(str(error), BAD_INPUT)
     except SystemExit:  # --help, which absl takes for a failure
@@ -73,9 +85,9 @@ def _parse(argv: Sequence[str], first: Sequence[str] = ()) -> list[str]:
         _fail(
             f"unknown argument '{rest[1]}': flags are given as --name=value", BAD_INPUT
         )
-    for flag in ours:
-        _check_value(flag.name, flag.value)
-    return rest
+    for name in names:
+        _check_value(name, values[name].value)
+    return settings.read(kind, values)
 
 
 def _check_readable(argument: str) -> None:
@@ -95,11 +107,12 @@ def _check_value(name: str, value: Any) -> None:
         _fail(f"--{name} takes a finite number, got {value}", BAD_INPUT)
 
 
-def _guard(main: Callable[[], None]) -> None:
+def guard(main: Callable[[AnySettings], None], given: AnySettings) -> None:
+    """Calls `main`; bad input ends the process with one line and exit code 2."""
     try:
         with signals.raised():
             try:
-                main()
+                main(given)
             finally:
                 lock.release()
     except InputError as error:
@@ -113,7 +126,7 @@ def _guard(main: Callable[[], None]) -> None:
         _fail(f"{error.strerror or error}{name}", BAD_INPUT)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            _fail(_out_of_memory(), BAD_INPUT)
+            _fail(_out_of_memory(type(given)), BAD_INPUT)
         if processes.are_several():  # as a process that has gone makes in the others
             processes.listen()
             _fail(f"the processes lost one another: {first_line(error)}", BAD_INPUT)
@@ -127,16 +140,17 @@ def _guard(main: Callable[[], None]) -> None:
         raise
 
 
-def _out_of_memory() -> str:
+def _out_of_memory(kind: type[Settings]) -> str:
     """The flags to lower, of those that the command has."""
-    names = [name for name in ("batch_size", "mask_chunk") if name in FLAGS]
+    known = settings.names(kind)
+    names = [name for name in ("batch_size", "mask_chunk") if name in known]
     advice = " or ".join(
         [*(f"--{name}" for name in names), "--train_batch_size in training"]
     )
     return f"out of memory: lower {advice}"
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
     line = " ".join(message.split())
     print(f"error: {line}" if code == BAD_INPUT else f"\n{line}", file=sys.stderr)

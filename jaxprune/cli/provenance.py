@@ -15,7 +15,6 @@ import jax
 from jaxprune._base import manifest
 from jaxprune._base.errors import InputError
 from jaxprune.cli import scoring
-from jaxprune.cli.flags import value
 from jaxprune.cli.pruning_options import PruningOptions
 from jaxprune.cli.run_directory import Run
 from jaxprune.data import datasets
@@ -45,12 +44,6 @@ def describe(
         **scoring.facts(run, choices),
         **network(run, variables),
     }
-
-
-def allowed() -> dict[str, float]:
-    """The loss that K may cost, which a sweep's predictions do not depend on."""
-    given = value("max_drop")
-    return {"max_drop": 0.01 if given is None else given}
 
 
 def deciding(about: dict[str, Any]) -> dict[str, Any]:

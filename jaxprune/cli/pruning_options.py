@@ -1,46 +1,35 @@
-"""What to prune: the flags' choices, or the run's defaults."""
+"""What to prune: the settings' choices, or the run's defaults."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune.cli.run_directory import Run
+from jaxprune.cli.settings import PruningSettings
 from jaxprune.data import datasets
 from jaxprune.ranking.criteria import CRITERIA
 from jaxprune.sweep.taps import TAPS
 
-FLAGS = flags.FLAGS
 
-
-@dataclass(frozen=True)
-class PruningOptions:
-    """Layer, criterion, tap, fill and K, and the images.
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions(PruningSettings):
+    """The settings with the run's defaults where they leave something open.
 
     Attributes:
       layer: whose channels.
       criterion: that ranks them.
       tap: the place of the feature map, one of `TAPS`.
       fill: the fill's name; "all" where each fill is swept.
-      rank_split: images that channels are scored on.
       select_split: images that K is chosen on.
-      eval_split: images that predictions are made for.
-      calibration_split: images that the linear fill is fitted on.
-      ridge: of the linear fill; None where it is chosen by leave-one-out error.
     """
 
     layer: str
     criterion: str
     tap: str
     fill: str
-    rank_split: str
     select_split: str
-    eval_split: str
-    calibration_split: str
-    ridge: float | None
 
     @property
     def stem(self) -> str:
@@ -76,37 +65,43 @@ def stem(layer: str, name: str) -> str:
     return f"{layer.replace('/', '.')}-{name}"
 
 
-def resolve(run: Run) -> PruningOptions:
-    """The flags' choices and, where they make none, the run's defaults.
+def resolve(run: Run, settings: PruningSettings) -> PruningOptions:
+    """The settings' choices and, where they make none, the run's defaults.
 
     Raises:
       InputError: a split that there is not, or a ridge that is none, used or not.
     """
-    for flag in ("rank_split", "select_split", "eval_split", "calibration_split"):
-        datasets.choose_split(run.splits, FLAGS[flag].value or FLAGS.eval_split)
-    if FLAGS.ridge is not None and not FLAGS.ridge > 0:
-        raise InputError(f"--ridge must be positive, got {FLAGS.ridge}")
-    layer = FLAGS.layer or run.defaults.layer
-    return PruningOptions(
-        layer=layer or run.network().graph().last_conv(),
-        criterion=FLAGS.criterion or run.defaults.criterion,
-        tap=FLAGS.tap or run.defaults.tap,
-        fill=FLAGS.fill or run.defaults.fill,
-        rank_split=FLAGS.rank_split,
-        select_split=FLAGS.select_split or FLAGS.eval_split,
-        eval_split=FLAGS.eval_split,
-        calibration_split=FLAGS.calibration_split,
-        ridge=FLAGS.ridge,
-    )
+    select_split = settings.select_split or settings.eval_split
+    for split in (
+        settings.rank_split,
+        select_split,
+        settings.eval_split,
+        settings.calibration_split,
+    ):
+        datasets.choose_split(run.splits, split)
+    if settings.ridge is not None and not settings.ridge > 0:
+        raise InputError(f"--ridge must be positive, got {settings.ridge}")
+    layer = settings.layer or run.defaults.layer
+    values = {
+        field.name: getattr(settings, field.name) for field in fields(PruningSettings)
+    }
+    chosen = {
+        "layer": layer or run.network().graph().last_conv(),
+        "criterion": settings.criterion or run.defaults.criterion,
+        "tap": settings.tap or run.defaults.tap,
+        "fill": settings.fill or run.defaults.fill,
+        "select_split": select_split,
+    }
+    return PruningOptions(**values | chosen)
 
 
-def several_criteria() -> tuple[str, ...]:
+def several_criteria(settings: PruningSettings) -> tuple[str, ...]:
     """The names in --criterion=all or a,b,c; empty where it is one, or not given.
 
     Raises:
       InputError: an unknown criterion, or one twice.
     """
-    text = FLAGS.criterion
+    text = settings.criterion
     if text == "all":
         return tuple(CRITERIA)
     if text is None or "," not in text:
@@ -119,10 +114,13 @@ def several_criteria() -> tuple[str, ...]:
     return names
 
 
-def check_names(fills: Sequence[str], *, several: bool = False) -> None:
+def check_names(
+    settings: PruningSettings, fills: Sequence[str], *, several: bool = False
+) -> None:
     """Checks names that need no data, before any work is done.
 
     Args:
+      settings: with the names.
       fills: those that the script knows.
       several: whether the script takes several criteria.
 
@@ -130,25 +128,28 @@ def check_names(fills: Sequence[str], *, several: bool = False) -> None:
       InputError: an unknown criterion, tap, or fill.
     """
     criteria = (*CRITERIA, "all") if several else tuple(CRITERIA)
-    choices = {"criterion": criteria, "fill": fills, "tap": TAPS}
-    if several and several_criteria():
+    choices = {
+        "criterion": (settings.criterion, criteria),
+        "fill": (settings.fill, fills),
+        "tap": (settings.tap, TAPS),
+    }
+    if several and several_criteria(settings):
         del choices["criterion"]
-    for flag, known in choices.items():
-        given = FLAGS[flag].value
+    for name, (given, known) in choices.items():
         if given is not None:
-            check_choice(flag, given, known)
+            check_choice(name, given, known)
 
 
-def parse_ks(p: int) -> Sequence[int]:
+def parse_ks(text: str | None, p: int) -> Sequence[int]:
     """--ks as Python's range(start, stop, step), or a comma-separated list.
 
     Args:
+      text: of the flag; None takes every K.
       p: channels of the layer.
 
     Raises:
       InputError: neither of the two.
     """
-    text = FLAGS.ks
     if text is None:
         return range(p)
     try:

@@ -9,15 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from flax import linen as nn
 from jax import Array
+from jax.sharding import Mesh
 
 from jaxprune._base import processes
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune.adapters.linen import plain
 from jaxprune.cli import cluster, lock, user_network
-from jaxprune.cli.flags import value
+from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
 from jaxprune.graph.network import Network
@@ -25,14 +25,13 @@ from jaxprune.recipes import checkpoint, config
 from jaxprune.recipes.config import AnyConfig, Config, UserConfig
 from jaxprune.recipes.recipe import RECIPES, Defaults, Recipe
 
-FLAGS = flags.FLAGS
-
 
 @dataclass(frozen=True)
 class Run:
     """A run: configuration, data and network of a run directory.
 
     Attributes:
+      settings: those it was loaded with.
       config: configuration of the weights.
       workdir: the run directory.
       splits: the images.
@@ -42,6 +41,7 @@ class Run:
       variables: its weights, where they are not trained or imported here.
     """
 
+    settings: NetworkSettings
     config: AnyConfig
     workdir: Path
     splits: datasets.Splits
@@ -78,6 +78,11 @@ class Run:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return checkpoints(self.workdir)
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The mesh over the devices of this process."""
+        return cluster.local_mesh(self.settings.devices)
 
     @property
     def image(self) -> Array:
@@ -119,7 +124,7 @@ class Run:
 
     def batch_size(self, split: Split) -> int:
         """Images to evaluate at once."""
-        given = value("batch_size")
+        given = self.settings.batch_size
         if given is None:
             default = 128 if jax.default_backend() == "cpu" else 1024
             return min(default, len(split))
@@ -130,35 +135,36 @@ class Run:
         return given
 
 
-def load(*, train_imported: bool, alone: bool = True) -> Run:
+def load(settings: NetworkSettings, *, train_imported: bool, alone: bool = True) -> Run:
     """Resolves the configuration, see `resolve`, and loads its data.
 
     Args:
+      settings: the network, its data and the devices.
       train_imported: whether weights from --init_from are trained on by default.
       alone: whether to hold the run directory, until the script ends.
 
     Raises:
       InputError: as `resolve`; or another process is at work in the run directory.
     """
-    cluster.start()
-    workdir = _workdir()
+    cluster.start(settings)
+    workdir = directory(settings)
     if alone and processes.is_first():
         lock.hold(workdir)
-    name = FLAGS.model
+    name = settings.model
     if name is None and (saved := _saved(workdir)) is not None:
         name = saved.model
     if name is not None and config.is_own(name):
-        return _own(workdir, name)
-    conf = resolve(workdir, train_imported=train_imported)
-    if FLAGS.data is not None:
+        return _own(settings, workdir, name)
+    conf = resolve(settings, train_imported=train_imported)
+    if settings.data is not None:
         raise InputError(
             f"--data is for a network of your own, --model=my_module:build; "
             f"{conf.model} takes --dataset"
         )
     splits = datasets.load(
         conf.dataset,
-        data_dir=FLAGS.data_dir,
-        cache_dir=FLAGS.cache_dir,
+        data_dir=settings.data_dir,
+        cache_dir=settings.cache_dir,
         seed=conf.seed,
         source_images=conf.source_images,
         train_pairs=conf.train_pairs,
@@ -167,22 +173,24 @@ def load(*, train_imported: bool, alone: bool = True) -> Run:
     recipe = RECIPES[conf.model]
     _check_images(conf, splits, recipe.smallest_image)
     model = recipe.build(conf, len(splits.test.class_names))
-    return Run(conf, workdir, splits, model, {"train": False}, recipe.defaults(conf))
+    return Run(
+        settings, conf, workdir, splits, model, {"train": False}, recipe.defaults(conf)
+    )
 
 
-def _own(workdir: Path, name: str) -> Run:
-    """The run of a user's network, as the flags and the run directory agree."""
+def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
+    """The run of a user's network, as the settings and the run directory agree."""
     network = user_network.build(name)
-    given = user_network.given(name, network)
+    given = user_network.given(settings, name, network)
     saved = _saved(workdir)
     if saved is not None:
         config.check_same(saved, given, workdir)
     conf = saved if isinstance(saved, UserConfig) else user_network.configure(given)
-    splits = user_network.images(conf, network)
+    splits = user_network.images(settings, conf, network)
     _check_images(conf, splits)
     return Run(
-        conf, workdir, splits, network.model, network.call, user_network.DEFAULTS,
-        network.variables,
+        settings, conf, workdir, splits, network.model, network.call,
+        user_network.DEFAULTS, network.variables,
     )  # fmt: skip
 
 
@@ -191,10 +199,14 @@ def checkpoints(workdir: Path) -> Path:
     return workdir / "checkpoints"
 
 
-def _workdir() -> Path:
-    """The run directory that the flags name."""
-    name = FLAGS.model
-    if name is None and FLAGS.workdir is None:
+def directory(settings: NetworkSettings) -> Path:
+    """The run directory that the settings name.
+
+    Raises:
+      InputError: they name none, or an unknown model.
+    """
+    name = settings.model
+    if name is None and settings.workdir is None:
         raise InputError(
             f"say which network with --model: {', '.join(RECIPES)}; or "
             "my_module:build, a function that returns one of your own"
@@ -203,17 +215,17 @@ def _workdir() -> Path:
         user_network.parse(name)
     elif name is not None:
         check_choice("model", name, RECIPES)
-    return Path(FLAGS.workdir or f"runs/{name.replace(':', '.')}")
+    return Path(settings.workdir or f"runs/{str(name).replace(':', '.')}")
 
 
-def resolve(workdir: Path, *, train_imported: bool) -> Config:
-    """The configuration that the flags and the run directory agree on.
+def resolve(settings: NetworkSettings, *, train_imported: bool) -> Config:
+    """The configuration that the settings and the run directory agree on.
 
     In a new run directory, flags override the recipe. In one with a network, flags that
     are given must equal what it was made with. Nothing is written.
 
     Args:
-      workdir: the run directory.
+      settings: the run directory, and the fields that are given.
       train_imported: whether weights from --init_from are trained on by default.
 
     Raises:
@@ -221,21 +233,22 @@ def resolve(workdir: Path, *, train_imported: bool) -> Config:
         configuration, or whose config.json is not that of its checkpoint; the
         differences are listed.
     """
-    given = {
-        field.name: config.parse(field, FLAGS[field.name].value)
-        for field in dataclasses.fields(Config)
-        if FLAGS[field.name].value is not None
-    }
+    workdir, given = directory(settings), dict[str, Any]()
+    if settings.model is not None:
+        given["model"] = settings.model
+    for field in dataclasses.fields(Config):
+        if field.name in settings.overrides:
+            given[field.name] = config.parse(field, settings.overrides[field.name])
     saved = _saved(workdir)
     if saved is not None:
         config.check_same(saved, given, workdir)
         if isinstance(saved, Config):
             return saved
-    if FLAGS.model is None:
+    if settings.model is None:
         raise InputError(f"{workdir} holds no run: say which with --model")
     if "init_from" in given and not train_imported:
         given.setdefault("epochs", 0)
-    defaults = RECIPES[FLAGS.model].config
+    defaults = RECIPES[settings.model].config
     conf = dataclasses.replace(defaults, **given)
     config.check(conf, defaults)
     return conf

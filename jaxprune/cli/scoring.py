@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from jaxprune._base import processes
 from jaxprune._base.errors import InputError
@@ -22,7 +21,6 @@ from jaxprune.sweep.checks import map_of_one
 from jaxprune.sweep.score import mask_losses, score
 from jaxprune.sweep.statistics import Gathering
 
-FLAGS = flags.FLAGS
 _ORACLE_IMAGES = 2000
 # Seconds that greedy_oracle may take.
 _GREEDY_SECONDS = 1200.0
@@ -35,9 +33,9 @@ def check(run: Run, chosen: PruningOptions, criterion: str) -> None:
       InputError: something that the layer, the fill or the ranking split has not, or
         no room for the feature maps.
     """
-    if FLAGS.maps == "disk":
+    if chosen.maps == "disk":
         split = datasets.choose_split(run.splits, chosen.eval_split)
-        places.check_space(_maps_dir(), _maps_bytes(run, chosen, len(split)))
+        places.check_space(_maps_dir(chosen), _maps_bytes(run, chosen, len(split)))
     needs = CRITERIA[criterion].needs
     Gathering(run.network(), chosen.layer, chosen.tap, needs)
     if "losses" not in needs:
@@ -59,10 +57,9 @@ def images(run: Run, chosen: PruningOptions, criterion: str) -> int | None:
     if "losses" not in CRITERIA[criterion].needs:
         return None
     total = len(datasets.choose_split(run.splits, chosen.rank_split))
-    flag = "oracle_images"
-    if criterion == "greedy_oracle" and FLAGS.greedy_images is not None:
-        flag = "greedy_images"
-    given = FLAGS[flag].value
+    flag, given = "oracle_images", chosen.oracle_images
+    if criterion == "greedy_oracle" and chosen.greedy_images is not None:
+        flag, given = "greedy_images", chosen.greedy_images
     if given is not None and given > total:
         raise InputError(f"--{flag}={given}: {chosen.rank_split} has {total} images")
     return given or min(_ORACLE_IMAGES, total)
@@ -99,7 +96,7 @@ def tap(
     measured = {images(run, chosen, name) for name in criteria}
     counts = {count for count in measured if count is not None}
     what = "feature maps"
-    if FLAGS.maps == "disk":
+    if chosen.maps == "disk":
         what += f", {places.size(_maps_bytes(run, chosen, len(split), *counts))}"
     with cluster.progress(total=total, unit="img", desc=what) as bar:
         return tap_layer(
@@ -111,15 +108,16 @@ def tap(
             criteria=criteria,
             oracle_images=counts,
             batch_size=batch_size,
-            maps=FLAGS.maps,
-            maps_dir=_maps_dir(),
-            mesh=cluster.local_mesh(),
+            maps=chosen.maps,
+            maps_dir=_maps_dir(chosen),
+            mesh=run.mesh,
             on_images=bar.update,
         )
 
 
-def _maps_dir() -> Path | None:
-    return None if FLAGS.maps_dir is None else Path(FLAGS.maps_dir)
+def _maps_dir(chosen: PruningOptions) -> Path | None:
+    folder = chosen.maps_dir
+    return None if folder is None else Path(folder)
 
 
 def _maps_bytes(run: Run, chosen: PruningOptions, *images: int) -> int:

@@ -3,59 +3,71 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from absl import flags
 
 from jaxprune._base import processes
 from jaxprune._base.errors import InputError
 from jaxprune._base.files import replacing_folder, write_text
 from jaxprune.cli import process, run_directory
 from jaxprune.cli.pruning_options import stem
+from jaxprune.cli.settings import NetworkSettings, flag
 from jaxprune.recipes import config
 from jaxprune.report import curves
 from jaxprune.report.seeds import compare_seeds
 from jaxprune.results.confidence import mean_interval
 from jaxprune.results.result import SweepResult
 
-FLAGS = flags.FLAGS
-flags.DEFINE_list(
-    "seeds", None,
-    "Train and sweep one network for each, in folders seed<n> of the run directory.",
-)  # fmt: skip
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSettings(NetworkSettings):
+    """Several networks, of which each has a seed."""
+
+    seeds: tuple[str, ...] | None = flag(
+        "Train and sweep one network for each, in folders seed<n> of the run directory."
+    )
 
 
-def sweep_each(sweep: Callable[[], list[SweepResult]]) -> None:
+OfSeeds = TypeVar("OfSeeds", bound=SeedSettings)
+
+
+def sweep_each(
+    settings: OfSeeds, sweep: Callable[[OfSeeds], list[SweepResult]]
+) -> None:
     """Sweeps the network of every seed of --seeds, and writes what they have in common.
 
     Args:
-      sweep: trains where it must and sweeps, as the flags say; a result for each fill
-        or criterion.
+      settings: of all seeds.
+      sweep: trains where it must and sweeps, as the settings of a seed say; a result
+        for each fill or criterion.
 
     Raises:
       InputError: --seeds that are not two or more different numbers, other flags that
         fix the network, or a seed's run directory of another configuration.
     """
-    seeds, base = _parse(), Path(FLAGS.workdir or f"runs/{FLAGS.model}")
+    seeds, base = _parse(settings), run_directory.directory(settings)
+    each = [
+        replace(
+            settings,
+            workdir=str(base / f"seed{seed}"),
+            overrides={**settings.overrides, "seed": seed},
+        )
+        for seed in seeds
+    ]
+    for own in each:
+        run_directory.resolve(own, train_imported=False)  # raises first
     by_seed: list[list[SweepResult]] = []
     try:
-        for seed in seeds:
-            _point_to(seed, base)
-            run_directory.resolve(
-                Path(FLAGS.workdir), train_imported=False
-            )  # raises first
-        for seed in seeds:
-            _point_to(seed, base)
-            print(f"seed {seed}: {FLAGS.workdir}")
-            by_seed.append(sweep())
+        for seed, own in zip(seeds, each, strict=True):
+            print(f"seed {seed}: {own.workdir}")
+            by_seed.append(sweep(own))
     except process.Interrupted as end:
         raise process.Interrupted(
             f"{end}; {len(by_seed)} of {len(seeds)} seeds are finished"
         ) from None
-    finally:
-        FLAGS["seed"].value, FLAGS["workdir"].value = None, str(base)
     made: list[Path] = []
     for results in _shared(by_seed):
         about = results[0].about
@@ -82,28 +94,26 @@ def _shared(by_seed: Sequence[list[SweepResult]]) -> list[list[SweepResult]]:
     ]
 
 
-def _parse() -> list[int]:
+def _parse(settings: SeedSettings) -> list[int]:
+    texts = settings.seeds or ()
     try:
-        seeds = [int(text) for text in FLAGS.seeds]
+        seeds = [int(text) for text in texts]
     except ValueError:
         seeds = []
     if len(seeds) < 2 or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(
-            f"--seeds takes two or more different numbers, got {','.join(FLAGS.seeds)}"
+            f"--seeds takes two or more different numbers, got {','.join(texts)}"
         )
-    for flag in ("seed", "init_from"):
-        if FLAGS[flag].value is not None:
-            raise InputError(f"--seeds trains a network for each: without --{flag}")
-    if FLAGS.model is None:
+    for name in ("seed", "init_from"):
+        if name in settings.overrides:
+            raise InputError(f"--seeds trains a network for each: without --{name}")
+    if settings.model is None:
         raise InputError("say which network with --model")
-    if config.is_own(FLAGS.model):
-        raise InputError(f"--seeds trains a network for each: {FLAGS.model} is trained")
+    if config.is_own(settings.model):
+        raise InputError(
+            f"--seeds trains a network for each: {settings.model} is trained"
+        )
     return seeds
-
-
-def _point_to(seed: int, base: Path) -> None:
-    """Makes the flags those of one seed."""
-    FLAGS["seed"].value, FLAGS["workdir"].value = seed, str(base / f"seed{seed}")
 
 
 def summarize(seeds: Sequence[int], results: Sequence[SweepResult]) -> dict[str, Any]:

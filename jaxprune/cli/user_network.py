@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import numpy as np
-from absl import flags
 from flax import linen as nn
 
 from jaxprune._base import arguments, manifest, processes, schema
 from jaxprune._base.errors import InputError, check_choice, first_line
 from jaxprune._base.files import sha256
+from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data import datasets, npz
 from jaxprune.data.datasets import Splits
 from jaxprune.graph.trace import trace
@@ -31,7 +31,6 @@ from jaxprune.recipes import config
 from jaxprune.recipes.config import Config, UserConfig
 from jaxprune.recipes.recipe import Defaults
 
-FLAGS = flags.FLAGS
 DEFAULTS = Defaults(criterion="abs_mean", tap="conv", fill="linear")
 _FORM = "(linen model, variables, example, keyword arguments of the model's call)"
 _FILE = "sha256:"
@@ -171,8 +170,8 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def given(name: str, network: UserNetwork) -> dict[str, Any]:
-    """The fields of the configuration that the flags and the weights fix.
+def given(settings: NetworkSettings, name: str, network: UserNetwork) -> dict[str, Any]:
+    """The fields of the configuration that the settings and the weights fix.
 
     Raises:
       InputError: flags that only an experiment has, or processes that were given
@@ -181,22 +180,21 @@ def given(name: str, network: UserNetwork) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(UserConfig)}
     values: dict[str, Any] = {"model": name}
     for field in dataclasses.fields(Config):
-        flag = FLAGS[field.name].value
-        if flag is None:
+        if field.name not in settings.overrides:
             continue
         if field.name == "dataset":
             raise InputError(f"--dataset is an experiment's: give {name} --data")
         if field.name not in fields:
             raise InputError(f"--{field.name} is an experiment's: {name} has its own")
-        values[field.name] = config.parse(field, flag)
+        values[field.name] = config.parse(field, settings.overrides[field.name])
     values["weights"] = f"{_FILE}{manifest.fingerprint(network.variables)}"
     everywhere = processes.gather(np.frombuffer(values["weights"].encode(), np.uint8))
     if len({text.tobytes() for text in everywhere}) > 1:
         raise InputError(f"{name}() returned other weights in another process")
-    if FLAGS.data is not None:
-        values["dataset"] = FLAGS.data
-        if _is_file(FLAGS.data):
-            values["dataset"] = f"{_FILE}{sha256(_existing(FLAGS.data))}"
+    if settings.data is not None:
+        values["dataset"] = settings.data
+        if _is_file(settings.data):
+            values["dataset"] = f"{_FILE}{sha256(_existing(settings.data))}"
     return values
 
 
@@ -216,20 +214,23 @@ def configure(given: Mapping[str, Any]) -> UserConfig:
     return conf
 
 
-def images(conf: UserConfig, network: UserNetwork) -> Splits:
+def images(settings: NetworkSettings, conf: UserConfig, network: UserNetwork) -> Splits:
     """The images that the network is tested on, and those that fits are made on.
 
     Raises:
       InputError: they are not to be had, or not what the network takes.
     """
-    data = FLAGS.data or conf.dataset
+    data = settings.data or conf.dataset
     if data.startswith(_FILE):
         raise InputError("the images are a file's: say which with --data")
     if _is_file(data):
         splits = npz.load(_existing(data), network.classes, conf.seed)
     else:
         splits = datasets.load_any(
-            data, data_dir=FLAGS.data_dir, cache_dir=FLAGS.cache_dir, seed=conf.seed
+            data,
+            data_dir=settings.data_dir,
+            cache_dir=settings.cache_dir,
+            seed=conf.seed,
         )
     shape, names = splits.test.image_shape, splits.test.class_names
     if shape != network.shape:

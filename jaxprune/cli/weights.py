@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from jaxprune._base import processes
 from jaxprune._base.errors import InputError
@@ -23,8 +22,6 @@ from jaxprune.recipes.config import Config
 from jaxprune.recipes.keras_import import import_keras
 from jaxprune.recipes.training import StepMetrics, TrainState
 from jaxprune.results import metrics
-
-FLAGS = flags.FLAGS
 
 
 def train_or_restore(run: Run) -> Any:
@@ -72,10 +69,10 @@ def _initial(run: Run) -> Any:
     """Variables before training: drawn, or imported where --init_from says so."""
     if not run.training.init_from:
         return run.init()
-    if FLAGS.init_from is None:
+    path = run.settings.overrides.get("init_from")
+    if path is None:
         raise InputError(f"{run.workdir} begins with a Keras file: give --init_from")
-    path = Path(FLAGS.init_from)
-    return import_keras(path, run.apply, run.shapes, run.image)
+    return import_keras(Path(path), run.apply, run.shapes, run.image)
 
 
 def _train(run: Run, done: int | None, before: Sequence[Any]) -> Any:
@@ -84,7 +81,7 @@ def _train(run: Run, done: int | None, before: Sequence[Any]) -> Any:
     split = datasets.choose_split(run.splits, conf.train_split)
     check_classes(split, conf.train_split)
     per_epoch = training.steps_per_epoch(split, conf.train_batch_size)
-    devices = cluster.training_mesh(conf.train_batch_size)
+    devices = cluster.training_mesh(run.mesh, conf.train_batch_size)
     step, state = _start(run, per_epoch, done)
     first = processes.is_first()
     if first:
@@ -151,13 +148,12 @@ def _evaluator(run: Run) -> Callable[[Any], dict[str, float]]:
     """Variables -> accuracy and balanced accuracy on the test split."""
     split = run.splits.test
     own = split.select(processes.own(len(split)))
-    devices = cluster.local_mesh()
-    program = compiled(run.apply, devices)
+    program = compiled(run.apply, run.mesh)
     size = min(run.batch_size(split), len(own))
 
     def evaluate(variables: Any) -> dict[str, float]:
         logits = predict(
-            program, jax.device_get(variables), own, batch_size=size, mesh=devices
+            program, jax.device_get(variables), own, batch_size=size, mesh=run.mesh
         )
         predictions = np.concatenate(processes.gather(logits.argmax(-1)))
         counts = metrics.confusion(
@@ -211,7 +207,7 @@ class _Progress:
 
 
 def _wandb(run: Run) -> AbstractContextManager[Any]:
-    if not FLAGS.wandb or not processes.is_first():
+    if not run.settings.wandb or not processes.is_first():
         return nullcontext()
     try:
         import wandb

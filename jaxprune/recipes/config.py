@@ -6,7 +6,7 @@ Either an experiment's, which are trained here, or those of a user's network.
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,14 +24,19 @@ DTYPES = ("float32", "bfloat16")
 _LARGEST_SEED = 2**32 - 1
 
 
-def _field(
+def flag(
     description: str,
     *,
     at_least: int | float | None = None,
+    at_most: int | float | None = None,
+    choices: Sequence[str] = (),
     default: Any = dataclasses.MISSING,
 ) -> Any:
-    """A field, with its flag's help text and lowest value."""
-    about = {"help": description, "at_least": at_least}
+    """A field, with its flag's help text and the values that it may have."""
+    about = {
+        "help": description, "at_least": at_least, "at_most": at_most,
+        "choices": choices,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -44,30 +49,26 @@ class Config:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    model: str = _field("Experiment.")
-    dataset: str = _field(f"Dataset: {', '.join(DATASETS)}.")
-    seed: int = _field("Seed of everything drawn. Default: 0.", at_least=0, default=0)
-    dtype: str = _field(f"Computation type: {', '.join(DTYPES)}.", default="float32")
-    widths: tuple[int, ...] = _field("Channels of the convolutions, comma-separated.")
-    dense: tuple[int, ...] = _field("Units of the dense layers but the last.")
-    depth: int = _field("Layers of cifar_resnet, 6n + 2.", at_least=8, default=0)
-    epochs: int = _field("Training epochs.", at_least=0)
-    train_batch_size: int = _field("Images in a training step.", at_least=1)
-    learning_rate: float = _field("Adam's highest learning rate.", at_least=0.0)
-    warmup_epochs: float = _field(
-        "Epochs of linear warm-up.", at_least=0.0, default=1.0
-    )
-    train_split: str = _field("Images to train on. Default: train.", default="train")
-    source_images: int = _field(
+    model: str = flag("Experiment.")
+    dataset: str = flag(f"Dataset: {', '.join(DATASETS)}.")
+    seed: int = flag("Seed of everything drawn. Default: 0.", at_least=0, default=0)
+    dtype: str = flag(f"Computation type: {', '.join(DTYPES)}.", default="float32")
+    widths: tuple[int, ...] = flag("Channels of the convolutions, comma-separated.")
+    dense: tuple[int, ...] = flag("Units of the dense layers but the last.")
+    depth: int = flag("Layers of cifar_resnet, 6n + 2.", at_least=8, default=0)
+    epochs: int = flag("Training epochs.", at_least=0)
+    train_batch_size: int = flag("Images in a training step.", at_least=1)
+    learning_rate: float = flag("Adam's highest learning rate.", at_least=0.0)
+    warmup_epochs: float = flag("Epochs of linear warm-up.", at_least=0.0, default=1.0)
+    train_split: str = flag("Images to train on. Default: train.", default="train")
+    source_images: int = flag(
         "Training images that pairs are made of.", at_least=1, default=6000
     )
-    train_pairs: int = _field("Training pairs.", at_least=1, default=0)
-    test_pairs: int = _field("Test pairs.", at_least=1, default=0)
-    pixel_mean: tuple[float, ...] = _field(
-        "Subtracted from pixels, per channel or one."
-    )
-    pixel_std: tuple[float, ...] = _field("Divides pixels then, per channel or one.")
-    init_from: str = _field("Keras .h5 file with weights to begin with.", default="")
+    train_pairs: int = flag("Training pairs.", at_least=1, default=0)
+    test_pairs: int = flag("Test pairs.", at_least=1, default=0)
+    pixel_mean: tuple[float, ...] = flag("Subtracted from pixels, per channel or one.")
+    pixel_std: tuple[float, ...] = flag("Divides pixels then, per channel or one.")
+    init_from: str = flag("Keras .h5 file with weights to begin with.", default="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +82,12 @@ class UserConfig:
     dtype: ClassVar[str] = "float32"
     train_split: ClassVar[str | None] = None
 
-    model: str = _field("The function that returns it, as my_package.my_module:build.")
-    weights: str = _field("Their SHA-256.")
-    dataset: str = _field("A TFDS name, or the SHA-256 of a file.")
-    seed: int = _field("Seed of everything drawn.", at_least=0, default=0)
-    pixel_mean: tuple[float, ...] = _field("Subtracted from pixels.", default=(0.0,))
-    pixel_std: tuple[float, ...] = _field("Divides pixels then.", default=(1.0,))
+    model: str = flag("The function that returns it, as my_package.my_module:build.")
+    weights: str = flag("Their SHA-256.")
+    dataset: str = flag("A TFDS name, or the SHA-256 of a file.")
+    seed: int = flag("Seed of everything drawn.", at_least=0, default=0)
+    pixel_mean: tuple[float, ...] = flag("Subtracted from pixels.", default=(0.0,))
+    pixel_std: tuple[float, ...] = flag("Divides pixels then.", default=(1.0,))
 
 
 AnyConfig = Config | UserConfig

@@ -3,17 +3,17 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from experiments.bench import __main__ as bench
-from jaxprune.cli import process
+from jaxprune.cli.finetuning import Finetuning
+from jaxprune.cli.settings import EpochSettings
 from jaxprune.recipes.models import CifarResNet
 from random_data import random_split, random_variables
 from run_directories import plant_run
@@ -33,12 +33,10 @@ QUICK = (
 @pytest.fixture
 def small_run():
     """What `torch_pruning.cut` needs of a job."""
-    with flagsaver.flagsaver():
-        process._parse([bench.__name__, "--what=shrink"])
-        yield SimpleNamespace(
-            config=SimpleNamespace(pixel_mean=(100.0,), pixel_std=(80.0,)),
-            batch_size=lambda split: 10,
-        )
+    return SimpleNamespace(
+        config=SimpleNamespace(pixel_mean=(100.0,), pixel_std=(80.0,)),
+        batch_size=lambda split: 10,
+    )
 
 
 def example(size, channels=3):
@@ -125,7 +123,7 @@ def test_gradients_are_those_of_the_summed_cross_entropy(small_run):
         np.testing.assert_allclose(found, kernel, atol=1e-4 * np.abs(kernel).max())
 
 
-def test_stages_and_the_better_of_two_ways(small_run):
+def test_stages_and_the_better_of_two_ways():
     """A network is a list of what was done to it; its accuracy is known for each."""
     accuracies = {(): 0.1, ("r",): 0.4, ("r", 0.02, 0.02): 0.8}
     losses = {0.002: 0.5, 0.02: 0.3, 0.3: 0.4}
@@ -139,16 +137,16 @@ def test_stages_and_the_better_of_two_ways(small_run):
     run = SimpleNamespace(training=SimpleNamespace(learning_rate=0.02))
     row = {"by": "b", "method": "m", "labels": True, "multiply_adds": 7,
            "accuracy": 0.1, "accuracy_recalibrated": 0.4}  # fmt: skip
-    assert stages.figures(run, competitor) == row
-    flags.FLAGS.finetune_epochs = 2
+    assert stages.figures(Finetuning(run, EpochSettings()), competitor) == row
+    tuning = Finetuning(run, EpochSettings(finetune_epochs=2))
     tuned = {"accuracy_finetuned": 0.8, "learning_rate": 0.02, "gentle": False}
     tuned["finetuning_loss"] = 0.3
-    assert stages.ways(run) == [(0.002, False), (0.02, False)]
-    assert stages.figures(run, competitor) == row | tuned
-    flags.FLAGS.finetune_learning_rate = 0.3
+    assert stages.ways(tuning) == [(0.002, False), (0.02, False)]
+    assert stages.figures(tuning, competitor) == row | tuned
+    tuning = Finetuning(run, replace(tuning.settings, finetune_learning_rate=0.3))
     accuracies["r", 0.3, 0.3] = 0.7
-    assert stages.ways(run) == [(0.3, False)]
-    assert stages.figures(run, competitor)["accuracy_finetuned"] == 0.7
+    assert stages.ways(tuning) == [(0.3, False)]
+    assert stages.figures(tuning, competitor)["accuracy_finetuned"] == 0.7
 
 
 @pytest.fixture
@@ -174,10 +172,10 @@ def test_the_table(run, monkeypatch):
     )
     figures = contest.figures
 
-    def interrupted(run, competitor):
+    def interrupted(tuning, competitor):
         if "Taylor" in competitor.method:
             raise KeyboardInterrupt
-        return figures(run, competitor)
+        return figures(tuning, competitor)
 
     monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "standard")
     given = ("--model=cifar_resnet", "--speedup=1.5", "--finetune_epochs=1",

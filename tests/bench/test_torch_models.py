@@ -1,15 +1,15 @@
 """The twins in PyTorch compute, count, recalibrate and train as the Flax networks."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from experiments.bench import __main__ as bench
+from jaxprune.adapters.linen import from_linen
 from jaxprune.cli import finetuning, process, run_directory
+from jaxprune.cli.settings import EpochSettings
+from jaxprune.compaction.network import as_compact
 from jaxprune.costs.multiply_adds import multiply_adds
 from jaxprune.graph.network import Network
 from jaxprune.recipes.models import CifarResNet, CifarVGG
@@ -81,13 +81,12 @@ NETWORK = (
 
 @pytest.fixture
 def digits(tmp_path, monkeypatch):
-    """A job on digits, with variables and the twin, fine-tuning as its flags say."""
+    """A job on digits, with variables and the twin."""
     monkeypatch.chdir(tmp_path)
-    flags = (*NETWORK, "--what=shrink", "--finetune_epochs=2", "--distill",
-             "--distill_weight=0.7", "--distill_temperature=2")  # fmt: skip
-    with flagsaver.flagsaver(), jax.numpy_dtype_promotion("standard"):
-        process._parse([bench.__name__, "--nocompilation_cache", *flags])
-        run = run_directory.load(train_imported=False)
+    argv = [bench.__name__, "--nocompilation_cache", *NETWORK]
+    with jax.numpy_dtype_promotion("standard"):
+        settings = process.parse(bench.Settings, argv)
+        run = run_directory.load(settings, train_imported=False)
         variables = random_variables(run.model, run.scale(run.image))
         yield (
             run,
@@ -96,11 +95,19 @@ def digits(tmp_path, monkeypatch):
         )
 
 
+def as_it_is(run, variables):
+    """The network as a compact one, of which nothing is cut."""
+    x = run.scale(run.image)
+    return as_compact(from_linen(run.model, variables, x, **run.call))
+
+
 def test_the_same_statistics_when_recalibrated(digits):
     """In one batch; PyTorch's variance is that of a sample, n / (n - 1) as large."""
     run, variables, twin = digits
     split = run.splits.train.select(np.arange(32))
-    expected, _ = finetuning.recalibrated(run, run.model.apply, variables, split)
+    expected, _ = finetuning.recalibrated(
+        run, as_it_is(run, variables), variables, split
+    )
     before = {key: value.clone() for key, value in twin.state_dict().items()}
     found = torch_training.recalibrated(run, twin, split)
     for name, side in {"bn": 28, "stage2_block0/bn1": 14}.items():
@@ -149,15 +156,18 @@ def test_the_same_fine_tuning(digits, gentle):
     other = jax.tree.map(lambda leaf: leaf * np.float32(0.9), variables)
     student = torch_models.Twin(run.model, other, run.scale(run.image))
     way = finetuning.Way(0.002, gentle)
-    *_, last = finetuning.finetune(run, run.model.apply, other, variables, way)
+    settings = EpochSettings(
+        finetune_epochs=2, distill=True, distill_weight=0.7, distill_temperature=2.0
+    )
+    tuning = finetuning.Finetuning(run, settings)
+    small = as_it_is(run, other)
+    *_, last = tuning.epochs(small, other, variables, way)
     ours = last.state.variables
-    theirs = torch_training.finetuned(run, student, twin.eval(), way)
+    theirs = torch_training.finetuned(tuning, student, twin.eval(), way)
     before, after = (
         (
-            finetuning.loss(
-                run, partial(run.model.apply, **run.call), ours_then, variables
-            ),
-            torch_training.finetuning_loss(run, theirs_then, twin),
+            tuning.loss(small, ours_then, variables),
+            torch_training.finetuning_loss(tuning, theirs_then, twin),
         )
         for ours_then, theirs_then in ((other, student), (ours, theirs))
     )

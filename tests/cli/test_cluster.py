@@ -14,7 +14,7 @@ import pytest
 
 from jaxprune.cli import cluster
 from jaxprune.cli.commands import sweep
-from jaxprune.cli.process import BAD_INPUT, _guard
+from jaxprune.cli.process import BAD_INPUT, guard
 from jaxprune.results.result import SweepResult
 from run_directories import FOLDER, SMALL
 
@@ -180,9 +180,8 @@ def test_hosts_with_different_devices_are_refused(monkeypatch):
         cluster.processes, "gather",
         lambda a: [a, np.frombuffer(b"4 x TPU v4", np.uint8)],
     )  # fmt: skip
-    monkeypatch.setattr(cluster, "FLAGS", type("F", (), {"devices": None}))
     with pytest.raises(cluster.InputError, match=r"8 x cpu.*4 x TPU v4"):
-        cluster._check_hosts()
+        cluster._check_hosts(None)
 
 
 @pytest.mark.slow
@@ -210,6 +209,9 @@ def test_the_compilation_cache_can_be_turned_off(script):
 
 def test_out_of_memory_says_what_to_lower(capsys):
     with pytest.raises(SystemExit) as end:
-        _guard(lambda: jax.numpy.zeros(2**45, np.uint8).block_until_ready())
+        guard(
+            lambda settings: jax.numpy.zeros(2**45, np.uint8).block_until_ready(),
+            sweep.Settings(),
+        )
     assert end.value.code == BAD_INPUT
     assert "error: out of memory: lower --batch_size" in capsys.readouterr().err

@@ -96,10 +96,10 @@ def test_a_folder_of_something_else_is_refused_before_any_work(run):
 def test_an_interrupted_table_keeps_what_is_finished(run, monkeypatch, finished):
     one = compact._one
 
-    def interrupt(run, plan, whole, k, batches):
+    def interrupt(run, settings, plan, whole, k):
         if plan.ks.index(k) == finished:
             raise KeyboardInterrupt
-        return one(run, plan, whole, k, batches)
+        return one(run, settings, plan, whole, k)
 
     monkeypatch.setattr(compact, "_one", interrupt)
     (code, _, err), workdir = run("--ks=1,4", *QUICK)

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
-from jaxprune.cli import finetuning, process
-from jaxprune.cli.commands import compact
+from jaxprune.cli.finetuning import Finetuning
+from jaxprune.cli.settings import EpochSettings
 from jaxprune.recipes import recipe
 from jaxprune.recipes.training import crop_and_flip
 from random_data import random_split
@@ -22,19 +21,18 @@ class Run:
 
 @pytest.mark.parametrize("model", ["cifar_vgg", "digits_pair"])
 @pytest.mark.parametrize(
-    ("flags", "blended"),
+    ("given", "blended"),
     [
-        ((), False),
-        (("--distill",), True),
-        (("--distill", "--distill_weight=0.9"), False),
+        ({}, False),
+        ({"distill": True}, True),
+        ({"distill": True, "distill_weight": 0.9}, False),
     ],
 )
-def test_images_are_blended_where_no_label_is_used(model, flags, blended):
+def test_images_are_blended_where_no_label_is_used(model, given, blended):
     images = random_split(n=8, shape=(6, 6, 1)).images
-    with flagsaver.flagsaver():
-        process._parse([compact.__name__, "--finetune_epochs=1", *flags])
-        augment = finetuning.augmentation(Run(model))
-        found = np.asarray(jax.jit(augment)(jax.random.key(0), images))
+    settings = EpochSettings(finetune_epochs=1, **given)
+    tuning = Finetuning(Run(model), settings)
+    found = np.asarray(jax.jit(tuning.augment)(jax.random.key(0), images))
     own = augment_alone(model, images)
     assert np.array_equal(found, own) == (not blended)
     if blended:

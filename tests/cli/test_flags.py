@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from jaxprune.__main__ import COMMANDS
+from jaxprune.cli import process
+from jaxprune.cli.commands import sweep
 from jaxprune.recipes.config import Config
 from jaxprune.recipes.recipe import RECIPES
 
@@ -77,6 +79,15 @@ def test_helpfull_lists_every_flag_of_the_script(script, starter, tmp_path):
     assert names == FLAGS[script]
 
 
+def test_settings_are_what_the_command_line_gives():
+    given = ("--widths=4,6", "--seeds=0,1", "--noreport", "--maps=disk", "--ridge=0.5")
+    settings = process.parse(sweep.Settings, ["sweep", *given])
+    assert settings == sweep.Settings(
+        given=frozenset({"widths", "seeds", "report", "maps", "ridge"}),
+        overrides={"widths": ["4", "6"]}, seeds=("0", "1"), report=False, ridge=0.5,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_fits_a_screen(command, starter, tmp_path):
     ended = starter.run(command, "--help", folder=tmp_path)
@@ -109,8 +120,8 @@ def test_a_flag_of_another_script_is_refused(starter, tmp_path):
 )
 def test_out_of_memory_names_flags_that_the_script_has(script, advice):
     code = (
-        f"import {script}; from jaxprune.cli import process\n"
-        "def main(): raise MemoryError\n"
+        f"from {script} import Settings; from jaxprune.cli import process\n"
+        "def main(settings): raise MemoryError\n"
         "process.run(main)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

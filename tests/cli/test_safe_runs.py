@@ -27,6 +27,7 @@ from jaxprune.cli import (
     signals,
 )
 from jaxprune.cli.commands import compact, plot, report, shrink, sweep, train
+from jaxprune.cli.settings import NetworkSettings, Settings
 from jaxprune.data import datasets
 from jaxprune.recipes import checkpoint, config
 from jaxprune.report import curves
@@ -93,7 +94,8 @@ def test_a_configuration_that_is_missing_is_the_checkpoint_s(script):
     assert "holds another configuration: test_pairs is 30, not 40" in line
     code, _, err = script(train, f"--workdir={RUN}")
     assert code == 0, err
-    assert run_directory.resolve(RUN, train_imported=False) == made_with
+    settings = NetworkSettings(workdir=str(RUN))
+    assert run_directory.resolve(settings, train_imported=False) == made_with
 
 
 @pytest.mark.parametrize(
@@ -412,7 +414,7 @@ def test_an_interrupt_is_not_lost(number, where, capsys):
     def interrupt(*args):
         signal.raise_signal(number)
 
-    def main():
+    def main(settings):
         import gc
 
         if where == "main":
@@ -432,7 +434,7 @@ def test_an_interrupt_is_not_lost(number, where, capsys):
     before = {s: signal.signal(s, signal.default_int_handler) for s in signals._SIGNALS}
     try:
         with pytest.raises(SystemExit) as end:
-            process._guard(main)
+            process.guard(main, Settings())
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)

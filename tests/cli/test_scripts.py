@@ -161,6 +161,7 @@ BAD = [
     (sweep, [*SMALL, "--seeds=0,1,0"], "two or more different numbers, got 0,1,0"),
     (sweep, [*SMALL, "--seeds=0,one"], "two or more different numbers"),
     (sweep, [*SMALL, "--seeds=0,1", "--seed=2"], "without --seed"),
+    (sweep, ["--model=nope", "--seeds=0,1"], "unknown model 'nope'; choices:"),
     (sweep, [*SMALL, "--seeds=0,1", "--layer=conv9"], "choices: conv1, conv2, conv3"),
     (sweep, [*SMALL, "--batch_size=201"], "more than the split's 200"),
     (sweep, [*SMALL, "--batch_size=0"], "batch_size"),
@@ -318,7 +319,11 @@ def test_exit_code_of_the_real_command(tmp_path):
 
 
 def test_a_consumer_that_has_gone_is_no_error():
-    code = "from jaxprune.cli import process; process.run(lambda: print('x' * 10**6))"
+    code = (
+        "from jaxprune.cli import process;"
+        "from jaxprune.cli.commands.report import Settings;"
+        "process.run(lambda settings: print('x' * 10**6))"
+    )
     command = f'{sys.executable} -c "{code}" | head -c 1'
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("x", "")

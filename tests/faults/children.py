@@ -1,8 +1,7 @@
 """A script's main in a forked process, with what is to befall it.
 
 The fork server imports this module, and with it all that takes time, once: a child
-starts in hundredths of a second. No backend of JAX is there before the fork, and no
-script, so that a child has the flags of its own alone.
+starts in hundredths of a second. No backend of JAX is there before the fork.
 """
 
 import importlib

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from flax.traverse_util import flatten_dict
 
 from canonical import digest
@@ -25,8 +24,8 @@ from damage import damage, reseal
 from jaxprune._base.errors import InputError
 from jaxprune._base.files import sha256
 from jaxprune.adapters.linen import called_layers
-from jaxprune.cli import lock, process, run_directory, training_log
-from jaxprune.cli.commands import sweep
+from jaxprune.cli import lock, run_directory, training_log
+from jaxprune.cli.settings import NetworkSettings
 from jaxprune.cli.shrink import ladder
 from jaxprune.compaction import artefact
 from jaxprune.compaction.network import load_compact
@@ -94,13 +93,6 @@ def made(tmp_path_factory, starter):
     return runs.after(jobs) / "run", runs.after(other) / "run"
 
 
-@pytest.fixture
-def parsed():
-    with flagsaver.flagsaver():
-        process._parse([sweep.__name__, "--nocompilation_cache"])
-        yield
-
-
 def as_facts(value: Any) -> Any:
     """Dataclasses and arrays, comparable."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -113,7 +105,8 @@ def as_facts(value: Any) -> Any:
 
 
 def of_config(folder: Path) -> Any:
-    return as_facts(run_directory.resolve(folder, train_imported=False))
+    settings = NetworkSettings(workdir=str(folder))
+    return as_facts(run_directory.resolve(settings, train_imported=False))
 
 
 def of_log(folder: Path) -> Any:
@@ -293,7 +286,7 @@ def _unfinished(folder: Path) -> Kind:
 OF_SCRIPTS = ("config", "log", "shrink", "lock")
 
 
-@pytest.mark.usefixtures("parsed", "standard_promotion")
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damages(name, kinds, tally, tmp_path, capsys):
     """1,000 in all."""

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from absl import flags
 
 from experiments.bench.plan import OURS, PYTORCH
 from experiments.bench.pytorch import ready, scaled
@@ -22,44 +21,48 @@ from experiments.bench.shrink import (
     torch_pruning,
     torch_training,
 )
-from experiments.bench.shrink.stages import Competitor, figures, ways
+from experiments.bench.shrink.stages import (
+    Competitor,
+    ContestSettings,
+    figures,
+    ways,
+)
 from experiments.bench.torch_models import TWINS, Twin
 from jaxprune._base.errors import InputError
 from jaxprune._base.files import write_text
 from jaxprune.cli import cluster, finetuning, process, run_directory
 from jaxprune.cli.baseline import splits
-from jaxprune.cli.flags import check_timing
+from jaxprune.cli.finetuning import Finetuning
 from jaxprune.cli.provenance import differing
 from jaxprune.cli.shrink.ladder import Ladder
 from jaxprune.cli.weights import train_or_restore
 from jaxprune.data.splits import Split
 from jaxprune.shrinking.budget import Budget
 
-FLAGS = flags.FLAGS
 PACKAGES = ("torch", "torch_pruning")
 # Images that the twin's logits are compared on.
 _EXAMPLES = 16
 
 
-def main() -> None:
+def main(settings: ContestSettings) -> None:
     """Cuts, recalibrates, fine-tunes, times, writes."""
-    budget = Budget(speedup=FLAGS.speedup)
-    batches = check_timing()
-    finetuning.check_flags()
-    run = run_directory.load(train_imported=False)
+    budget = Budget(speedup=settings.speedup)
+    batches = settings.batches()
+    finetuning.check_flags(settings)
+    run = run_directory.load(settings, train_imported=False)
     cluster.require_one_process("experiments.bench")
-    split, calibration = splits(run)
-    _check(run, calibration)
+    split, calibration = splits(run, settings)
+    _check(run, settings, calibration)
     variables = train_or_restore(run)
     images = calibration.read(np.arange(len(calibration)))
-    ladder = Ladder(run, variables, split, images, batches)
+    ladder = Ladder(run, settings, variables, split, images)
     ladder.candidates(budget)  # raises now where it is out of reach
     twin = ready(Twin(run.model, jax.device_get(variables), run.scale(run.image)))
-    target = run.workdir / f"bench-speedup{FLAGS.speedup:g}"
-    contest = Contest(target, ladder, twin, budget, calibration)
+    target = run.workdir / f"bench-speedup{settings.speedup:g}"
+    contest = Contest(target, settings, ladder, twin, budget, calibration)
     try:
         rows = contest.rows()
-        times = latency.measure(contest.networks, batches, FLAGS.repeats)
+        times = latency.measure(contest.networks, batches, settings.repeats)
     except KeyboardInterrupt:
         raise process.Interrupted(
             f"interrupted: {target} keeps {len(contest.finished)} finished networks; "
@@ -70,7 +73,7 @@ def main() -> None:
     report.show(rows)
     about = {
         **contest.about,
-        "turns": FLAGS.repeats,
+        "turns": settings.repeats,
         "largest_logit_difference_of_the_twin": _difference(ladder, twin),
     }
     report.save(target, about, rows)
@@ -90,6 +93,7 @@ class Contest:
     def __init__(
         self,
         folder: Path,
+        settings: ContestSettings,
         ladder: Ladder,
         twin: Twin,
         budget: Budget,
@@ -97,8 +101,9 @@ class Contest:
     ):
         self.networks, self._path = folder / "networks", folder / "finished.json"
         self._ladder, self._twin = ladder, twin
+        self._tuning = Finetuning(ladder.run, settings)
         self._budget, self._calibration = budget, calibration
-        self.about = _about(ladder)
+        self.about = _about(settings, ladder)
         self.finished: dict[str, dict[str, Any]] = _read(self._path, self.about)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -113,12 +118,17 @@ class Contest:
 
     def _ours(self) -> Competitor:
         rung = self._ladder.rung(self._budget)
-        return ours.competitor(self._ladder, rung, self._calibration)
+        return ours.competitor(self._tuning, self._ladder, rung, self._calibration)
 
     def _theirs(self, name: str) -> Competitor:
         limit = self._ladder.whole.cost.multiply_adds / self._budget.value
         return torch_pruning.competitor(
-            self._ladder, self._twin, name, limit, self._calibration
+            self._tuning,
+            self._ladder,
+            self._twin,
+            name,
+            limit,
+            self._calibration,
         )
 
     def _row(
@@ -129,7 +139,7 @@ class Contest:
         if name not in self.finished or not network.exists():
             competitor = make()
             competitor.save(network)
-            self.finished[name] = figures(self._ladder.run, competitor)
+            self.finished[name] = figures(self._tuning, competitor)
             state = {"about": self.about, "finished": self.finished}
             write_text(self._path, json.dumps(state) + "\n")
         return self.finished[name]
@@ -145,7 +155,9 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {} if differing(state["about"], about, keys) else state["finished"]
 
 
-def _check(run: run_directory.Run, calibration: Split) -> None:
+def _check(
+    run: run_directory.Run, settings: ContestSettings, calibration: Split
+) -> None:
     """Raises InputError if the network or the images cannot be compared on."""
     size = run.training.train_batch_size
     if type(run.model) not in TWINS or run.config.dtype != "float32":
@@ -155,10 +167,10 @@ def _check(run: run_directory.Run, calibration: Split) -> None:
         )
     if len(calibration) < size:
         raise InputError(
-            f"--calibration_split={FLAGS.calibration_split} has {len(calibration)} "
+            f"--calibration_split={settings.calibration_split} has {len(calibration)} "
             f"images, fewer than one batch of {size} to recalibrate on"
         )
-    finetuning.images(run)  # raises now where there are too few
+    Finetuning(run, settings).images()  # raises now where there are too few
 
 
 def _wholes(ladder: Ladder, twin: Twin) -> Iterator[dict[str, Any]]:
@@ -209,24 +221,23 @@ def _difference(ladder: Ladder, twin: Twin) -> float:
     return float(np.abs(logits - np.asarray(expected)).max())
 
 
-def _about(ladder: Ladder) -> dict[str, Any]:
+def _about(settings: ContestSettings, ladder: Ladder) -> dict[str, Any]:
     """Facts that it takes to trust or repeat the rows."""
+    tuning = Finetuning(ladder.run, settings)
     return {
         **ladder.facts,
         "versions": {
             **ladder.facts["versions"],
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
-        "speedup": FLAGS.speedup,
+        "speedup": settings.speedup,
         "images": len(ladder.whole.split),
-        "multiple_of": ladder.latency.multiple
-        if FLAGS.multiple_of is None
-        else FLAGS.multiple_of,
-        "keep_whole": list(FLAGS.keep_whole),
-        **finetuning.describe_epochs(ladder.run),
+        "multiple_of": ladder.multiple_of,
+        "keep_whole": list(settings.keep_whole),
+        **tuning.describe(),
         **(
-            {"ways": [way._asdict() for way in ways(ladder.run)]}
-            if FLAGS.finetune_epochs
+            {"ways": [way._asdict() for way in ways(tuning)]}
+            if settings.finetune_epochs
             else {}
         ),
     }

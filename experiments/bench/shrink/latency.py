@@ -12,16 +12,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from experiments.bench.measure import Prepared, timed
 from experiments.bench.plan import OURS, PYTORCH
 from experiments.bench.race import Child
+from experiments.bench.shrink.stages import ContestSettings
 from jaxprune.cli import run_directory
 from jaxprune.cli.weights import train_or_restore
 from jaxprune.compaction.network import load_compact
 
-FLAGS = flags.FLAGS
 WHOLE = "whole network"
 WHAT = "latency"
 
@@ -66,14 +65,17 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def prepare(by: str, batches: Sequence[int]) -> tuple[Prepared, dict[str, Any]]:
-    """A child's part: the framework's networks, ready to be timed."""
+def prepare(
+    settings: ContestSettings, by: str, networks: Path
+) -> tuple[Prepared, dict[str, Any]]:
+    """A child's part: the framework's networks in a folder, ready to be timed."""
+    batches = settings.batches()
     run = run_directory.load(
-        train_imported=False, alone=False
+        settings, train_imported=False, alone=False
     )  # the parent holds the folder
     images = run.splits.test.read(np.arange(max(batches)) % len(run.splits.test))
     load = _ours if by == OURS else _theirs
-    calls = load(run, {batch: images[:batch] for batch in batches})
+    calls = load(run, networks, {batch: images[:batch] for batch in batches})
     for by_batch in calls.values():
         for call in by_batch.values():
             call()
@@ -94,10 +96,12 @@ def prepare(by: str, batches: Sequence[int]) -> tuple[Prepared, dict[str, Any]]:
 Calls = dict[str, dict[int, Callable[[], Any]]]
 
 
-def _ours(run: run_directory.Run, images: Mapping[int, np.ndarray]) -> Calls:
+def _ours(
+    run: run_directory.Run, folder: Path, images: Mapping[int, np.ndarray]
+) -> Calls:
     whole = partial(run.model.apply, **run.call)
     networks: dict[str, tuple[Any, Any]] = {WHOLE: (whole, train_or_restore(run))}
-    for path in (Path(FLAGS.networks) / OURS).iterdir():
+    for path in folder.iterdir():
         small = load_compact(path)
         networks[path.name] = small.function, dict(small.arrays)
     inputs = {batch: jax.jit(run.scale)(x) for batch, x in images.items()}
@@ -113,7 +117,9 @@ def _ours(run: run_directory.Run, images: Mapping[int, np.ndarray]) -> Calls:
     return {name: calls(*network) for name, network in networks.items()}
 
 
-def _theirs(run: run_directory.Run, images: Mapping[int, np.ndarray]) -> Calls:
+def _theirs(
+    run: run_directory.Run, folder: Path, images: Mapping[int, np.ndarray]
+) -> Calls:
     import torch
 
     from experiments.bench import pytorch
@@ -132,6 +138,4 @@ def _theirs(run: run_directory.Run, images: Mapping[int, np.ndarray]) -> Calls:
 
         return {batch: partial(call, x) for batch, x in inputs.items()}
 
-    return {
-        path.name: calls(path) for path in (Path(FLAGS.networks) / PYTORCH).iterdir()
-    }
+    return {path.name: calls(path) for path in folder.iterdir()}

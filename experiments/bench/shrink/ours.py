@@ -8,6 +8,7 @@ import numpy as np
 from experiments.bench.plan import OURS
 from experiments.bench.shrink.stages import Competitor
 from jaxprune.cli import finetuning
+from jaxprune.cli.finetuning import Finetuning
 from jaxprune.cli.shrink.ladder import Ladder, Rung
 from jaxprune.compaction.network import flat
 from jaxprune.data.splits import Split
@@ -15,10 +16,13 @@ from jaxprune.data.splits import Split
 METHOD = "refitted"
 
 
-def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
+def competitor(
+    tuning: Finetuning, ladder: Ladder, rung: Rung, calibration: Split
+) -> Competitor:
     """The rung's network.
 
     Args:
+      tuning: the fine-tuning.
       ladder: of the network that is cut.
       rung: the budget's.
       calibration: images to recalibrate on.
@@ -33,7 +37,7 @@ def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
         return finetuning.recalibrated(run, small, variables, calibration)[0]
 
     def finetuned(variables: Any, way: finetuning.Way) -> Any:
-        *_, last = finetuning.finetune(run, small, variables, whole.variables, way)
+        *_, last = tuning.epochs(small, variables, whole.variables, way)
         return jax.tree.map(np.asarray, last.state.variables)
 
     return Competitor(
@@ -49,6 +53,6 @@ def competitor(ladder: Ladder, rung: Rung, calibration: Split) -> Competitor:
         accuracy=accuracy,
         recalibrated=recalibrated,
         finetuned=finetuned,
-        loss=lambda v: finetuning.loss(run, small, v, whole.variables),
+        loss=lambda v: tuning.loss(small, v, whole.variables),
         save=lambda path: small.save(path),
     )

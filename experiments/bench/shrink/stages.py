@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from jaxprune.cli.finetuning import Finetuning, Way
+from jaxprune.cli.settings import EpochSettings, NetworkSettings
+from jaxprune.cli.shrink.ladder import LadderSettings
 
-from jaxprune.cli import finetuning
-from jaxprune.cli.finetuning import Way
-from jaxprune.cli.run_directory import Run
 
-FLAGS = flags.FLAGS
+@dataclass(frozen=True, kw_only=True)
+class ContestSettings(NetworkSettings, EpochSettings, LadderSettings):
+    """Settings of the contest."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,15 @@ class Competitor:
         return f"{self.by}, {self.method}"
 
 
-def ways(run: Run) -> list[Way]:
+def ways(tuning: Finetuning) -> list[Way]:
     """How a network is fine-tuned, each to be tried."""
-    found = [Way(finetuning.learning_rate(run), gentle=FLAGS.distill)]
-    if FLAGS.finetune_learning_rate is None:
-        found.append(Way(run.training.learning_rate, gentle=False))
+    found = [tuning.way]
+    if tuning.settings.finetune_learning_rate is None:
+        found.append(Way(tuning.run.training.learning_rate, gentle=False))
     return found
 
 
-def figures(run: Run, competitor: Competitor) -> dict[str, Any]:
+def figures(tuning: Finetuning, competitor: Competitor) -> dict[str, Any]:
     """The competitor's row: its facts, and its accuracy after each stage."""
     row = {
         "by": competitor.by,
@@ -78,10 +79,10 @@ def figures(run: Run, competitor: Competitor) -> dict[str, Any]:
     state = competitor.recalibrated(competitor.state)
     row["accuracy_recalibrated"] = competitor.accuracy(state)
     print(f"  recalibrated {row['accuracy_recalibrated']:.4f}", flush=True)
-    if not FLAGS.finetune_epochs:
+    if not tuning.settings.finetune_epochs:
         return row
     best: tuple[float, Way, Any] | None = None
-    for way in ways(run):
+    for way in ways(tuning):
         trained = competitor.finetuned(state, way)
         loss = competitor.loss(trained)
         how = "gently" if way.gentle else "as in training"

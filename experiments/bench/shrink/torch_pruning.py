@@ -7,14 +7,13 @@ computed again whenever the network has become a little smaller.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch_pruning
-from absl import flags
 from torch.nn import functional
 
 from experiments.bench.pytorch import scaled
@@ -24,11 +23,11 @@ from experiments.bench.torch_models import Twin, multiply_adds, parameters
 from jaxprune._base.errors import InputError
 from jaxprune._base.files import replacing
 from jaxprune.cli import cluster
+from jaxprune.cli.finetuning import Finetuning
 from jaxprune.cli.run_directory import Run
 from jaxprune.cli.shrink.ladder import Ladder
 from jaxprune.data.splits import Split
 
-FLAGS = flags.FLAGS
 PEER = "Torch-Pruning"
 # Steps from the whole network to none at all; 400 is Torch-Pruning's own number.
 _STEPS = 400
@@ -68,11 +67,17 @@ METHODS = {
 
 
 def competitor(
-    ladder: Ladder, whole: Twin, name: str, limit: float, calibration: Split
+    tuning: Finetuning,
+    ladder: Ladder,
+    whole: Twin,
+    name: str,
+    limit: float,
+    calibration: Split,
 ) -> Competitor:
     """The network that a method makes.
 
     Args:
+      tuning: the fine-tuning.
       ladder: of the network that is cut, for its job and images.
       whole: the network in PyTorch.
       name: of the method.
@@ -84,7 +89,9 @@ def competitor(
     """
     run, split, method = ladder.run, ladder.whole.split, METHODS[name]
     example = scaled(run.config, np.asarray(run.image))
-    network = cut(run, whole, method, example, limit, calibration)
+    network = cut(
+        run, whole, method, example, limit, calibration, ladder.settings.keep_whole
+    )
     return Competitor(
         by=PEER,
         method=name,
@@ -100,9 +107,9 @@ def competitor(
             run, network, calibration
         ),
         finetuned=lambda network, way: torch_training.finetuned(
-            run, network, whole, way
+            tuning, network, whole, way
         ),
-        loss=lambda network: torch_training.finetuning_loss(run, network, whole),
+        loss=lambda network: torch_training.finetuning_loss(tuning, network, whole),
         save=lambda path: save(network, path),
     )
 
@@ -120,6 +127,7 @@ def cut(
     example: torch.Tensor,
     limit: float,
     calibration: Split,
+    keep_whole: Sequence[str] = (),
 ) -> Twin:
     """A copy of the network, cut to at most so many multiply-adds.
 
@@ -130,6 +138,7 @@ def cut(
       example: one scaled image.
       limit: multiply-adds for one image, at most.
       calibration: images with labels, for the gradients.
+      keep_whole: layers of which nothing is pruned.
 
     Raises:
       InputError: Torch-Pruning prunes no further before the limit is reached.
@@ -144,7 +153,7 @@ def cut(
         isomorphic=method.isomorphic,
         pruning_ratio=1.0,
         iterative_steps=_STEPS,
-        ignored_layers=[network.layers[name] for name in (*FLAGS.keep_whole, last)],
+        ignored_layers=[network.layers[name] for name in (*keep_whole, last)],
     )
     count = start = multiply_adds(network, example)
     with cluster.progress(total=_STEPS, desc="Torch-Pruning", unit="step") as bar:

@@ -14,19 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from absl import flags
 from torch import nn
 from torch.nn import functional
 
 from experiments.bench.pytorch import DEVICE, scaled
 from experiments.bench.torch_models import Twin
 from jaxprune._base.errors import InputError
-from jaxprune.cli import cluster, finetuning
+from jaxprune.cli import cluster
+from jaxprune.cli.finetuning import Finetuning, Way
 from jaxprune.cli.run_directory import Run
+from jaxprune.cli.settings import EpochSettings
 from jaxprune.data.splits import Split
 from jaxprune.recipes import training
-
-FLAGS = flags.FLAGS
 
 
 def accuracy(run: Run, network: Twin, split: Split) -> float:
@@ -75,11 +74,11 @@ def recalibrated(run: Run, network: Twin, split: Split) -> Twin:
     return network.eval()
 
 
-def finetuned(run: Run, network: Twin, whole: Twin, way: finetuning.Way) -> Twin:
+def finetuned(tuning: Finetuning, network: Twin, whole: Twin, way: Way) -> Twin:
     """A copy of the network after the epochs of fine-tuning.
 
     Args:
-      run: the run directory's job.
+      tuning: the fine-tuning.
       network: stays as it is.
       whole: that --distill learns from.
       way: how.
@@ -88,25 +87,24 @@ def finetuned(run: Run, network: Twin, whole: Twin, way: finetuning.Way) -> Twin
       InputError: a loss is not finite.
     """
     network = copy.deepcopy(network)
-    split, size = finetuning.images(run), run.training.train_batch_size
+    run, settings, split = tuning.run, tuning.settings, tuning.images()
+    size = run.training.train_batch_size
     per_epoch = training.steps_per_epoch(split, size)
     optimizer = torch.optim.Adam(network.parameters(), way.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, FLAGS.finetune_epochs * per_epoch
+        optimizer, settings.finetune_epochs * per_epoch
     )
-    torch.manual_seed(finetuning.seed(run))
-    augment = jax.jit(finetuning.augmentation(run))
-    for epoch in range(FLAGS.finetune_epochs):
+    torch.manual_seed(tuning.seed)
+    augment = jax.jit(tuning.augment)
+    for epoch in range(settings.finetune_epochs):
         network.train(not way.gentle)
-        order = training.epoch_order(finetuning.seed(run), epoch, len(split), size)
+        order = training.epoch_order(tuning.seed, epoch, len(split), size)
         for i, index in enumerate(order):
-            key = training.step_keys(
-                finetuning.seed(run), jnp.int32(epoch * per_epoch + i)
-            )[0]
+            key = training.step_keys(tuning.seed, jnp.int32(epoch * per_epoch + i))[0]
             images = np.asarray(augment(key, jnp.asarray(split.read(index))))
             optimizer.zero_grad()
             x, labels = scaled(run.config, images), _tensor(split.labels[index])
-            loss = _loss(network, whole, x, labels)
+            loss = _loss(settings, network, whole, x, labels)
             if not way.gentle:
                 loss = loss + _penalty(run, network)
             loss.backward()
@@ -120,36 +118,42 @@ def finetuned(run: Run, network: Twin, whole: Twin, way: finetuning.Way) -> Twin
     return network.eval()
 
 
-def finetuning_loss(run: Run, network: Twin, whole: Twin) -> float:
-    """As `jaxprune.cli.finetuning.loss` has it."""
-    split, size = finetuning.images(run), run.training.train_batch_size
+def finetuning_loss(tuning: Finetuning, network: Twin, whole: Twin) -> float:
+    """As `jaxprune.cli.finetuning.Finetuning.loss` has it."""
+    run, split = tuning.run, tuning.images()
+    size = run.training.train_batch_size
     count = training.steps_per_epoch(split, size) * size
     network.eval()
     with torch.no_grad():
         losses = [
-            _loss(network, whole, x, labels).item()
+            _loss(tuning.settings, network, whole, x, labels).item()
             for x, labels in labelled(run, split.select(np.arange(count)), size)
         ]
     return float(np.mean(losses))
 
 
 def _loss(
-    network: Twin, whole: Twin, x: torch.Tensor, labels: torch.Tensor
+    settings: EpochSettings,
+    network: Twin,
+    whole: Twin,
+    x: torch.Tensor,
+    labels: torch.Tensor,
 ) -> torch.Tensor:
     """Of a batch, as `jaxprune.recipes.losses` has it."""
-    logits, weight = network(x), FLAGS.distill_weight if FLAGS.distill else 0.0
+    weight = settings.distill_weight if settings.distill else 0.0
+    temperature = settings.distill_temperature
+    logits = network(x)
     loss = torch.zeros((), device=DEVICE)
-    if FLAGS.distill:
+    if settings.distill:
         with torch.no_grad():
             target = whole(x)
         student, teacher = (
-            functional.log_softmax(y / FLAGS.distill_temperature, -1)
-            for y in (logits, target)
+            functional.log_softmax(y / temperature, -1) for y in (logits, target)
         )
         divergence = functional.kl_div(
             student, teacher, reduction="batchmean", log_target=True
         )
-        loss = loss + weight * FLAGS.distill_temperature**2 * divergence
+        loss = loss + weight * temperature**2 * divergence
     if weight < 1:
         loss = loss + (1 - weight) * functional.cross_entropy(logits, labels)
     return loss

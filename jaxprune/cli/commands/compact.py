@@ -11,10 +11,8 @@ is one. One K gives a folder compact-<layer>-<criterion>-<fill>-k<K>; --ks gives
 and a picture. Most of the time goes to the test images and the timed calls.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from absl import flags
 
 from jaxprune._base.errors import InputError
 from jaxprune.cli import (
@@ -28,19 +26,17 @@ from jaxprune.cli import (
     scoring,
 )
 from jaxprune.cli.compact.masked import Masked
-from jaxprune.cli.compact.plan import Plan, make_plan
+from jaxprune.cli.compact.plan import Allowed, Plan, make_plan
 from jaxprune.cli.compact.prune import Pruned, save
 from jaxprune.cli.compact.report import print_row, write_table
-from jaxprune.cli.flags import (
-    check_smaller,
-    define_batch_size,
-    define_choices,
-    define_finetuning,
-    define_network,
-    define_smaller,
-)
 from jaxprune.cli.pruning_options import check_names, parse_ks
 from jaxprune.cli.run_directory import Run
+from jaxprune.cli.settings import (
+    BatchSettings,
+    PruningSettings,
+    SmallerSettings,
+    flag,
+)
 from jaxprune.cli.weights import train_or_restore
 from jaxprune.compaction import artefact
 from jaxprune.compaction.compact import compact
@@ -48,37 +44,37 @@ from jaxprune.data import datasets
 from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.order import check_ks
 
-FLAGS = flags.FLAGS
 FIRST = (
     "model data init_from workdir k max_drop layer fill finetune_epochs export"
 ).split()
-define_network()
-define_batch_size()
-define_choices()
-define_finetuning()
-flags.DEFINE_integer("k", None, "Channels to prune: the k lowest.", lower_bound=0)
-define_smaller()
-flags.DEFINE_bool(
-    "naive", False, "With --max_drop: the largest K that lost no more as measured."
-)
 
 
-def main() -> None:
+@dataclass(frozen=True, kw_only=True)
+class Settings(PruningSettings, BatchSettings, SmallerSettings):
+    """Settings of the command."""
+
+    k: int | None = flag("Channels to prune: the k lowest.", at_least=0)
+    naive: bool = flag(
+        "With --max_drop: the largest K that lost no more as measured.", default=False
+    )
+
+
+def main(settings: Settings) -> None:
     """Restores, prunes, proves, measures, saves."""
-    _check_flags()
-    batches = check_smaller()
-    run = run_directory.load(train_imported=False)
+    _check_flags(settings)
+    settings.batches()  # raises now where they are none
+    run = run_directory.load(settings, train_imported=False)
     cluster.require_one_process("jaxprune compact")
-    split = datasets.choose_split(run.splits, FLAGS.eval_split)
+    split = datasets.choose_split(run.splits, settings.eval_split)
     batch_size = run.batch_size(split)
-    chosen = pruning_options.resolve(run)
-    ks = _ks(run.network().graph().conv(chosen.layer).channels)
+    chosen = pruning_options.resolve(run, settings)
+    ks = _ks(settings, run.network().graph().conv(chosen.layer).channels)
     calibration.check(run, chosen, chosen.fill)
     scoring.check(run, chosen, chosen.criterion)
-    finetuning.check(run)
+    finetuning.check(run, settings)
     variables = train_or_restore(run)
     plan = make_plan(run, chosen, variables, ks, batch_size)
-    if FLAGS.ks is None:
+    if settings.ks is None:
         artefact.check_target(plan.folder(run.workdir, plan.ks[0]))
     whole = Masked(run, variables, split, plan, batch_size)
     rows: list[dict[str, Any]] = []
@@ -88,18 +84,18 @@ def main() -> None:
             total=len(plan.ks), unit="network", desc="every K", hide=len(plan.ks) < 2
         ) as bar:
             for k in plan.ks:
-                rows.append(_one(run, plan, whole, k, batches))
+                rows.append(_one(run, settings, plan, whole, k))
                 bar.update()
     except KeyboardInterrupt:
-        if FLAGS.ks is None or not rows:
+        if settings.ks is None or not rows:
             raise
         interrupted = True
-    if FLAGS.ks is not None:
+    if settings.ks is not None:
         about = {
             **provenance.describe(run, chosen, chosen.fill, variables),
             "layer": chosen.layer,
             **plan.fill_facts,
-            "after_the_proof": finetuning.describe(run),
+            "after_the_proof": finetuning.describe(run, settings),
         }
         write_table(run.workdir / plan.name, rows, about, plan.curve)
     if interrupted:
@@ -107,34 +103,36 @@ def main() -> None:
             f"interrupted: the table has {len(rows)} of {len(plan.ks)} K"
         )
     made = run.workdir / plan.name
-    if FLAGS.ks is None:
+    if settings.ks is None:
         made = plan.folder(run.workdir, plan.ks[0])
     process.finish(
         made, *(made.with_name(made.name + end) for end in (".png", ".csv", ".json"))
     )
 
 
-def _check_flags() -> None:
-    given = [name for name in ("k", "max_drop", "ks") if FLAGS[name].value is not None]
-    if len(given) != 1:
+def _check_flags(settings: Settings) -> None:
+    if [settings.k, settings.max_drop, settings.ks].count(None) != 2:
         raise InputError("say how many channels to prune: one of --k, --max_drop, --ks")
-    if FLAGS.naive and FLAGS.max_drop is None:
+    if settings.naive and settings.max_drop is None:
         raise InputError("--naive does nothing without --max_drop")
-    if FLAGS.fill == "all":
+    if settings.fill == "all":
         raise InputError(f"--fill takes one of {', '.join(FILLS)} here")
-    check_names(tuple(FILLS))
-    finetuning.check_flags()
+    check_names(settings, tuple(FILLS))
+    finetuning.check_flags(settings)
+    settings.check_export()
 
 
-def _ks(p: int) -> tuple[int, ...] | None:
-    """K from --k or --ks; None where the sweep decides."""
-    if FLAGS.max_drop is not None:
-        return None
-    return check_ks([FLAGS.k] if FLAGS.ks is None else parse_ks(p), p)
+def _ks(settings: Settings, p: int) -> tuple[int, ...] | Allowed:
+    """K from --k or --ks; or the loss by which the sweep decides."""
+    if settings.max_drop is not None:
+        return Allowed(settings.max_drop, settings.naive)
+    if settings.k is not None:
+        return check_ks([settings.k], p)
+    return check_ks(parse_ks(settings.ks, p), p)
 
 
 def _one(
-    run: Run, plan: Plan, whole: Masked, k: int, batches: Sequence[int]
+    run: Run, settings: Settings, plan: Plan, whole: Masked, k: int
 ) -> dict[str, Any]:
     """Prunes k channels; returns the figures, and saves the network for a single K."""
     small = compact(whole.network, plan.choices.layer, plan.keep(k), fill=plan.fill)
@@ -146,15 +144,15 @@ def _one(
         "accuracy": proof.accuracy_compact,
         "different_predictions": proof.different_predictions,
         "largest_difference": proof.largest_difference,
-        **whole.figures(small, batches, FLAGS.repeats),
+        **whole.figures(small, settings.batches(), settings.repeats),
     }
     print_row(row, proof, f"layer {plan.choices.layer}, fill {plan.choices.fill}")
     small, changes, lines = finetuning.train_on(
-        run, whole, small, float(proof.accuracy_compact or 0)
+        run, settings, whole, small, float(proof.accuracy_compact or 0)
     )
     row |= changes
     if len(lines) > 1:
         row["epochs"] = lines
-    if FLAGS.ks is None:
-        save(run, plan, whole, Pruned(k, small, proof, row, lines))
+    if settings.ks is None:
+        save(run, settings, plan, whole, Pruned(k, small, proof, row, lines))
     return row

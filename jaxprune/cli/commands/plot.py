@@ -5,14 +5,13 @@ r"""Draws the pictures of every sweep in a run directory again, from saved files
 Nothing is computed with a network; --order and --normalize arrange the feature maps.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-
-from absl import flags
 
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune.cli import lock, process, training_log
-from jaxprune.cli.flags import define_workdir
 from jaxprune.cli.pruning_options import stem
+from jaxprune.cli.settings import WorkdirSettings, flag
 from jaxprune.recipes import checkpoint
 from jaxprune.report import curves
 from jaxprune.report.criteria import draw_comparison
@@ -20,30 +19,31 @@ from jaxprune.report.feature_maps import ORDERS, SCALES
 from jaxprune.results.comparison import Comparison
 from jaxprune.results.result import SweepResult
 
-FLAGS = flags.FLAGS
-define_workdir()
-flags.DEFINE_string("order", "channel", f"Tiles by: {', '.join(ORDERS)}.")
-flags.DEFINE_string("normalize", "shared", f"Scale of the tiles: {', '.join(SCALES)}.")
-flags.DEFINE_integer(
-    "confusion_k",
-    None,
-    "K of the second confusion matrix. Default: the largest safe one.",
-)
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(WorkdirSettings):
+    """Settings of the command."""
+
+    order: str = flag(f"Tiles by: {', '.join(ORDERS)}.", default="channel")
+    normalize: str = flag(f"Scale of the tiles: {', '.join(SCALES)}.", default="shared")
+    confusion_k: int | None = flag(
+        "K of the second confusion matrix. Default: the largest safe one."
+    )
 
 
-def main() -> None:
+def main(settings: Settings) -> None:
     """Draws every picture."""
-    if FLAGS.workdir is None:
+    if settings.workdir is None:
         raise InputError("say which run with --workdir")
-    check_choice("order", FLAGS.order, ORDERS)
-    check_choice("normalize", FLAGS.normalize, SCALES)
-    workdir = Path(FLAGS.workdir)
+    check_choice("order", settings.order, ORDERS)
+    check_choice("normalize", settings.normalize, SCALES)
+    workdir = Path(settings.workdir)
     folders = sorted(path.parent for path in workdir.glob("sweep-*/summary.json"))
     if not folders:
         raise InputError(f"{workdir} holds no sweep: run jaxprune sweep first")
     lock.hold(workdir)
     results = [_load(folder) for folder in folders]
-    k = FLAGS.confusion_k
+    k = settings.confusion_k
     if k is not None and not all(k in result.ks for result in results):
         raise InputError(f"--confusion_k={k} is not in every sweep of {workdir}")
     made: list[Path] = []
@@ -51,8 +51,8 @@ def main() -> None:
         made += curves.draw_sweep(
             result,
             folder,
-            order=FLAGS.order,
-            normalize=FLAGS.normalize,
+            order=settings.order,
+            normalize=settings.normalize,
             k=k,
         )
     groups: dict[str, list[SweepResult]] = {}

@@ -9,24 +9,19 @@ networks lead to files of the run directory. `jaxprune sweep` writes it, too.
 
 from pathlib import Path
 
-from absl import flags
-
 from jaxprune._base.errors import InputError
 from jaxprune.cli import lock, process
-from jaxprune.cli.flags import define_workdir
+from jaxprune.cli.settings import WorkdirSettings as Settings
 from jaxprune.report import page
-
-FLAGS = flags.FLAGS
-define_workdir()
 
 NAME = "report.html"
 
 
-def main() -> None:
+def main(settings: Settings) -> None:
     """Writes the report."""
-    if FLAGS.workdir is None:
+    if settings.workdir is None:
         raise InputError("say which run with --workdir")
-    workdir = Path(FLAGS.workdir)
+    workdir = Path(settings.workdir)
     if not any(workdir.glob("sweep-*/summary.json")):
         raise InputError(f"{workdir} holds no sweep: run jaxprune sweep first")
     lock.hold(workdir)

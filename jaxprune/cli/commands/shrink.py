@@ -14,68 +14,59 @@ interruption: what is finished is kept.
 """
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
-from absl import flags
 
 from jaxprune._base.errors import InputError
 from jaxprune.cli import baseline, cluster, finetuning, process, run_directory
-from jaxprune.cli.flags import (
-    check_smaller,
-    define_batch_size,
-    define_finetuning,
-    define_images,
-    define_network,
-    define_smaller,
-    define_widths,
-)
-from jaxprune.cli.shrink.ladder import Ladder, Rung
+from jaxprune.cli.settings import BatchSettings, SmallerSettings, flag
+from jaxprune.cli.shrink.ladder import Ladder, LadderSettings, Rung
 from jaxprune.cli.shrink.report import print_rung, save_network, write_files
 from jaxprune.cli.weights import train_or_restore
 from jaxprune.compaction import artefact
 from jaxprune.shrinking.budget import Budget
 
-FLAGS = flags.FLAGS
 FIRST = (
     "model data init_from workdir speedup "
     "size latency max_drop multiple_of finetune_epochs"
 ).split()
-define_network()
-define_batch_size()
-define_finetuning()
-define_images()
-define_smaller()
-define_widths()
-flags.DEFINE_float("size", None, "Share of the parameters that may be left.")
-flags.DEFINE_float("latency", None, "How many times less time, as predicted here.")
-flags.DEFINE_list(
-    "ladder", ["1.25", "1.5", "2", "2.5", "3", "4"],
-    "Times fewer multiply-adds, for pareto.csv; empty for none.",
-)  # fmt: skip
-
 # Steps of --max_drop: each is this many times faster than the one before.
 _STEP = 1.1
 
 
-def main() -> None:
+@dataclass(frozen=True, kw_only=True)
+class Settings(BatchSettings, LadderSettings, SmallerSettings):
+    """Settings of the command."""
+
+    size: float | None = flag("Share of the parameters that may be left.")
+    latency: float | None = flag("How many times less time, as predicted here.")
+    ladder: tuple[str, ...] = flag(
+        "Times fewer multiply-adds, for pareto.csv; empty for none.",
+        default=("1.25", "1.5", "2", "2.5", "3", "4"),
+    )
+
+
+def main(settings: Settings) -> None:
     """Restores, analyses, cuts, proves, measures, saves."""
-    budget = _budget()
-    steps = _steps()
-    batches = check_smaller()
-    finetuning.check_flags()
-    run = run_directory.load(train_imported=False)
+    budget = _budget(settings)
+    steps = _steps(settings)
+    settings.check_export()
+    settings.batches()  # raises now where they are none
+    finetuning.check_flags(settings)
+    run = run_directory.load(settings, train_imported=False)
     cluster.require_one_process("jaxprune shrink")
-    split, calibration = baseline.splits(run)
-    finetuning.check(run)
-    folder = run.workdir / f"shrink-{_name(budget)}"
+    split, calibration = baseline.splits(run, settings)
+    finetuning.check(run, settings)
+    folder = run.workdir / f"shrink-{_name(settings, budget)}"
     artefact.check_target(folder)
     variables = train_or_restore(run)
     ladder = Ladder(
         run,
+        settings,
         variables,
         split,
         calibration.read(np.arange(len(calibration))),
-        batches,
         budget,
     )
     if budget is not None:
@@ -88,16 +79,17 @@ def main() -> None:
             total=len(budgets), unit="network", desc="budgets", hide=len(budgets) < 2
         ) as bar:
             for each in budgets:
-                print_rung(ladder.rung(each))
+                print_rung(ladder.rung(each), settings.batch)
                 bar.update()
         if budget is None:
-            chosen = _within(ladder)
-            print_rung(chosen)
+            chosen = _within(settings, ladder)
+            print_rung(chosen, settings.batch)
         else:
             chosen = ladder.rung(budget)  # remembered
         small, changes, lines = finetuning.train_on(
-            run, ladder.whole, ladder.cut(chosen).small, chosen.row["accuracy"]
-        )
+            run, settings, ladder.whole, ladder.cut(chosen).small,
+            chosen.row["accuracy"],
+        )  # fmt: skip
     except KeyboardInterrupt:
         if ladder.rungs:
             write_files(ladder, chosen)
@@ -106,36 +98,35 @@ def main() -> None:
             f"{len(ladder.rungs)} finished budgets; run the same command again to go on"
         ) from None
     write_files(ladder, chosen)
-    save_network(folder, ladder, chosen, small, changes, lines)
+    save_network(folder, settings, ladder, chosen, small, changes, lines)
     process.finish(folder, ladder.folder / "pareto.png", ladder.folder / "layers.csv")
 
 
-def _budget() -> Budget | None:
-    """The budget that the flags give; None where --max_drop decides."""
-    names = ("speedup", "size", "latency")
-    given = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
-    if len(given) + (FLAGS.max_drop is not None) != 1:
+def _budget(settings: Settings) -> Budget | None:
+    """The budget that the settings give; None where --max_drop decides."""
+    values = {n: getattr(settings, n) for n in ("speedup", "size", "latency")}
+    if [*values.values(), settings.max_drop].count(None) != 3:
         raise InputError(
             "say how far to go: one of --speedup, --size, --latency, --max_drop"
         )
-    return None if FLAGS.max_drop is not None else Budget(**given)
+    return None if settings.max_drop is not None else Budget(**values)
 
 
-def _name(budget: Budget | None) -> str:
+def _name(settings: Settings, budget: Budget | None) -> str:
     """As part of a folder's name.
 
-    >>> _name(Budget(speedup=2.0))
+    >>> _name(Settings(), Budget(speedup=2.0))
     'speedup2'
     """
     if budget is None:
-        return f"max_drop{FLAGS.max_drop:g}"
-    batch = f"-batch{FLAGS.batch}" if budget.latency is not None else ""
+        return f"max_drop{settings.max_drop:g}"
+    batch = f"-batch{settings.batch}" if budget.latency is not None else ""
     return f"{budget.kind}{budget.value:g}{batch}"
 
 
-def _steps() -> list[float]:
+def _steps(settings: Settings) -> list[float]:
     """The ladder's numbers."""
-    texts = [text for text in FLAGS.ladder if text]
+    texts = [text for text in settings.ladder if text]
     try:
         steps = sorted({float(text) for text in texts})
         for step in steps:
@@ -147,26 +138,28 @@ def _steps() -> list[float]:
     return steps
 
 
-def _within(ladder: Ladder) -> Rung:
+def _within(settings: Settings, ladder: Ladder) -> Rung:
     """The last budget before the first whose drop may be as much as is not allowed.
 
     Budgets are tested one after another, up to the first failure, so that the whole
     choice has the confidence of one test, as a sweep's safe K does; see
     `jaxprune.results.confidence.passed`.
     """
+    allowed = settings.max_drop
+    assert allowed is not None  # or there is a budget
     passed: Rung | None = None
     for power in itertools.count(1):
         budget = Budget(speedup=round(_STEP**power, 3))
         if passed is not None and not ladder.reaches(budget):
             return passed
         rung = ladder.rung(budget)
-        print_rung(rung)
-        if rung.row["largest_drop"] >= FLAGS.max_drop:
+        print_rung(rung, settings.batch)
+        if rung.row["largest_drop"] >= allowed:
             break
         passed = rung
     if passed is None:
         raise InputError(
-            f"--max_drop={FLAGS.max_drop:g}: {budget.value:g} times fewer "
+            f"--max_drop={allowed:g}: {budget.value:g} times fewer "
             f"multiply-adds may already cost {rung.row['largest_drop']:.4f}"
         )
     return passed

@@ -9,23 +9,27 @@ finished epoch and ends with the same parameters. mnist_pair takes about 11 minu
 2 CPU cores, cifar_vgg is for a GPU or TPU.
 """
 
+from dataclasses import dataclass
+
 from jaxprune._base.errors import InputError
 from jaxprune.cli import process, run_directory
-from jaxprune.cli.flags import define_batch_size, define_network, define_processes
+from jaxprune.cli.settings import BatchSettings, ProcessSettings
 from jaxprune.cli.weights import train_or_restore
 
 FIRST = (
     "model data_dir workdir dataset epochs "
     "train_batch_size learning_rate seed dtype devices"
 ).split()
-define_network()
-define_processes()
-define_batch_size()
 
 
-def main() -> None:
-    """Trains the network that the flags describe."""
-    run = run_directory.load(train_imported=True)
+@dataclass(frozen=True, kw_only=True)
+class Settings(BatchSettings, ProcessSettings):
+    """Settings of the command."""
+
+
+def main(settings: Settings) -> None:
+    """Trains the network that the settings describe."""
+    run = run_directory.load(settings, train_imported=True)
     if run.training.epochs == 0:
         raise InputError(
             f"{run.workdir} has epochs=0: its weights were imported to be used as they "

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
 from jaxprune._base.errors import InputError
 from jaxprune.cli import calibration, provenance, scoring
@@ -18,7 +17,17 @@ from jaxprune.ranking.order import prefix_masks, pruning_order
 from jaxprune.results.result import SweepResult
 from jaxprune.sweep.activations import TappedLayer
 
-FLAGS = flags.FLAGS
+
+class Allowed(NamedTuple):
+    """A loss of accuracy; the K that is taken is the largest that may cost no more.
+
+    Attributes:
+      max_drop: the loss.
+      naive: whether K goes by the accuracy as measured, without confidence.
+    """
+
+    max_drop: float
+    naive: bool
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def make_plan(
     run: Run,
     choices: PruningOptions,
     variables: Any,
-    ks: tuple[int, ...] | None,
+    ks: tuple[int, ...] | Allowed,
     batch_size: int,
 ) -> Plan:
     """The order of channels, from the saved sweep or scored now.
@@ -73,7 +82,7 @@ def make_plan(
       run: the run directory's job.
       choices: layer, criterion, fill and K.
       variables: the network's variables.
-      ks: numbers of channels to prune; None takes the largest that --max_drop allows.
+      ks: numbers of channels to prune, or what decides on one.
       batch_size: images in a batch.
 
     Raises:
@@ -91,12 +100,12 @@ def make_plan(
                 f"{'; '.join(found)}: run jaxprune sweep again in another "
                 "--workdir, or give its flags"
             )
-        if ks is None:
-            ks = (_allowed(result, folder),)
+        if isinstance(ks, Allowed):
+            ks = (_largest(result, folder, ks),)
         fill = _fill(choices, result.channel_means, fitted)
         curve = (result.ks, result.accuracy.tolist())
         return Plan(choices, result.order, fill, ks, curve)
-    if ks is None:
+    if isinstance(ks, Allowed):
         raise InputError(
             f"--max_drop needs a sweep in {folder}: run jaxprune sweep with the "
             "same flags first"
@@ -109,15 +118,15 @@ def make_plan(
     return Plan(choices, pruning_order(scores), fill, ks)
 
 
-def _allowed(result: SweepResult, folder: Path) -> int:
-    """The K that --max_drop allows.
+def _largest(result: SweepResult, folder: Path, allowed: Allowed) -> int:
+    """The largest K that the loss allows.
 
     Raises:
       InputError: none does.
     """
-    drop = FLAGS.max_drop
+    drop = allowed.max_drop
     naive, safe = result.largest_k_within(drop), result.largest_safe_k(drop)
-    if FLAGS.naive:
+    if allowed.naive:
         print(f"K = {naive}: the largest within {drop} in {folder}, as measured")
         return naive
     if safe == result.ks[0]:

@@ -2,17 +2,14 @@
 
 from typing import Any, NamedTuple
 
-from absl import flags
-
 from jaxprune.cli import finetuning, provenance
 from jaxprune.cli.compact.masked import Masked
 from jaxprune.cli.compact.plan import Plan
 from jaxprune.cli.run_directory import Run
+from jaxprune.cli.settings import SmallerSettings
 from jaxprune.compaction.network import Compact
 from jaxprune.compaction.proof import Proof
 from jaxprune.report import compact, curves
-
-FLAGS = flags.FLAGS
 
 
 class Pruned(NamedTuple):
@@ -33,7 +30,9 @@ class Pruned(NamedTuple):
     lines: list[dict[str, Any]]
 
 
-def save(run: Run, plan: Plan, whole: Masked, pruned: Pruned) -> None:
+def save(
+    run: Run, settings: SmallerSettings, plan: Plan, whole: Masked, pruned: Pruned
+) -> None:
     """Writes the network's folder and, if it was fine-tuned, a picture beside it."""
     folder = plan.folder(run.workdir, pruned.k)
     pruned.small.save(
@@ -48,10 +47,10 @@ def save(run: Run, plan: Plan, whole: Masked, pruned: Pruned) -> None:
             ),
             **plan.fill_facts,
             "test_proof": pruned.proof.to_json(),
-            "after_the_proof": finetuning.describe(run),
+            "after_the_proof": finetuning.describe(run, settings),
             "measured": pruned.row,
         },
-        stablehlo=FLAGS.export == "stablehlo",
+        stablehlo=settings.export == "stablehlo",
     )
     if len(pruned.lines) > 1:
         what = f"K = {pruned.k} of {len(plan.order)}"

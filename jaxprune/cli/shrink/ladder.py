@@ -1,13 +1,12 @@
 """One analysis, and a network for each budget: cut, proved, measured, remembered."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired
 
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from typing_extensions import TypedDict
 
 from jaxprune._base import manifest
@@ -15,6 +14,7 @@ from jaxprune._base.errors import InputError
 from jaxprune.cli import cluster, provenance
 from jaxprune.cli.baseline import Baseline
 from jaxprune.cli.run_directory import Run
+from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
 from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import machine
 from jaxprune.data.splits import Split
@@ -25,7 +25,10 @@ from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve
 from jaxprune.shrinking.shrink import analyse
 
-FLAGS = flags.FLAGS
+
+@dataclass(frozen=True, kw_only=True)
+class LadderSettings(ImageSettings, TimingSettings, WidthSettings):
+    """The settings that a ladder goes by."""
 
 
 class Rung(NamedTuple):
@@ -47,6 +50,7 @@ class Ladder:
 
     Attributes:
       run: the run directory's job.
+      settings: images, batch sizes, and how widths are chosen.
       folder: the folder of the measurements.
       facts: network, images, device and versions, for the files.
       whole: the whole network over the evaluation split.
@@ -58,19 +62,20 @@ class Ladder:
     def __init__(
         self,
         run: Run,
+        settings: LadderSettings,
         variables: Any,
         split: Split,
         images: np.ndarray,
-        batches: Sequence[int],
         budget: Budget | None = None,
     ):
-        self.run, self.batches = run, sorted({*batches, FLAGS.batch})
+        self.run, self.settings = run, settings
+        self.batches = sorted({*settings.batches(), settings.batch})
         self._budget = budget
         self.folder = run.workdir / "shrink"
         self.facts = {
             **provenance.network(run, variables),
-            "eval_split": FLAGS.eval_split,
-            "calibration_split": FLAGS.calibration_split,
+            "eval_split": settings.eval_split,
+            "calibration_split": settings.calibration_split,
         }
         self._state = _read(self.folder / "state.json", self.facts)
         self.whole = Baseline(run, variables, split, run.batch_size(split))
@@ -87,8 +92,7 @@ class Ladder:
 
     def candidates(self, budget: Budget) -> list[dict[str, int]]:
         """Units that each group keeps, one way or a few: see `Analysis.candidates`."""
-        multiple = FLAGS.multiple_of or self.latency.multiple
-        return self.analysis.candidates(budget, multiple_of=multiple)
+        return self.analysis.candidates(budget, multiple_of=self.multiple_of)
 
     def reaches(self, budget: Budget) -> bool:
         """Whether the network can be cut to the budget."""
@@ -155,7 +159,7 @@ class Ladder:
             # Of the first, which is compared with itself, and of the smaller network.
             "largest_drop": float(largest_drop(discordant(right))[1]),
             "proof": proof.to_json(),
-            **whole.figures(small, self.batches, FLAGS.repeats),
+            **whole.figures(small, self.batches, self.settings.repeats),
             "predicted_speedup": predicted[0] / predicted[1],
             "predicted_seconds": predicted[1],
         }
@@ -171,7 +175,7 @@ class Ladder:
 
             return analyse(
                 self.whole.network, images,
-                keep_whole=FLAGS.keep_whole, budget=self._budget, known=known,
+                keep_whole=self.settings.keep_whole, budget=self._budget, known=known,
                 on_start=bar.reset, on_curve=keep,
             )  # fmt: skip
 
@@ -179,10 +183,15 @@ class Ladder:
         total = len(analysis.costs.layers)
         with cluster.progress(total=total, desc="layers' times", unit="layer") as bar:
             return analysis.timed(
-                FLAGS.batch,
-                cache=cache_folder(FLAGS.cache_dir),
+                self.settings.batch,
+                cache=cache_folder(self.run.settings.cache_dir),
                 on_layer=lambda name: bar.update(),
             )
+
+    @property
+    def multiple_of(self) -> int:
+        """What widths are multiples of."""
+        return self.settings.multiple_of or self.latency.multiple
 
     @property
     def latency(self) -> LatencyTable:

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from jaxprune._base.files import replacing, write_text
 from jaxprune.cli import cluster, finetuning
+from jaxprune.cli.settings import SmallerSettings
 from jaxprune.cli.shrink.ladder import Ladder, Rung
 from jaxprune.compaction.network import Compact
 from jaxprune.report import compact, curves, shrinking
 
-FLAGS = flags.FLAGS
 
-
-def print_rung(rung: Rung) -> None:
-    """A budget's figures, for people."""
+def print_rung(rung: Rung, predicted_batch: int) -> None:
+    """A budget's figures, for people; times are predicted for one batch size."""
     row, proof = rung.row, rung.row["proof"]
     lost = row["baseline_accuracy"] - row["accuracy"]
     cluster.say(f"{rung.budget.kind} {rung.budget.value:g}: widths "
@@ -45,7 +42,7 @@ def print_rung(rung: Rung) -> None:
             f"  batch {batch:>4}  {1e3 * before:.1f} -> {1e3 * after:.1f} ms: "
             f"{times['speedup']:.2f} times faster"
         )
-        if int(batch) == FLAGS.batch:
+        if int(batch) == predicted_batch:
             line += (
                 f"; predicted {1e3 * row['predicted_seconds']:.1f} ms, "
                 f"{row['predicted_speedup']:.2f} times"
@@ -66,7 +63,7 @@ def write_files(ladder: Ladder, chosen: Rung | None) -> None:
         _write_csv(folder / "layers.csv", _layers(ladder, chosen))
     text = {
         "about": ladder.facts,
-        "multiple_of": FLAGS.multiple_of or ladder.latency.multiple,
+        "multiple_of": ladder.multiple_of,
         "left_whole": dict(ladder.analysis.groups.whole),
         "rungs": [
             {
@@ -85,6 +82,7 @@ def write_files(ladder: Ladder, chosen: Rung | None) -> None:
 
 def save_network(
     folder: Path,
+    settings: SmallerSettings,
     ladder: Ladder,
     chosen: Rung,
     small: Compact,
@@ -102,10 +100,10 @@ def save_network(
         about={
             **ladder.facts,
             "budget": {chosen.budget.kind: chosen.budget.value},
-            "after_the_proof": finetuning.describe(ladder.run),
+            "after_the_proof": finetuning.describe(ladder.run, settings),
             "measured": {**chosen.row, **changes},
         },
-        stablehlo=FLAGS.export == "stablehlo",
+        stablehlo=settings.export == "stablehlo",
     )
     if len(lines) > 1:
         title = f"{config.model}, {chosen.budget.kind} {chosen.budget.value:g}"

@@ -3,26 +3,43 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from absl import flags
-
 from jaxprune._base.errors import InputError
 from jaxprune.cli import pruning_options, run_directory, scoring
 from jaxprune.cli.pruning_options import PruningOptions
 from jaxprune.cli.run_directory import Run
+from jaxprune.cli.settings import (
+    BatchSettings,
+    MaxDropSettings,
+    PruningSettings,
+    flag,
+)
 from jaxprune.data.splits import Split
 from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.order import check_ks
 
-FLAGS = flags.FLAGS
 # A criterion and a fill.
 Key = tuple[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings(PruningSettings, BatchSettings, MaxDropSettings):
+    """Settings of the sweeps of one network."""
+
+    mask_chunk: int | None = flag("Masks evaluated at once.", at_least=1)
+    random_orders: int = flag(
+        "Random orders to compare the criteria with.",
+        at_least=0,
+        at_most=1000,
+        default=0,
+    )
+
+
 @dataclass(frozen=True)
 class Sweeps:
-    """The sweeps that the flags ask for.
+    """The sweeps that the settings ask for.
 
     Attributes:
+      settings: those.
       run: the run directory's network and data.
       chosen: layer, tap and splits.
       images: by the names of their splits.
@@ -32,6 +49,7 @@ class Sweeps:
       left_out: reasons why other criteria of "all" cannot be had.
     """
 
+    settings: SweepSettings
     run: Run
     chosen: PruningOptions
     images: dict[str, Split]
@@ -43,7 +61,8 @@ class Sweeps:
     @property
     def compared(self) -> bool:
         """Whether criteria are compared with one another or with random orders."""
-        return bool(pruning_options.several_criteria() or FLAGS.random_orders)
+        several = pruning_options.several_criteria(self.settings)
+        return bool(several or self.settings.random_orders)
 
     @property
     def keys(self) -> list[Key]:
@@ -88,26 +107,28 @@ class Sweeps:
         return self.run.workdir / f"fills-{self.chosen.stem}.png"
 
 
-def asked() -> Sweeps:
-    """The sweeps that the flags ask for.
+def asked(settings: SweepSettings) -> Sweeps:
+    """The sweeps that the settings ask for.
 
     Raises:
       InputError: flags that are out of range or do not go together, or a criterion
         that the layer cannot have.
     """
-    run = run_directory.load(train_imported=False)
-    chosen = pruning_options.resolve(run)
+    run = run_directory.load(settings, train_imported=False)
+    chosen = pruning_options.resolve(run, settings)
     images = scoring.splits(run, chosen)
     channels = run.network().graph().conv(chosen.layer).channels
-    ks = check_ks(pruning_options.parse_ks(channels), channels)
+    ks = check_ks(pruning_options.parse_ks(settings.ks, channels), channels)
     fills = FILLS if chosen.fill == "all" else (chosen.fill,)
-    sweeps = Sweeps(run, chosen, images, ks, (chosen.criterion,), tuple(fills))
+    sweeps = Sweeps(
+        settings, run, chosen, images, ks, (chosen.criterion,), tuple(fills)
+    )
     if sweeps.compared and len(fills) > 1:
         raise InputError("criteria are compared with one --fill, fills with one order")
-    every = FLAGS.criterion == "all"
+    every = settings.criterion == "all"
     names, left_out = [], {}
-    for name in pruning_options.several_criteria() or (chosen.criterion,):
-        if every and name == "random" and FLAGS.random_orders:
+    for name in pruning_options.several_criteria(settings) or (chosen.criterion,):
+        if every and name == "random" and settings.random_orders:
             continue  # that is what the band is
         scoring.images(run, chosen, name)  # a flag out of range is an error
         try:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from jaxprune._base import processes
 from jaxprune._base.errors import InputError
@@ -37,7 +36,8 @@ from jaxprune.sweep.activations import TappedLayer
 from jaxprune.sweep.checkpoint import SweepCheckpoint
 from jaxprune.sweep.layer import sweep_orders
 
-FLAGS = flags.FLAGS
+# The loss that K may cost by default; predictions do not depend on it.
+_MAX_DROP = 0.01
 
 
 def sweep_all(sweeps: Sweeps, resume: bool = False) -> list[SweepResult]:
@@ -56,9 +56,11 @@ def sweep_all(sweeps: Sweeps, resume: bool = False) -> list[SweepResult]:
         check = Comparison.check_target if sweeps.compared else check_target
         check(sweeps.target(fill))
     variables = train_or_restore(run)
+    drop = sweeps.settings.max_drop
+    allowed = {"max_drop": _MAX_DROP if drop is None else drop}
     about = {
         (name, fill): provenance.describe(run, sweeps.by(name), fill, variables)
-        | provenance.allowed()
+        | allowed
         for name, fill in sweeps.keys
     }
     saved = {
@@ -143,7 +145,7 @@ def _finished(
     same = (
         len(found) == len(made.names)
         and set(sweeps.criteria) <= {*made.names, *made.about["left_out"]}
-        and len(made.random_accuracy) == FLAGS.random_orders
+        and len(made.random_accuracy) == sweeps.settings.random_orders
         and np.array_equal(made.accuracy, [r.accuracy for r in found])
         and made.safe_k == tuple(r.largest_safe_k(r.max_drop) for r in found)
         and made.about["max_drop"] == found[0].max_drop
@@ -166,7 +168,7 @@ def _scores(
                 sweeps.run, sweeps.chosen, tapped, name, sweeps.fills[0], fitted
             )
         except InputError as error:
-            if FLAGS.criterion != "all" or name != "greedy_oracle":
+            if sweeps.settings.criterion != "all" or name != "greedy_oracle":
                 raise
             left_out[name] = str(error)
     return scores, left_out
@@ -193,7 +195,12 @@ def _sweep(
         fitted if fill == "linear" and fitted is not None else fill,
         layer=tapped.name, bias=tapped.bias, mean=tapped.channel_means,
     )  # fmt: skip
-    random = _random_orders(tapped.channels, sweeps.run.config.seed)
+    random = {
+        f"random order {i}": criteria.random(
+            tapped.channels, [sweeps.run.config.seed, i]
+        )
+        for i in range(sweeps.settings.random_orders)
+    }
     orders = dict(scores) | random
     facts = {name: about[name, fill] for name in scores}
     deciding = provenance.deciding(next(iter(facts.values())))
@@ -210,8 +217,8 @@ def _sweep(
     what = "orders" if sweeps.compared else f"fill {fill}"
     with cluster.progress(total=total * len(sweeps.ks), unit="eval", desc=what) as bar:
         sweep = partial(
-            sweep_orders, fill=resolved, ks=sweeps.ks, mask_chunk=FLAGS.mask_chunk,
-            about=facts, on_pairs=bar.update,
+            sweep_orders, fill=resolved, ks=sweeps.ks, about=facts,
+            mask_chunk=sweeps.settings.mask_chunk, on_pairs=bar.update,
         )  # fmt: skip
         others = None
         if selecting is not None:
@@ -229,11 +236,3 @@ def _sweep(
                 if not sweeps.compared:
                     curves.draw_sweep(result, sweeps.folder(name, fill))
     return results, curves_of_random, work
-
-
-def _random_orders(channels: int, seed: int) -> dict[str, np.ndarray]:
-    """Scores of --random_orders orders, by name."""
-    return {
-        f"random order {i}": criteria.random(channels, [seed, i])
-        for i in range(FLAGS.random_orders)
-    }
