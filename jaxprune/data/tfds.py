@@ -1,7 +1,7 @@
 """CIFAR-10 and MNIST from TFDS, decoded once and kept as memory-mapped arrays.
 
 tensorflow_datasets is imported only to prepare or decode a dataset, so a machine
-without it runs from the cache:
+without it runs from the cache. TensorFlow itself is needed only to prepare one:
 
     <cache_dir>/<dataset>/<fingerprint of dataset_info.json>/
         test_images.npy  test_labels.npy  test.json (class names, SHA-256, source)
@@ -11,12 +11,10 @@ import importlib.util
 import json
 import logging
 import os
-import sys
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -173,10 +171,10 @@ def _decode(name: str, split: str, prepared: Path, entry: Path) -> None:
 
 
 def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
-    """Downloads and prepares the dataset; returns its folder."""
+    """Has TFDS download the dataset and prepare it, with TensorFlow; its folder."""
     folder = _data_dir(data_dir)
     missing = (
-        f"{name} is not in {folder} and cannot be downloaded ({{}}): with data_dir "
+        f"{name} is not in {folder} and cannot be prepared ({{}}): with data_dir "
         "give a folder that holds it as TFDS prepares it (file_format='array_record'), "
         f"or copy another machine's decoded {cache} here"
     )
@@ -192,31 +190,14 @@ def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
     if url is not None and (reason := _unreachable(url)):
         raise InputError(missing.format(reason))
     if importlib.util.find_spec("tensorflow") is None:
-        _encode_without_tensorflow(builder)
+        raise InputError(
+            missing.format("this takes TensorFlow: pip install 'jaxprune[tfds]'")
+        )
     try:
         builder.download_and_prepare()
     except Exception as error:
         raise InputError(missing.format(_first_line(error))) from error
     return Path(builder.data_dir)
-
-
-def _encode_without_tensorflow(builder: Any) -> None:
-    """Lets TFDS prepare MNIST and CIFAR-10 on a machine without TensorFlow.
-
-    TFDS writes array_record without it, but these two builders open their downloads
-    with `tf.io.gfile` and have NumPy images encoded by TensorFlow. Both accept plain
-    files and PIL images as well.
-    """
-    from PIL import Image
-
-    module = sys.modules[type(builder).__module__]
-    gfile = SimpleNamespace(GFile=open)
-    setattr(module, "tf", SimpleNamespace(io=SimpleNamespace(gfile=gfile)))  # noqa: B010
-    feature = builder.info.features["image"]
-    encode = feature.encode_example
-    feature.encode_example = lambda array: encode(
-        Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-    )
 
 
 def _import_tfds(message: str = "{}") -> Any:
