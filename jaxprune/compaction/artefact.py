@@ -11,16 +11,12 @@ reads them. Nothing is pickled. Every hash and shape is checked before anything 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import jax
 import numpy as np
 from jax import export as jax_export
-from jax.extend.mlir import passmanager
-from jax.extend.mlir.dialects import stablehlo
-from jax.interpreters import mlir
 from pydantic import Field
 from safetensors import numpy as safetensors
 from typing_extensions import TypedDict
@@ -33,6 +29,8 @@ WEIGHTS, EXAMPLE, SPEC = "weights.safetensors", "example.safetensors", "spec.jso
 FUNCTION, PROGRAM = "function.stablehlo", "model.stablehlo"
 FORMAT = 3
 PLATFORMS = ("cpu", "cuda", "tpu")
+# JAX's option: how many lines of code a program names for each operation.
+_LOCATIONS = "jax_traceback_in_locations_limit"
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -212,6 +210,8 @@ def export(function: Callable[..., Any], example: Any, *first: Any) -> bytes:
 
         return jax.vmap(one)(batch)
 
+    locations = getattr(jax.config, _LOCATIONS)
+    jax.config.update(_LOCATIONS, 0)
     try:
         program = jax_export.export(jax.jit(of_any_size), platforms=PLATFORMS)(
             *first, batch
@@ -221,15 +221,6 @@ def export(function: Callable[..., Any], example: Any, *first: Any) -> bytes:
             f"the network cannot be exported: {type(error).__name__}: "
             f"{first_line(error)}"
         ) from error
-    with mlir.make_ir_context() as context:
-        module = stablehlo.deserialize_portable_artifact(
-            context, program.mlir_module_serialized
-        )
-        strip = passmanager.PassManager.parse("builtin.module(strip-debuginfo)")
-        strip.run(module.operation)
-        # As jax.export itself: for consumers up to four weeks older.
-        version = stablehlo.get_version_from_compatibility_requirement(
-            stablehlo.StablehloCompatibilityRequirement.WEEK_4
-        )
-        data = stablehlo.serialize_portable_artifact(module, version)
-    return bytes(replace(program, mlir_module_serialized=data).serialize())
+    finally:
+        jax.config.update(_LOCATIONS, locations)
+    return bytes(program.serialize())
