@@ -114,9 +114,7 @@ def device() -> str:
 
 def differences(saved: SweepResult, facts: dict[str, Any]) -> list[str]:
     """The facts of a saved sweep that differ from today's."""
-    # An older sweep chose K on the images that it evaluated.
-    about = {"select_split": saved.about.get("eval_split"), **saved.about}
-    return differing(about, facts, _OF_A_SWEEP)
+    return differing(saved.about, facts, _OF_A_SWEEP)
 
 
 def saved_sweep(

@@ -32,8 +32,8 @@ class SweepResult:
         layer without positions has H = W = 1.
       class_names: name of each class.
       about: JSON-able facts of how it was made.
-      cross_entropy: mean over the images at each k, in nats; None in a sweep that was
-        saved before it was kept.
+      cross_entropy: mean over the images at each k, in nats; None where predictions
+        alone are known.
       cross_entropy_std: their standard deviation at each k, in nats; None as above.
       select_predictions: for other images, that K is chosen on; None where it is
         chosen on the images above.

@@ -227,7 +227,7 @@ def test_tables_of_smaller_networks(html):
     ("file", "change", "message"),
     [
         ("shrink/pareto.csv", "budget,value\nspeedup,2\n", "pareto.csv is damaged"),
-        ("compact-conv-mean-zero-k3/spec.json", "{}", "has no sha256"),
+        ("compact-conv-mean-zero-k3/spec.json", "{}", "its own sha256"),
         ("sweep-conv-mean-zero/sweep.csv", "k,accuracy\n0,1\n", "does not match"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_sweep_without_sums(saved):
     facts = json.loads(path.read_text())
     del facts["sha256"]
     path.write_text(json.dumps(facts))
-    with pytest.raises(InputError, match=r"no sha256.*run the sweep again"):
+    with pytest.raises(InputError, match=r"its own sha256.*run the sweep again"):
         SweepResult.load(saved)
 
 

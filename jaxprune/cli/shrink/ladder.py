@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +129,7 @@ class Ladder:
             saved is not None
             and saved["widths"] in candidates
             and set(saved["row"]["latency"]) == {str(b) for b in self.batches}
-            and all(saved.get(key) == value for key, value in made.items())
+            and all(saved[key] == value for key, value in made.items())
         )
         widths = saved["widths"] if same else self._best(candidates)
         rung = Rung(budget, widths, saved["row"] if same else {})
@@ -209,9 +209,9 @@ class Ladder:
 class _Rung(TypedDict):
     widths: dict[str, int]
     row: dict[str, Any]
-    machine: NotRequired[dict[str, str]]
-    versions: NotRequired[dict[str, str]]
-    commit: NotRequired[str | None]
+    machine: dict[str, str]
+    versions: dict[str, str]
+    commit: str | None
 
 
 class _State(TypedDict):

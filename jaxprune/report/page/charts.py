@@ -94,7 +94,7 @@ def _rows(column: str) -> list[dict[str, Any]]:
     ends = [f"{column}_low", f"{column}_high"]
     rows: list[dict[str, Any]] = [
         {"filter": f"isValid(datum.columns.{column})"},
-        # Older sweeps have no interval of the loss.
+        # A result may have a loss without its interval.
         *({"calculate": f"datum.columns.{end} || []", "as": end} for end in ends),
         {"flatten": ["ks", f"columns.{column}", *ends], "as": ["k", column, *ends]},
     ]
