@@ -1,7 +1,6 @@
-"""train.jsonl, a line for each epoch: for people, and for the picture of training.
+"""The log of a training, a line for each epoch. Every checkpoint keeps it.
 
-Every checkpoint keeps the lines, too, and vouches for them: what was lost of the file,
-or changed in it, is written again.
+train.jsonl is a copy for people: it is written and never read.
 """
 
 import json
@@ -9,45 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxprune._base import processes, schema
+from jaxprune._base import schema
 from jaxprune._base.files import write_text
+from jaxprune.cli import run_directory
 from jaxprune.recipes import checkpoint
-from jaxprune.report import curves
+from jaxprune.report.curves import EpochLine
 
 
-def restore(workdir: Path, epoch: int | None) -> list[Any]:
-    """The lines of a run directory's epochs, as a checkpoint has them.
-
-    The file is written again where it says something else. A checkpoint that is older
-    than this keeps no lines: the file's are taken.
-
-    Args:
-      workdir: the run directory.
-      epoch: of its newest checkpoint; None where there is none.
+def read(workdir: Path) -> list[EpochLine]:
+    """The lines that the newest checkpoint of a run directory keeps.
 
     Raises:
-      InputError: the checkpoint is damaged, or the file that has to be taken is.
+      InputError: the checkpoint is damaged.
     """
+    folder = run_directory.checkpoints(workdir)
+    epoch = checkpoint.latest(folder)
     if epoch is None:
         return []
-    folder, path = workdir / "checkpoints", workdir / "train.jsonl"
-    facts = checkpoint.facts(folder, epoch)
-    if "log" not in facts:
-        return [*curves.read_log(path)[:epoch]]
-    lines = schema.check(facts["log"], list[curves.EpochLine], folder / str(epoch))
-    kept, found = _text(lines), path.read_bytes() if path.exists() else b""
-    if processes.is_first() and found != kept.encode():
-        # A kill leaves a line too many; an imported network has none.
-        if not found.startswith(kept.encode()):
-            print(f"{path} is not as {folder / str(epoch)} has it: written again")
-        write(workdir, lines)
-    return lines
+    lines = checkpoint.facts(folder, epoch).get("log", [])
+    return schema.check(lines, list[EpochLine], folder / str(epoch))
 
 
 def write(workdir: Path, lines: Sequence[Any]) -> None:
-    """Writes the lines, whole or not at all."""
-    write_text(workdir / "train.jsonl", _text(lines))
-
-
-def _text(lines: Sequence[Any]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    """Writes train.jsonl, whole or not at all."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_text(workdir / "train.jsonl", text)

@@ -31,8 +31,10 @@ def train_or_restore(run: Run) -> Any:
             config.write(run.config, run.workdir)
         return run.variables
     done = checkpoint.latest(run.checkpoints)
-    lines = training_log.restore(run.workdir, done)
+    lines = training_log.read(run.workdir)
     processes.wait()  # until all have looked: the first may write now
+    if lines and processes.is_first():
+        training_log.write(run.workdir, lines)
     epochs = run.training.epochs
     if done is not None and done >= epochs:
         print(f"weights: {run.checkpoints / str(done)}")
@@ -111,11 +113,11 @@ def _train(run: Run, done: int | None, before: Sequence[Any]) -> Any:
             state = result.state
             if first:
                 lines.append(line)
-                training_log.write(run.workdir, lines)
                 checkpoint.save(
                     run.checkpoints, result.epoch, state.variables, state.opt_state,
                     _facts(run, lines),
                 )  # fmt: skip
+                training_log.write(run.workdir, lines)
             progress.epoch(line)
             if mirror is not None:
                 mirror.log(line, step=result.epoch)

@@ -67,38 +67,20 @@ def draw_sweep(
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def draw_training(workdir: Path) -> list[Path]:
-    """Draws training.png from train.jsonl, where a run directory has one.
-
-    Raises:
-      InputError: train.jsonl is damaged.
-    """
-    lines = read_log(workdir / "train.jsonl")
-    return [save(training_curves(lines), workdir / "training.png")] if lines else []
+def draw_training(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Draws training.png from the log of a training; nothing where that is empty."""
+    return [save(training_curves(lines), folder / "training.png")] if lines else []
 
 
 @schema.and_others
 class EpochLine(TypedDict):
-    """A line of train.jsonl, and more."""
+    """The fields that are drawn of an epoch's line; there are more."""
 
     epoch: int
     loss: float
     train_accuracy: float
     test_accuracy: float
     test_balanced_accuracy: float
-
-
-def read_log(log: Path) -> list[EpochLine]:
-    """The lines of train.jsonl; none where it is not there.
-
-    Raises:
-      InputError: it is damaged.
-    """
-    lines = log.read_bytes().splitlines() if log.exists() else []
-    return [
-        schema.parse(line, EpochLine, f"{log} line {number}")
-        for number, line in enumerate(lines, 1)
-    ]
 
 
 def add_grid(axes: Axes) -> None:
@@ -279,7 +261,7 @@ def confusion_matrices(result: SweepResult, k: int | None = None) -> Figure:
 
 
 def training_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and accuracies against the epoch, from the lines of train.jsonl."""
+    """Loss and accuracies against the epoch."""
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     epochs = [line["epoch"] for line in lines]

@@ -24,7 +24,7 @@ from damage import damage, reseal
 from jaxprune._base.errors import InputError
 from jaxprune._base.files import sha256
 from jaxprune.adapters.linen import called_layers
-from jaxprune.cli import lock, run_directory, training_log
+from jaxprune.cli import lock, run_directory
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.cli.shrink import ladder
 from jaxprune.compaction import artefact
@@ -53,7 +53,7 @@ from toys import planted
 
 pytestmark = pytest.mark.slow
 DAMAGES = {
-    "config": 90, "log": 60, "checkpoint": 130, "sweep": 130, "comparison": 90,
+    "config": 110, "checkpoint": 170, "sweep": 130, "comparison": 90,
     "network": 110, "shrink": 90, "times": 60, "unfinished": 80, "decoded": 80,
     "keras": 60, "lock": 20,
 }  # fmt: skip
@@ -107,16 +107,6 @@ def as_facts(value: Any) -> Any:
 def of_config(folder: Path) -> Any:
     settings = NetworkSettings(workdir=str(folder))
     return as_facts(run_directory.resolve(settings, train_imported=False))
-
-
-def of_log(folder: Path) -> Any:
-    path = folder / "train.jsonl"
-    before = path.read_bytes() if path.exists() else b""
-    lines = training_log.restore(folder, checkpoint.latest(folder / "checkpoints"))
-    assert lines == [json.loads(line) for line in path.read_text().splitlines()]
-    if path.read_bytes() != before:
-        raise Rebuilt
-    return lines
 
 
 def of_checkpoint(folder: Path) -> Any:
@@ -239,7 +229,6 @@ def kinds(made, tmp_path_factory):
     clock.save()
     return {
         "config": Kind(run, "config.json", of_config, other),
-        "log": Kind(run, "train.jsonl", of_log, other),
         "checkpoint": Kind(run / "checkpoints", "2/**/*", of_checkpoint,
                            other / "checkpoints"),
         "sweep": Kind(run / SWEEP, "s*.*[vzn]", of_sweep, other / SWEEP,
@@ -283,7 +272,7 @@ def _unfinished(folder: Path) -> Kind:
 
 
 # Of these, only scripts read files, which say what the system says in one line.
-OF_SCRIPTS = ("config", "log", "shrink", "lock")
+OF_SCRIPTS = ("config", "shrink", "lock")
 
 
 @pytest.mark.usefixtures("standard_promotion")

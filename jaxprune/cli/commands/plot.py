@@ -12,7 +12,6 @@ from jaxprune._base.errors import InputError, check_choice
 from jaxprune.cli import lock, process, training_log
 from jaxprune.cli.pruning_options import stem
 from jaxprune.cli.settings import WorkdirSettings, flag
-from jaxprune.recipes import checkpoint
 from jaxprune.report import curves
 from jaxprune.report.criteria import draw_comparison
 from jaxprune.report.feature_maps import ORDERS, SCALES
@@ -65,8 +64,7 @@ def main(settings: Settings) -> None:
             made.insert(0, curves.save(curves.compare_fills(group), target))
     for path in sorted(workdir.glob("criteria-*/summary.json")):
         made[:0] = draw_comparison(Comparison.load(path.parent), path.parent)
-    training_log.restore(workdir, checkpoint.latest(workdir / "checkpoints"))
-    made += curves.draw_training(workdir)
+    made += curves.draw_training(training_log.read(workdir), workdir)
     print(f"{len(made)} pictures in {workdir}/")
     process.finish(*made)
 

@@ -21,6 +21,7 @@ from jaxprune.cli import (
     provenance,
     run_directory,
     scoring,
+    training_log,
 )
 from jaxprune.cli.sweep.plan import Key, Sweeps
 from jaxprune.cli.sweep.report import print_comparison, print_curve, print_scores
@@ -117,7 +118,7 @@ def _sweep_all(
             draw_comparison(comparison, sweeps.target(fill))
         print_comparison(comparison)
     if processes.is_first():
-        curves.draw_training(run.workdir)
+        curves.draw_training(training_log.read(run.workdir), run.workdir)
         if len(sweeps.fills) > 1:
             curves.save(curves.compare_fills(results), sweeps.of_fills)
     return results
