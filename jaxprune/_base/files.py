@@ -3,18 +3,15 @@
 What is under way is called `.NAME.PID.tmp`; `clean` removes what a killed process left.
 """
 
-import ctypes
 import hashlib
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _UNDER_WAY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.(?P<kind>tmp|old)(\..*)?")
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
@@ -37,10 +34,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `folder` when the block ends well.
 
-    A folder that is there is replaced as a whole: at no moment is there none, or one
-    with files of both, where the system can exchange two names in one step (Linux, on
-    most file systems). Elsewhere a process that is killed between two renames leaves
-    the old one under another name, and `clean` puts it back.
+    A folder that is there is replaced as a whole: never is there one with files of
+    both. A process that is killed between the two renames which that takes leaves the
+    old folder as `.NAME.PID.old`, and `clean` puts it back.
     """
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,32 +53,20 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Makes `new` the folder; what was there becomes `new`, or is removed."""
+    """Makes `new` the folder; what was there is removed."""
     if not folder.exists():
         new.rename(folder)
         return
-    if _exchange(new, folder):
-        return
     old = new.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
     try:
+        folder.rename(old)
         new.rename(folder)
     except BaseException:
-        old.rename(folder)
+        if not folder.exists():
+            old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two paths in one step; False where the system cannot."""
-    if sys.platform != "linux":
-        return False
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:
-        return False
-    paths = (os.fsencode(path) for path in (one, other))
-    return rename(_AT_FDCWD, next(paths), _AT_FDCWD, next(paths), _RENAME_EXCHANGE) == 0
 
 
 def clean(folder: Path) -> None:

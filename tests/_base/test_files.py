@@ -26,39 +26,13 @@ def replace_folder(folder, text="new"):
         (new / "b").write_text(text)
 
 
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_folder_is_replaced_as_a_whole(old, monkeypatch, can_exchange):
-    if not can_exchange:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+def test_a_folder_is_replaced_as_a_whole(old):
     replace_folder(old)
     assert [path.name for path in old.iterdir()] == ["b"]
     assert list(old.parent.iterdir()) == [old]
 
 
-def test_two_names_are_exchanged_in_one_step(tmp_path):
-    for name in "xy":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    if not files._exchange(tmp_path / "x", tmp_path / "y"):
-        pytest.skip("this system or file system cannot")
-    assert (tmp_path / "x" / "y").exists() and (tmp_path / "y" / "x").exists()
-    assert not files._exchange(tmp_path / "x", tmp_path / "nothing")
-
-
-def test_at_no_moment_is_there_none(old, monkeypatch):
-    """What takes two renames leaves a moment between them."""
-    (old.parent / "other").mkdir()
-    if not files._exchange(old.parent / "other", old):
-        pytest.skip("this system or file system cannot")
-    monkeypatch.setattr(type(old), "rename", lambda *paths: pytest.fail("renamed"))
-    replace_folder(old)
-    assert [path.name for path in old.iterdir()] == ["b"]
-
-
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_block_that_fails_changes_nothing(old, monkeypatch, can_exchange):
-    if not can_exchange:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+def test_a_block_that_fails_changes_nothing(old):
     with pytest.raises(OSError, match="full"), files.replacing_folder(old) as new:
         (new / "b").touch()
         raise OSError("full")
@@ -70,7 +44,6 @@ KILLED = """
 import os, pathlib, signal, sys
 from jaxprune._base import files
 if sys.argv[2] == "between":
-    files._exchange = lambda one, other: False
     rename = pathlib.Path.rename
     def die(path, target):
         if path.suffix == ".tmp":
