@@ -20,8 +20,8 @@ from jaxtyping import Int
 from jaxprune._base.errors import InputError
 
 # Where a process that fails leaves its last words, and how long the first one, which
-# keeps them, waits for the others to have read them; where each says that it is done.
-_LAST_WORDS, _SECONDS, _DONE = "jaxprune/last_words", 2.0, "jaxprune/done/"
+# keeps them, waits for the others to have read them.
+_LAST_WORDS, _SECONDS = "jaxprune/last_words", 2.0
 _is_telling = threading.Event()
 _is_over = threading.Event()
 
@@ -82,7 +82,8 @@ def are_several() -> bool:
 def watch() -> None:
     """From now on, ends this process with one line when another one fails.
 
-    JAX would abort it once that one is gone, with a stack trace.
+    JAX would abort it once that one is gone, with a stack trace. It ends when this
+    process exits; until all have done their work, they `wait` for one another.
     """
     client = distributed.global_state.client
     if client is None:
@@ -92,7 +93,6 @@ def watch() -> None:
     def end() -> None:
         """Before JAX's store goes, which a thread must not be asking then."""
         _is_over.set()
-        client.key_value_set(f"{_DONE}{jax.process_index()}", "")
         watching.join()
 
     watching.start()
@@ -100,7 +100,7 @@ def watch() -> None:
 
 
 def _watch(client: Any) -> None:
-    while not (_is_over.wait(_SECONDS / 8) and _all_are_done(client)):
+    while not _is_over.wait(_SECONDS / 8):
         try:
             words = client.key_value_try_get(_LAST_WORDS)
         except jax.errors.JaxRuntimeError as error:
@@ -113,11 +113,6 @@ def _watch(client: Any) -> None:
         # Last: a progress bar may be at work.
         print(f"\nerror: {words}", file=sys.stderr, flush=True)
         os._exit(2)
-
-
-def _all_are_done(client: Any) -> bool:
-    time.sleep(_SECONDS / 40)
-    return len(client.key_value_dir_get(_DONE)) == jax.process_count()
 
 
 def tell_the_others(message: str) -> None:

@@ -113,6 +113,8 @@ def guard(main: Callable[[AnySettings], None], given: AnySettings) -> None:
         with signals.raised():
             try:
                 main(given)
+                if processes.are_several():
+                    processes.wait()  # one that fails yet is heard by all
             finally:
                 lock.release()
     except InputError as error:
