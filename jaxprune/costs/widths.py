@@ -5,6 +5,7 @@ group keeps. Several axes of a contraction can shrink, so that a cost is a sum o
 products of widths.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxprune.costs.multiply_adds import of_layer
-from jaxprune.graph.network import IMAGES, Network
+from jaxprune.graph.layers import Layer
+from jaxprune.graph.network import IMAGES, Graph, Network
+from jaxprune.graph.trace import Program
 
 # Name of a group -> number of units that it keeps.
 Widths = Mapping[str, int]
@@ -124,61 +127,80 @@ def network_costs(network: Network) -> Costs:
       network: the network, with an example.
     """
     graph = network.graph()
-    program, groups = graph.program, graph.groups.groups
-    group_of = np.full(graph.labels.unions.count, -1)
-    for number, group in enumerate(groups.values()):
-        for (path, axis), owner in group.leaves.items():
-            roots = graph.labels.roots(program.leaves[path], axis)
-            group_of[roots[owner >= 0]] = number
-    names = list(groups)
-
-    def side(value: int, axis: int) -> Side:
-        of = group_of[graph.labels.roots(value, axis)]
-        counts = np.bincount(of[of >= 0], minlength=len(names))
-        per_unit = {
-            names[i]: count / groups[names[i]].units
-            for i, count in enumerate(counts.tolist())
-            if count
-        }
-        return Side(int((of < 0).sum()), per_unit)
-
-    def product(factor: Number, axes: Iterable[tuple[int, int]]) -> Product:
-        sides = []
-        for value, axis in axes:
-            found = side(value, axis)
-            if found.per_unit:
-                sides.append(found)
-            else:
-                factor *= found.fixed
-        return Product(factor, tuple(sides))
-
+    program, axes = graph.program, _Axes(graph)
     arrays = {
-        path: product(1, [(value, axis) for axis in range(len(program.shape(value)))])
+        path: axes.product((value, axis) for axis in range(len(program.shape(value))))
         for path, value in program.leaves.items()
         if jnp.issubdtype(program.types[value].dtype, jnp.inexact)
     }
+    whole = {name: group.units for name, group in graph.groups.groups.items()}
+    layers = {
+        name: _of_layer(layer, axes, program, whole)
+        for name, layer in graph.layers.items()
+    }
+    ends = {
+        name: found
+        for name, layer in graph.layers.items()
+        if layer.kernel is not None and (found := _ends(layer, axes)) is not None
+    }
+    return Costs(whole, layers, arrays, ends)
 
-    def end(value: int, axes: Iterable[int]) -> Side | None:
-        """Some axes as one."""
-        found = product(1, [(value, axis) for axis in axes])
+
+class _Axes:
+    """The axes of a network's values, by the groups whose units lie on them."""
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+        self._groups = graph.groups.groups
+        # By the root of a label, the number of the group that has it; else -1.
+        self._group_of = np.full(graph.labels.unions.count, -1)
+        for number, group in enumerate(self._groups.values()):
+            for (path, axis), owner in group.leaves.items():
+                roots = graph.labels.roots(graph.program.leaves[path], axis)
+                self._group_of[roots[owner >= 0]] = number
+
+    def side(self, value: int, axis: int) -> Side:
+        """An axis of a value."""
+        numbers = self._group_of[self._graph.labels.roots(value, axis)]
+        counts = np.bincount(numbers[numbers >= 0], minlength=len(self._groups))
+        per_unit = {
+            name: count / group.units
+            for (name, group), count in zip(
+                self._groups.items(), counts.tolist(), strict=True
+            )
+            if count
+        }
+        return Side(int((numbers < 0).sum()), per_unit)
+
+    def product(self, axes: Iterable[tuple[int, int]]) -> Product:
+        """Several axes: values and numbers of axes."""
+        sides = [self.side(value, axis) for value, axis in axes]
+        factor = math.prod(side.fixed for side in sides if not side.per_unit)
+        return Product(factor, tuple(side for side in sides if side.per_unit))
+
+    def joined(self, value: int, axes: Iterable[int]) -> Side | None:
+        """Several axes as one; None where more than one can shrink."""
+        found = self.product((value, axis) for axis in axes)
         if len(found.sides) > 1:
             return None
         (one,) = found.sides or (Side(1, {}),)
         held = {name: found.factor * count for name, count in one.per_unit.items()}
         return Side(found.factor * one.fixed, held)
 
-    whole = {name: group.units for name, group in groups.items()}
-    layers, ends = {}, {}
-    for name, layer in graph.layers.items():
-        axes = [(layer.product, a) for a in range(len(program.shape(layer.product)))]
-        if layer.groups == 1:
-            axes += [(layer.input, axis) for axis in layer.axes.features]
-        found = product(1, axes)
-        # Positions, taps, repeats: whatever no channel is on.
-        rest = of_layer(layer) / IMAGES / found.count(whole)
-        layers[name] = Product(found.factor * rest, found.sides)
-        given = end(layer.input, layer.axes.features)
-        returned = end(layer.product, layer.axes.channels)
-        if layer.kernel is not None and given is not None and returned is not None:
-            ends[name] = given, returned
-    return Costs(whole, layers, arrays, ends)
+
+def _of_layer(layer: Layer, axes: _Axes, program: Program, whole: Widths) -> Product:
+    """The multiply-adds of a contraction."""
+    sides = [(layer.product, axis) for axis in range(len(program.shape(layer.product)))]
+    if layer.groups == 1:
+        sides += [(layer.input, axis) for axis in layer.axes.features]
+    found = axes.product(sides)
+    # Positions, taps, repeats: whatever no channel is on.
+    rest = of_layer(layer) / IMAGES / found.count(whole)
+    return Product(found.factor * rest, found.sides)
+
+
+def _ends(layer: Layer, axes: _Axes) -> tuple[Side, Side] | None:
+    """The features that are given and the channels that are returned."""
+    given = axes.joined(layer.input, layer.axes.features)
+    returned = axes.joined(layer.product, layer.axes.channels)
+    return None if given is None or returned is None else (given, returned)

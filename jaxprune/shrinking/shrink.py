@@ -22,7 +22,7 @@ from jaxprune.adapters.networks import takes_network
 from jaxprune.compaction.network import Compact, as_compact
 from jaxprune.costs.widths import Costs, Number, network_costs
 from jaxprune.fills.calibration import linear_fills, why_not_fitted
-from jaxprune.graph.groups import Groups
+from jaxprune.graph.groups import Groups, PruningGroup
 from jaxprune.graph.network import Network
 from jaxprune.shrinking.analysis import Analysis, cost_of
 from jaxprune.shrinking.budget import Budget
@@ -66,30 +66,11 @@ def analyse(
       InputError: too few images, a group that there is not, a budget beyond the
         narrowest network, or a network that does not run or returns no logits.
     """
-    if np.ndim(images) < 2 or len(images) < _FEWEST:
-        raise InputError(
-            f"widths are found on at least {_FEWEST} images [N, ...], got an array of "
-            f"shape {list(np.shape(images))}; a few hundred are better"
-        )
-    images = jnp.asarray(arguments.check_finite("images", images))
+    images = _checked(images)
     whole = as_compact(network.with_example(images[:1])).network
-    groups = whole.groups
-    logits = jax.eval_shape(whole.function, whole.params, images[:1])
-    if getattr(logits, "ndim", 0) != 2:
-        shapes = jax.tree.map(jnp.shape, logits)
-        raise InputError(f"the network must return logits [N, C], got {shapes}")
-    for name in keep_whole:
-        if name not in groups.whole:
-            groups.find(name)
-    groups = _fitted(whole, groups)
-    kept = set(keep_whole)
-    cut = [
-        group
-        for group in groups.groups.values()
-        if not {group.name, *group.producers} & kept
-    ]
-    if not cut:
-        raise InputError("the network has no channels that can be removed")
+    _check_logits(whole, images[:1])
+    groups = _fitted(whole, whole.groups)
+    cut = _to_cut(whole.groups, groups, keep_whole)
     costs = network_costs(whole)
     if budget is not None and budget.latency is None:
         _check_reach(costs, [group.name for group in cut], budget)
@@ -142,6 +123,46 @@ def shrink(
     if latency is not None:
         analysis = analysis.timed(batch)
     return analysis.shrink(budget, multiple_of=multiple_of)
+
+
+def _checked(images: Any) -> Array:
+    """The images; raises InputError if they are too few or not finite."""
+    if np.ndim(images) < 2 or len(images) < _FEWEST:
+        raise InputError(
+            f"widths are found on at least {_FEWEST} images [N, ...], got an array of "
+            f"shape {list(np.shape(images))}; a few hundred are better"
+        )
+    return jnp.asarray(arguments.check_finite("images", images))
+
+
+def _check_logits(network: Network, image: Array) -> None:
+    """Raises InputError if the network returns no logits."""
+    logits = jax.eval_shape(network.function, network.params, image)
+    if getattr(logits, "ndim", 0) != 2:
+        shapes = jax.tree.map(jnp.shape, logits)
+        raise InputError(f"the network must return logits [N, C], got {shapes}")
+
+
+def _to_cut(
+    found: Groups, fitted: Groups, keep_whole: Collection[str]
+) -> list[PruningGroup]:
+    """Those of the fitted groups that are not to be kept whole.
+
+    Raises:
+      InputError: a name that none of the network's groups has, or none is left.
+    """
+    for name in keep_whole:
+        if name not in found.whole:
+            found.find(name)
+    kept = set(keep_whole)
+    cut = [
+        group
+        for group in fitted.groups.values()
+        if not {group.name, *group.producers} & kept
+    ]
+    if not cut:
+        raise InputError("the network has no channels that can be removed")
+    return cut
 
 
 def _fitted(network: Network, groups: Groups) -> Groups:
