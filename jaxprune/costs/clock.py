@@ -16,10 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from pydantic import Field
-from typing_extensions import TypedDict
 
-from jaxprune._base import manifest
-from jaxprune._base.errors import InputError
+from jaxprune._base.journal import Journal
 from jaxprune.costs.machine import machine
 from jaxprune.graph.network import Network
 
@@ -29,9 +27,7 @@ _SECONDS, _CALLS, _TIMES = 0.03, 3, 4
 _ROUNDS = 10
 
 
-class _Times(TypedDict):
-    machine: dict[str, str]
-    seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Clock:
@@ -42,17 +38,13 @@ class Clock:
     """
 
     def __init__(self, folder: Path | None):
-        self.machine = machine()
-        name = re.sub(r"[^\w.]+", "_", "-".join(self.machine.values()))
-        self.path = folder / f"latency-{name}.json" if folder else None
+        here = machine()
+        name = re.sub(r"[^\w.]+", "_", "-".join(here.values()))
+        path = folder and folder / f"latency-{name}.json"
+        self._journal = Journal(path, here) if path else None
         self.known: dict[str, float] = {}
-        if self.path and self.path.exists():
-            try:
-                found = manifest.read_file(self.path, _Times)
-            except (InputError, OSError):
-                found = None  # damaged: timed again
-            if found and found["machine"] == self.machine:
-                self.known = found["seconds"]
+        if self._journal:
+            self.known = self._journal.recover(dict[str, _Seconds])
         one = jnp.zeros(1)
         nothing = jax.jit(lambda x: x + 1)
         self.overhead = _median(lambda: nothing(one))
@@ -101,11 +93,10 @@ class Clock:
 
     def save(self) -> None:
         """Keeps the times; where that cannot be, they are measured again next time."""
-        if self.path:
-            facts = {"machine": self.machine, "seconds": self.known}
+        if self._journal:
             with suppress(OSError):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                manifest.write_file(self.path, facts)
+                self._journal.path.parent.mkdir(parents=True, exist_ok=True)
+                self._journal.keep(self.known)
 
 
 def _repeatedly(

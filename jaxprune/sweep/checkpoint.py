@@ -1,7 +1,7 @@
 """Predictions of a sweep under way, kept so that it can go on where it stopped.
 
-Every few seconds a file takes the images that were finished since the last one. It says
-what decided them; whatever is of something else, or damaged, is computed again.
+Every few seconds a journal of its own takes the images that were finished since the
+last one. Whatever is of something else, or damaged, is computed again.
 
 Axes: N images, n images of a file, P channels, K masks.
 """
@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxprune._base import manifest, processes, schema
-from jaxprune._base.files import remove, replacing
+from jaxprune._base.files import remove
+from jaxprune._base.journal import Journal
 from jaxprune.data.splits import Batch, Split
 from jaxprune.evaluation.every_pair import Plan, Predicted
 from jaxprune.sweep.activations import TappedLayer
@@ -88,7 +89,7 @@ class SweepCheckpointer:
         self._split = tapped.split
         own = processes.own(len(tapped.split))
         self._first, self._end = int(own[0]), int(own[-1]) + 1
-        self._key = manifest.digest(
+        self._decisive = manifest.digest(
             {
                 "facts": dict(kept.facts),
                 "layer": tapped.name,
@@ -103,7 +104,6 @@ class SweepCheckpointer:
             name: np.asarray(array, np.float64)
             for name, array in plan.fill.numbers.items()
         }
-        self._masks = len(plan.ks)
         self._since = time.monotonic()
         self._waiting: list[Finished] = []
 
@@ -150,36 +150,36 @@ class SweepCheckpointer:
         if not self._waiting:
             return
         first, end = self._waiting[0].first, self._waiting[-1].end
-        self._folder.mkdir(exist_ok=True)
-        with replacing(self._folder / f"{self._name}-{first}-{end}.npz") as path:
-            arrays: dict[str, Any] = {
-                "key": self._key,
-                "images": _sum_of(self._split, first, end),
-                "classes": np.concatenate([w.classes for w in self._waiting], axis=1),
-                "losses": np.sum([w.losses for w in self._waiting], axis=0),
-                "evaluated": sum(w.evaluated for w in self._waiting),
-            }
-            np.savez_compressed(path, **(arrays | self._numbers))
+        arrays = {
+            "classes": np.concatenate([w.classes for w in self._waiting], axis=1),
+            "losses": np.sum([w.losses for w in self._waiting], axis=0),
+            "evaluated": sum(w.evaluated for w in self._waiting),
+        }
+        self._journal(first, end).keep(arrays | self._numbers)
         self._waiting = []
+
+    def _journal(self, first: int, end: int) -> Journal:
+        """Of the images from `first` to `end`."""
+        images = _sum_of(self._split, first, end)
+        return Journal(
+            self._folder / f"{self._name}-{first}-{end}.npz",
+            {"sweep": self._decisive, "images": images},
+        )
 
     def _read(self, path: Path) -> Finished | None:
         """None where it is of another sweep, or damaged."""
-        try:
-            first, end = _range(path, self._name)
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                found = {name: arrays[name] for name in arrays}
-            same = (
-                found.pop("key") == self._key
-                and found.pop("images") == _sum_of(self._split, first, end)
-                and found["classes"].shape == (self._masks, end - first)
-                and found["losses"].shape == (2, self._masks)
-                and all(_close(found[n], now) for n, now in self._numbers.items())
-            )
-        except Exception:  # whatever a damaged archive raises
+        first, end = _range(path, self._name)
+        if not 0 <= first < end <= len(self._split):
+            return None
+        found = self._journal(first, end).recover()
+        same = bool(found) and all(
+            name in found and _close(found[name], now)
+            for name, now in self._numbers.items()
+        )
+        if not same:
             return None
         evaluated = int(found["evaluated"])
-        finished = Finished(first, end, found["classes"], found["losses"], evaluated)
-        return finished if same else None
+        return Finished(first, end, found["classes"], found["losses"], evaluated)
 
 
 def _range(path: Path, name: str) -> tuple[int, int]:

@@ -186,7 +186,7 @@ def test_the_table(run, monkeypatch):
     folder = workdir / "bench-speedup1.5"
     assert code == 130 and "keeps 2 finished networks" in err
     assert not (folder / "summary.json").exists()
-    kept = json.loads((folder / "finished.json").read_text())["finished"]
+    kept = json.loads((folder / "finished.json").read_text())["entries"]
     monkeypatch.setattr(contest, "figures", figures)
     (code, out, err), _ = run(*given)
     assert code == 0, err

@@ -85,7 +85,7 @@ def test_every_layer_is_timed_once_at_widths_that_run(name, instant, tmp_path):
         run()
     asked = len(instant)
     (path,) = tmp_path.iterdir()
-    assert len(json.loads(path.read_text())["seconds"]) == asked - 1  # the overhead
+    assert len(json.loads(path.read_text())["entries"]) == asked - 1  # the overhead
     measure_latency(whole, costs, x, cache=tmp_path)
     assert len(instant) == asked + 1
     path.write_text("{")
@@ -100,8 +100,8 @@ def test_times_of_another_machine_are_not_taken(instant, tmp_path, monkeypatch):
     (path,) = tmp_path.iterdir()
     asked = len(instant)
     facts = json.loads(path.read_text())
-    assert facts["machine"]["processor"] and facts["machine"]["device"] == "cpu"
-    facts["machine"]["processor"] = "another, 2 cores"
+    assert facts["key"]["processor"] and facts["key"]["device"] == "cpu"
+    facts["key"]["processor"] = "another, 2 cores"
     manifest.write_file(path, facts)
     measure_latency(whole, costs, x, cache=tmp_path)
     assert len(instant) == 2 * asked
@@ -114,7 +114,7 @@ def test_times_that_are_none_are_not_taken(instant, tmp_path, seconds):
     (path,) = tmp_path.iterdir()
     asked = len(instant)
     facts = json.loads(path.read_text())
-    facts["seconds"] = dict.fromkeys(facts["seconds"], seconds)
+    facts["entries"] = dict.fromkeys(facts["entries"], seconds)
     manifest.write_file(path, facts)
     measure_latency(whole, costs, x, cache=tmp_path)
     assert len(instant) == 2 * asked

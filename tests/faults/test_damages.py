@@ -23,6 +23,7 @@ from canonical import digest
 from damage import damage, reseal
 from jaxprune._base.errors import InputError
 from jaxprune._base.files import sha256
+from jaxprune._base.journal import Journal
 from jaxprune.adapters.linen import called_layers
 from jaxprune.cli import lock, run_directory
 from jaxprune.cli.settings import NetworkSettings
@@ -154,11 +155,11 @@ def of_network(folder: Path) -> Any:
 def of_shrink(folder: Path) -> Any:
     if not (folder / "state.json").exists():
         raise Rebuilt
-    found = ladder._read(folder / "state.json", SHRUNK)
+    found = ladder._read(Journal(folder / "state.json", SHRUNK))
     return json.loads(json.dumps(found, default=dataclasses.asdict))
 
 
-SHRUNK: dict[str, Any] = {}  # facts of the network that was shrunk
+SHRUNK: dict[str, Any] = {}  # the key of the network that was shrunk
 
 
 def of_times(folder: Path) -> Any:
@@ -208,7 +209,7 @@ def of_lock(folder: Path) -> Any:
 def kinds(made, tmp_path_factory):
     """The kinds of files, by name."""
     run, other = made
-    SHRUNK.update(json.loads((run / "shrink/state.json").read_text())["facts"])
+    SHRUNK.update(json.loads((run / "shrink/state.json").read_text())["key"])
     root = tmp_path_factory.mktemp("kinds")
     keras = root / "keras"
     keras.mkdir()
@@ -227,6 +228,7 @@ def kinds(made, tmp_path_factory):
     clock = Clock(times)
     clock.known = {f"layer {i}": i / 7 for i in range(20)}
     clock.save()
+    (kept,) = times.iterdir()
     return {
         "config": Kind(run, "config.json", of_config, other),
         "checkpoint": Kind(run / "checkpoints", "2/**/*", of_checkpoint,
@@ -237,7 +239,7 @@ def kinds(made, tmp_path_factory):
                            "summary.json"),
         "network": Kind(run / NETWORK, "*", of_network, other / NETWORK, "spec.json"),
         "shrink": Kind(run / "shrink", "state.json", of_shrink, None, "state.json"),
-        "times": Kind(times, "*", of_times, None, clock.path.name),
+        "times": Kind(times, "*", of_times, None, kept.name),
         "unfinished": _unfinished(root / "unfinished"),
         "decoded": Kind(root / "planted", "cifar10/*/*", of_decoded),
         "keras": Kind(keras, "*", of_keras),

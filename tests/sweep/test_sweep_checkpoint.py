@@ -176,7 +176,9 @@ def test_a_fill_of_other_images_is_another(layer, fill, tmp_path, at_once):
     assert_equal(found, sweep_layer(layer, SCORES, fill=other))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "renamed", "foreign"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "renamed", "foreign", "beyond", "older"]
+)
 def test_what_is_damaged_is_computed_again(layer, damage, tmp_path, at_once):
     kept = SweepCheckpoint(tmp_path)
     interrupted(layer, kept)
@@ -192,8 +194,15 @@ def test_what_is_damaged_is_computed_again(layer, damage, tmp_path, at_once):
             first.rename(second)
         case "foreign":
             (tmp_path / "sweep-0-a-b.npz").write_bytes(b"")
+        case "beyond":
+            first.rename(tmp_path / "sweep-0-400-408.npz")
+        case "older":  # with a digest for a key
+            with np.load(first) as arrays:
+                found = dict(arrays)
+            np.savez_compressed(first, **{**found, "key": "0a1b", "images": "2c3d"})
     again = sweep_layer(layer, SCORES, checkpoint=kept)
     assert_equal(again, sweep_layer(layer, SCORES))
+    assert not (tmp_path / "sweep-0-400-408.npz").exists()
 
 
 def test_orders_and_splits_have_files_of_their_own(layer, tmp_path, at_once):

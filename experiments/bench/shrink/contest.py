@@ -1,7 +1,6 @@
 """The contest: a whole network, cut by this project and by Torch-Pruning."""
 
 import importlib.metadata
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,11 +28,10 @@ from experiments.bench.shrink.stages import (
 )
 from experiments.bench.torch_models import TWINS, Twin
 from jaxprune._base.errors import InputError
-from jaxprune._base.files import write_text
+from jaxprune._base.journal import Journal
 from jaxprune.cli import cluster, finetuning, process, run_directory
 from jaxprune.cli.baseline import splits
 from jaxprune.cli.finetuning import Finetuning
-from jaxprune.cli.provenance import differing
 from jaxprune.cli.shrink.ladder import Ladder
 from jaxprune.cli.weights import train_or_restore
 from jaxprune.data.splits import Split
@@ -99,12 +97,14 @@ class Contest:
         budget: Budget,
         calibration: Split,
     ):
-        self.networks, self._path = folder / "networks", folder / "finished.json"
+        self.networks = folder / "networks"
         self._ladder, self._twin = ladder, twin
         self._tuning = Finetuning(ladder.run, settings)
         self._budget, self._calibration = budget, calibration
         self.about = _about(settings, ladder)
-        self.finished: dict[str, dict[str, Any]] = _read(self._path, self.about)
+        key = {name: fact for name, fact in self.about.items() if name != "commit"}
+        self._journal = Journal(folder / "finished.json", key)
+        self.finished = self._journal.recover(dict[str, dict[str, Any]])
 
     def rows(self) -> list[dict[str, Any]]:
         """Those of the whole networks, then of those that are cut."""
@@ -140,19 +140,8 @@ class Contest:
             competitor = make()
             competitor.save(network)
             self.finished[name] = figures(self._tuning, competitor)
-            state = {"about": self.about, "finished": self.finished}
-            write_text(self._path, json.dumps(state) + "\n")
+            self._journal.keep({name: self.finished[name]})
         return self.finished[name]
-
-
-def _read(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows that an earlier run has finished with the same facts but the commit."""
-    try:
-        state = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    keys = (state["about"].keys() | about.keys()) - {"commit"}
-    return {} if differing(state["about"], about, keys) else state["finished"]
 
 
 def _check(

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from typing_extensions import TypedDict
 
-from jaxprune._base import manifest
 from jaxprune._base.errors import InputError
+from jaxprune._base.journal import Journal, OtherKeyError
 from jaxprune.cli import cluster, provenance
 from jaxprune.cli.baseline import Baseline
 from jaxprune.cli.run_directory import Run
@@ -77,7 +76,9 @@ class Ladder:
             "eval_split": settings.eval_split,
             "calibration_split": settings.calibration_split,
         }
-        self._state = _read(self.folder / "state.json", self.facts)
+        decisive = {name: self.facts[name] for name in _DECISIVE}
+        self._journal = Journal(self.folder / "state.json", decisive)
+        self._state = _read(self._journal)
         self.whole = Baseline(run, variables, split, run.batch_size(split))
         analysis = self._analyse(run.scale(jnp.asarray(images)))
         self.analysis = self._timed(analysis)
@@ -136,7 +137,7 @@ class Ladder:
         if not same:
             rung.row.update(self._measured(rung))
             self._state["rungs"][key] = {"widths": widths, "row": rung.row, **made}
-            self._save()
+            self._journal.keep({"rungs": self._state["rungs"]})
         self.rungs[key] = rung
         return rung
 
@@ -170,7 +171,8 @@ class Ladder:
 
             def keep(name: str, curve: Curve) -> None:
                 self._state["curves"][name] = curve
-                self._save()
+                curves = self._state["curves"].items()
+                self._journal.keep({"curves": {n: asdict(c) for n, c in curves}})
                 bar.update()
 
             return analyse(
@@ -199,12 +201,6 @@ class Ladder:
         assert self.analysis.latency is not None
         return self.analysis.latency
 
-    def _save(self) -> None:
-        self.folder.mkdir(exist_ok=True)
-        curves = {name: asdict(curve) for name, curve in self._state["curves"].items()}
-        state = {"facts": self.facts, **self._state, "curves": curves}
-        manifest.write_file(self.folder / "state.json", state)
-
 
 class _Rung(TypedDict):
     widths: dict[str, int]
@@ -214,33 +210,29 @@ class _Rung(TypedDict):
     commit: str | None
 
 
-class _State(TypedDict):
-    """The contents of state.json."""
+class _State(TypedDict, total=False):
+    """The journal's entries."""
 
-    facts: dict[str, Any]
     curves: dict[str, Curve]
     rungs: dict[str, _Rung]
 
 
-def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+def _read(journal: Journal) -> dict[str, Any]:
     """The measurements of an earlier run, if of the same network and images.
 
     Raises:
-      InputError: it is of others, or damaged.
+      InputError: they are of others, or damaged.
     """
-    if not path.exists():
-        return {"curves": {}, "rungs": {}}
     try:
-        state = manifest.read_file(path, _State)
+        return {"curves": {}, "rungs": {}, **journal.read(_State)}
+    except OtherKeyError as error:
+        found = provenance.differing(error.found, journal.key, _DECISIVE)
+        raise InputError(
+            f"{journal.path.parent} is of another network or other images: "
+            f"{'; '.join(found)}. Remove it, or give another --workdir"
+        ) from None
     except InputError as error:
         raise InputError(f"{error}: remove it to measure anew") from None
-    found = provenance.differing(state.pop("facts"), about, _DECISIVE)
-    if found:
-        raise InputError(
-            f"{path.parent} is of another network or other images: {'; '.join(found)}."
-            " Remove it, or give another --workdir"
-        )
-    return state
 
 
 _DECISIVE = (
