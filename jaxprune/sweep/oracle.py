@@ -8,17 +8,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxprune._base import processes
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import (
-    DATA,
     MASK,
     REPLICATED,
     SPREAD,
@@ -26,21 +23,19 @@ from jaxprune._base.mesh import (
     replicate,
     round_up,
 )
-from jaxprune.evaluation.consumer import Consumer, find_consumer
 from jaxprune.evaluation.every_pair import (
     Plan,
     chunk_size,
     chunks,
     cross_entropy,
     fetch,
+    mask_program,
 )
-from jaxprune.evaluation.masked_head import make_masked_head
 from jaxprune.evaluation.running_sum import ReadNetwork
-from jaxprune.fills.fill import AtConsumer, Fill, LinearFill
-from jaxprune.graph.groups import PruningGroup
+from jaxprune.fills.fill import Fill, LinearFill
 from jaxprune.ranking.statistics import Losses
 from jaxprune.sweep.activations import Progress, TappedLayer, ignore
-from jaxprune.sweep.strategy import consumer_head, elements_of, find_group
+from jaxprune.sweep.strategy import AtLayer, InSum, choose_place
 
 
 class MaskLosses:
@@ -69,17 +64,11 @@ class MaskLosses:
         chunk = min(tapped.channels, chunk_size(way.elements * tapped.batch_size))
         self._chunk = round_up(chunk, mesh.shape[MASK])
 
-        def losses(weights: Any, state: Any, labels: Array, masks: Array) -> Array:
-            def one(mask: Array) -> Array:
-                return cross_entropy(way.logits(weights, state, mask), labels)
+        def one(weights: Any, state: Any, labels: Array, mask: Array) -> Array:
+            return cross_entropy(way.logits(weights, state, mask), labels)
 
-            return jax.vmap(one)(masks)
-
-        data, mask = PartitionSpec(DATA), PartitionSpec(MASK)
         self._begin = Sharded(way.begin, mesh, (REPLICATED, SPREAD, SPREAD), SPREAD)
-        self._losses = Sharded(
-            losses, mesh, (REPLICATED, data, data, mask), PartitionSpec(MASK, DATA)
-        )
+        self._losses = mask_program(one, mesh)
         self.functions = [self._begin, self._losses]
 
     def __call__(self, kept: Bool[np.ndarray, " P"]) -> Losses:
@@ -142,7 +131,7 @@ class MaskLosses:
         for batch, maps in tapped.batches(tapped.batch_size):
             state = self._begin(weights, batch.images, maps)
             outputs = (
-                self._losses(weights, state, batch.labels, some)
+                self._losses(weights, (state, batch.labels), some)
                 for some in chunks(masks, self._chunk)
             )
             for start, output in zip(starts, fetch(outputs), strict=True):
@@ -158,15 +147,9 @@ class _ByMask:
       elements: numbers that an image and a mask take.
     """
 
-    def __init__(self, tapped: TappedLayer, fill: Fill, group: PruningGroup | None):
-        self._arrays, self._fill = tapped.arrays, fill
-        whole = np.ones(tapped.channels, bool)
-        self._constants: dict[str, AtConsumer] = {}
-        if not isinstance(fill, LinearFill) and group is not None:
-            self._constants = fill.at_consumers(group, whole)
-        self._head = make_masked_head(tapped.network, tapped.images, tapped.name, fill)
-        self.elements = math.prod(tapped.mean_feature_map.shape)
-        self.elements += elements_of(self._head.head.shapes_around(2))
+    def __init__(self, tapped: TappedLayer, fill: Fill, place: AtLayer):
+        self._arrays, self._fill, self._constants = tapped.arrays, fill, place.constants
+        self._head, self.elements = place.head, place.elements
 
     def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
         """The arrays, and what becomes of the consumers' features."""
@@ -191,17 +174,14 @@ class _ByConsumer:
       elements: numbers that an image and a mask take.
     """
 
-    def __init__(self, tapped: TappedLayer, fill: Fill, consumer: Consumer):
+    def __init__(self, tapped: TappedLayer, fill: Fill, place: InSum):
         plan = Plan(np.arange(tapped.channels), (0,), fill)
-        head = consumer_head(tapped, consumer)
-        self._network = ReadNetwork(tapped.network, tapped.name, consumer, plan, head)
-        self._weights = self._network.weights(tapped.arrays)
-        self._held = len(consumer.features)
-        output = consumer.output_shape
-        self.elements = max(
-            math.prod(output) + elements_of(head.shapes_around(2)),
-            self._held * math.prod(output[:-1]),
+        self._network = ReadNetwork(
+            tapped.network, tapped.name, place.consumer, plan, place.head
         )
+        self._weights = self._network.weights(tapped.arrays)
+        self._held = len(place.consumer.features)
+        self.elements = max(place.returned, place.held)
 
     def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
         """The arrays, the consumer's rows, and what is kept."""
@@ -233,13 +213,11 @@ class _ByConsumer:
 
 def _choose(tapped: TappedLayer, fill: Fill) -> _ByMask | _ByConsumer:
     """The fastest way that the network and the fill allow."""
-    group = find_group(tapped, fill)
     # Under the linear fill what becomes of a channel depends on which others are kept.
-    if group is not None and not isinstance(fill, LinearFill):
-        consumer = find_consumer(tapped.network, group)
-        if consumer is not None:
-            return _ByConsumer(tapped, fill, consumer)
-    return _ByMask(tapped, fill, group)
+    place = choose_place(tapped, fill, sums=not isinstance(fill, LinearFill))
+    if isinstance(place, InSum):
+        return _ByConsumer(tapped, fill, place)
+    return _ByMask(tapped, fill, place)
 
 
 def _one_less(kept: Bool[np.ndarray, " P"]) -> Bool[np.ndarray, "K P"]:

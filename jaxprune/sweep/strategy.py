@@ -1,10 +1,13 @@
-"""Which way to evaluate a sweep's pairs: the fastest that the network allows.
+"""Where masks act, for sweeps and for measured costs, and how a sweep evaluates pairs.
 
 Axes: N images, P channels, K masks.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import round_up
@@ -12,28 +15,62 @@ from jaxprune.evaluation.changed_pairs import ChangedPairs
 from jaxprune.evaluation.consumer import Consumer, find_consumer
 from jaxprune.evaluation.every_pair import EveryPair, Plan, chunk_size
 from jaxprune.evaluation.head import Head, make_head
-from jaxprune.evaluation.masked_head import make_masked_head
+from jaxprune.evaluation.masked_head import MaskedHead, make_masked_head
 from jaxprune.evaluation.running_sum import STEP, RunningSum
-from jaxprune.fills.fill import AtConsumer, ConstantFill, Fill
+from jaxprune.fills.fill import AtConsumer, ConstantFill, Fill, LinearFill
 from jaxprune.graph.groups import PruningGroup
 from jaxprune.sweep.activations import TappedLayer
 
 Evaluation = EveryPair | ChangedPairs | RunningSum
 
 
-def choose_evaluation(
-    tapped: TappedLayer, plan: Plan, mask_chunk: int | None, every_pair: bool
-) -> tuple[Evaluation, int]:
-    """How to evaluate the masks, and the number of images to give it at once."""
-    group = find_group(tapped, plan.fill)
-    if group is not None and not every_pair:
+@dataclass(frozen=True)
+class AtLayer:
+    """Masks that act at the layer: all of the network behind it runs for each.
+
+    Attributes:
+      head: from the layer's output on.
+      constants: the consumers' changes, where no mask changes these.
+      elements: numbers that an image and a mask take.
+    """
+
+    head: MaskedHead
+    constants: Mapping[str, AtConsumer]
+    elements: int
+
+
+@dataclass(frozen=True)
+class InSum:
+    """Masks that act in what the channels' one consumer returns, a sum over them.
+
+    Attributes:
+      consumer: the consumer.
+      head: from what it returns on.
+      returned: numbers of an image that it returns, or that go around it.
+      held: numbers of an image that one channel's part is worked out from.
+    """
+
+    consumer: Consumer
+    head: Head
+    returned: int
+    held: int
+
+
+def choose_place(tapped: TappedLayer, fill: Fill, sums: bool) -> AtLayer | InSum:
+    """Where masks act: in a consumer's sum, if `sums` and if the network allows it.
+
+    Raises:
+      InputError: channels that the fill cannot be put in place of.
+    """
+    group = _find_group(tapped, fill)
+    if sums and group is not None:
         consumer = find_consumer(tapped.network, group)
         if consumer is not None:
-            return _running_sum(tapped, plan, consumer, mask_chunk)
-    return _by_mask(tapped, plan, group, mask_chunk, every_pair)
+            return _in_sum(tapped, consumer)
+    return _at_layer(tapped, fill, group)
 
 
-def find_group(tapped: TappedLayer, fill: Fill) -> PruningGroup | None:
+def _find_group(tapped: TappedLayer, fill: Fill) -> PruningGroup | None:
     """The layer's channels; None where they cannot be followed and need not be."""
     try:
         group = tapped.network.graph().channels_of(tapped.name)
@@ -45,24 +82,54 @@ def find_group(tapped: TappedLayer, fill: Fill) -> PruningGroup | None:
     return group
 
 
+def _in_sum(tapped: TappedLayer, consumer: Consumer) -> InSum:
+    name, output = consumer.layer.name, consumer.output_shape
+    head = make_head(
+        tapped.network, tapped.images, lambda graph: graph.layer(name).output
+    )
+    returned = math.prod(output) + _elements_of(head.shapes_around(2))
+    held = len(consumer.features) * math.prod(output[:-1])
+    return InSum(consumer, head, returned, held)
+
+
+def _at_layer(tapped: TappedLayer, fill: Fill, group: PruningGroup | None) -> AtLayer:
+    constants: Mapping[str, AtConsumer] = {}
+    if group is not None and not isinstance(fill, LinearFill):
+        constants = fill.at_consumers(group, np.ones(tapped.channels, bool))
+    head = make_masked_head(tapped.network, tapped.images, tapped.name, fill)
+    elements = math.prod(tapped.mean_feature_map.shape)
+    elements += _elements_of(head.head.shapes_around(2))
+    return AtLayer(head, constants, elements)
+
+
+def _elements_of(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Of one image in arrays of these shapes."""
+    return sum(math.prod(shape[1:]) for shape in shapes)
+
+
+def choose_evaluation(
+    tapped: TappedLayer, plan: Plan, mask_chunk: int | None, every_pair: bool
+) -> tuple[Evaluation, int]:
+    """How to evaluate the masks, and the number of images to give it at once."""
+    place = choose_place(tapped, plan.fill, sums=not every_pair)
+    if isinstance(place, InSum):
+        return _running_sum(tapped, plan, place, mask_chunk)
+    return _by_mask(tapped, plan, place, mask_chunk, every_pair)
+
+
 def _running_sum(
-    tapped: TappedLayer, plan: Plan, consumer: Consumer, mask_chunk: int | None
+    tapped: TappedLayer, plan: Plan, place: InSum, mask_chunk: int | None
 ) -> tuple[RunningSum, int]:
     """The evaluation where one layer reads the channels."""
-    output = consumer.output_shape
-    head = consumer_head(tapped, consumer)
-    around = elements_of(head.shapes_around(2))
     # A batch keeps what the consumer returns and what goes around for every image, and
     # the changes of its input; a pair has its own of the former, and STEP changes.
-    returned = math.prod(output) + around
     elements = math.prod(tapped.mean_feature_map.shape)
-    images = min(len(tapped.own), chunk_size(max(returned, elements // 4)))
-    held = STEP * len(consumer.features) * math.prod(output[:-1])
-    most = chunk_size(max(returned, held))
+    images = min(len(tapped.own), chunk_size(max(place.returned, elements // 4)))
+    most = chunk_size(max(place.returned, STEP * place.held))
     pairs = mask_chunk * tapped.batch_size if mask_chunk else most
     running = RunningSum(
-        tapped.network, tapped.arrays, tapped.name, consumer, head, tapped.mesh, plan,
-        min(pairs, STEP * images),
+        tapped.network, tapped.arrays, tapped.name, place.consumer, place.head,
+        tapped.mesh, plan, min(pairs, STEP * images),
     )  # fmt: skip
     return running, round_up(images, tapped.mesh.size)
 
@@ -70,34 +137,15 @@ def _running_sum(
 def _by_mask(
     tapped: TappedLayer,
     plan: Plan,
-    group: PruningGroup | None,
+    place: AtLayer,
     mask_chunk: int | None,
     every_pair: bool,
 ) -> tuple[Evaluation, int]:
     """The evaluation that runs the whole head for each pair."""
-    at_consumers: Mapping[str, AtConsumer] = plan.nested
-    if not at_consumers and group is not None:
-        at_consumers = plan.fill.at_consumers(group, plan.masks[0])
-    weights = (tapped.arrays, at_consumers)
-    head = make_masked_head(tapped.network, tapped.images, tapped.name, plan.fill)
-    around = elements_of(head.head.shapes_around(2))
-    elements = math.prod(tapped.mean_feature_map.shape) + around
-    batch_size = tapped.batch_size
-    chunk = min(len(plan.ks), mask_chunk or chunk_size(elements * batch_size))
+    weights = (tapped.arrays, plan.nested or place.constants)
+    head, batch_size = place.head, tapped.batch_size
+    chunk = min(len(plan.ks), mask_chunk or chunk_size(place.elements * batch_size))
     every = EveryPair(head, weights, tapped.mesh, plan, chunk)
     if every_pair or not isinstance(plan.fill, ConstantFill):
         return every, batch_size
     return ChangedPairs(head, tapped.mesh, plan, every, chunk * batch_size), batch_size
-
-
-def consumer_head(tapped: TappedLayer, consumer: Consumer) -> Head:
-    """The network's end from what the consumer returns."""
-    name = consumer.layer.name
-    return make_head(
-        tapped.network, tapped.images, lambda graph: graph.layer(name).output
-    )
-
-
-def elements_of(shapes: Sequence[tuple[int, ...]]) -> int:
-    """Of one image in arrays of these shapes."""
-    return sum(math.prod(shape[1:]) for shape in shapes)

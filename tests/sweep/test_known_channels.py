@@ -19,7 +19,7 @@ from jaxprune.fills.fill import ConstantFill, MeanFill
 from jaxprune.fills.linear import Moments
 from jaxprune.ranking.criteria import CRITERIA, Criterion
 from jaxprune.ranking.statistics import Activations
-from jaxprune.sweep import oracle, statistics
+from jaxprune.sweep import oracle, statistics, strategy
 from masked import given_to, masked_logits, pruning_of
 from random_data import random_split
 
@@ -280,7 +280,7 @@ def test_losses_with_several_pruned_are_those_of_the_mask(
 ):
     """Each of the next channels, under every kind of fill, as `compact` prunes it."""
     if not by_consumer:
-        monkeypatch.setattr(oracle, "find_consumer", lambda *arguments: None)
+        monkeypatch.setattr(strategy, "find_consumer", lambda *arguments: None)
     apply, variables, split = known()
     resolved = linear_fill() if fill == "linear" else fill
     if fill == "means":  # at the consumer
@@ -318,7 +318,7 @@ def test_losses_of_a_consumer_with_positions(monkeypatch, consumer):
     kept = np.arange(tapped.channels) != 2
     fast = jaxprune.sweep.score.mask_losses(tapped, "bias")
     assert type(fast._way).__name__ == "_ByConsumer"
-    monkeypatch.setattr(oracle, "find_consumer", lambda *arguments: None)
+    monkeypatch.setattr(strategy, "find_consumer", lambda *arguments: None)
     plain = jaxprune.sweep.score.mask_losses(tapped, "bias")
     for mask in (np.ones(tapped.channels, bool), kept):
         found, expected = fast(mask), plain(mask)
