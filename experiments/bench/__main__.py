@@ -118,8 +118,9 @@ def _sweep(settings: Settings) -> None:
         raise InputError(
             f"--loop_ks={max(ks)}: the layer has {run.training.widths[-1]}"
         )
-    if settings.images and settings.images > len(run.splits.test):
-        raise InputError(f"--images: there are {len(run.splits.test)} test images")
+    count = len(run.splits["test"])
+    if settings.images and settings.images > count:
+        raise InputError(f"--images: there are {count} test images")
     train_or_restore(run)
     measured: dict[Key, Measured] = {}
     races = _races()
@@ -156,7 +157,7 @@ def _prepare(settings: Settings, by: str, what: str) -> tuple[Prepared, dict[str
     run = run_directory.load(
         settings, train_imported=False, alone=False
     )  # the parent holds the folder
-    split = run.splits.test
+    split = run.splits["test"]
     split = split.select(np.arange(settings.images or len(split)))
     if what == "scaling":
         # Drawn weights: the width is not that of the checkpoint.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jaxprune._base import mesh, processes
 from jaxprune._base.errors import InputError
 from jaxprune.cli.settings import NetworkSettings
-from jaxprune.data.tfds import cache_folder
+from jaxprune.data.cache import cache_folder
 
 # Seconds that processes wait for one another to start.
 _TIMEOUT = 50

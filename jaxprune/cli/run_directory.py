@@ -87,8 +87,8 @@ class Run:
     @property
     def image(self) -> Array:
         """One black image, for tracing."""
-        test = self.splits.test
-        return jnp.zeros((1, *test.image_shape), test.images.dtype)
+        first = self.splits.first
+        return jnp.zeros((1, *first.image_shape), first.images.dtype)
 
     def scale(self, images: Array) -> Array:
         """Images -> what the network takes: (pixel - mean) / std."""
@@ -121,6 +121,17 @@ class Run:
         """Freshly drawn variables."""
         key = jax.random.key(self.config.seed)
         return jax.jit(self.model.init)(key, self.scale(self.image))
+
+    def split_of(self, flag: str, which: str) -> Split:
+        """The images that the value of a flag names.
+
+        Raises:
+          InputError: it names none; the message has the flag.
+        """
+        try:
+            return datasets.choose_split(self.splits, which)
+        except InputError as error:
+            raise InputError(f"--{flag}: {error}") from None
 
     def batch_size(self, split: Split) -> int:
         """Images to evaluate at once."""
@@ -172,7 +183,7 @@ def load(settings: NetworkSettings, *, train_imported: bool, alone: bool = True)
     )
     recipe = RECIPES[conf.model]
     _check_images(conf, splits, recipe.smallest_image)
-    model = recipe.build(conf, len(splits.test.class_names))
+    model = recipe.build(conf, len(splits.first.class_names))
     return Run(
         settings, conf, workdir, splits, model, {"train": False}, recipe.defaults(conf)
     )
@@ -288,7 +299,7 @@ def _saved(workdir: Path) -> AnyConfig | None:
 
 def _check_images(conf: AnyConfig, splits: datasets.Splits, smallest: int = 1) -> None:
     """Raises InputError if the network or its pixel scaling does not fit the images."""
-    height, width, channels = splits.test.image_shape
+    height, width, channels = splits.first.image_shape
     if min(height, width) < smallest:
         raise InputError(
             f"{conf.model} needs images of at least {smallest} pixels a side, "

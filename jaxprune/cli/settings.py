@@ -157,7 +157,11 @@ class FinetuningSettings(EpochSettings):
 class ImageSettings(Settings):
     """The images that networks are measured on, and those that fits are made on."""
 
-    eval_split: str = flag("Images that predictions are made for.", default="test")
+    eval_split: str = flag(
+        "Images that predictions are made for: a split, slices such as test[:10%] or "
+        "train[-500:], or several, validation+test.",
+        default="test",
+    )
     calibration_split: str = flag(
         "Images without labels that fill linear, or a smaller network, is fitted on.",
         default="train[:512]",

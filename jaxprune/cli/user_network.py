@@ -232,7 +232,7 @@ def images(settings: NetworkSettings, conf: UserConfig, network: UserNetwork) ->
             cache_dir=settings.cache_dir,
             seed=conf.seed,
         )
-    shape, names = splits.test.image_shape, splits.test.class_names
+    shape, names = splits.first.image_shape, splits.first.class_names
     if shape != network.shape:
         raise InputError(
             f"{data} has images [{', '.join(map(str, shape))}], and {conf.model} takes "

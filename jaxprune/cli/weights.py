@@ -148,7 +148,7 @@ def _start(run: Run, per_epoch: int, done: int | None) -> tuple[Any, TrainState]
 
 def _evaluator(run: Run) -> Callable[[Any], dict[str, float]]:
     """Variables -> accuracy and balanced accuracy on the test split."""
-    split = run.splits.test
+    split = run.splits["test"]
     own = split.select(processes.own(len(split)))
     program = compiled(run.apply, run.mesh)
     size = min(run.batch_size(split), len(own))

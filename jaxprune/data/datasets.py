@@ -1,31 +1,58 @@
 """Datasets by name: CIFAR-10 and MNIST through TFDS, the digits, pairs of digits."""
 
 import hashlib
-import re
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import numpy as np
 
 from jaxprune._base.errors import InputError, check_choice
-from jaxprune.data import tfds
+from jaxprune.data import slices, tfds
 from jaxprune.data.pairs import pair_split
-from jaxprune.data.splits import Split, image_split
+from jaxprune.data.splits import Split, concatenate, image_split
 
+_Parts = list[tuple[str, np.ndarray]]
 DIGITS_TEST_SHARE = 0.2
 
 
-class Splits(NamedTuple):
-    """A dataset's training and test examples."""
+class Splits:
+    """A dataset's splits by name, of images of one shape and of the same classes.
 
-    train: Split
-    test: Split
+    Attributes:
+      names: names of the splits.
+    """
+
+    def __init__(self, splits: Mapping[str, Split | Callable[[], Split]]):
+        """Takes each split, or a function that loads it when it is first read."""
+        self._splits = dict(splits)
+        self.names = tuple(splits)
+
+    def __getitem__(self, name: str) -> Split:
+        """The split of that name.
+
+        Raises:
+          InputError: there is none; the message has those that there are.
+        """
+        check_choice("split", name, self.names)
+        split = self._splits[name]
+        if not isinstance(split, Split):
+            split = self._splits[name] = split()
+        return split
+
+    @property
+    def first(self) -> Split:
+        """The first split: shape, type and class names are those of all."""
+        return self[self.names[0]]
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of all images, labels and class names."""
+        """SHA-256, in hex, of images, labels and class names of the splits read."""
+        read = {n: s for n, s in self._splits.items() if isinstance(s, Split)}
         digest = hashlib.sha256()
-        for split in self:
+        if tuple(read) != ("train", "test"):
+            digest.update(repr(tuple(read)).encode())
+        for split in read.values():
             for array in (split.images, split.sources, split.labels):
                 digest.update(f"{array.dtype} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
@@ -65,11 +92,13 @@ def load(
     if dataset == base:
         return splits
     rng = np.random.default_rng([seed, 1])
-    count = min(source_images, len(splits.train))
-    chosen = np.sort(rng.choice(len(splits.train), count, replace=False))
+    count = min(source_images, len(splits["train"]))
+    chosen = np.sort(rng.choice(len(splits["train"]), count, replace=False))
     return Splits(
-        pair_split(splits.train.select(chosen), train_pairs, rng),
-        pair_split(splits.test, test_pairs, rng),
+        {
+            "train": pair_split(splits["train"].select(chosen), train_pairs, rng),
+            "test": pair_split(splits["test"], test_pairs, rng),
+        }
     )
 
 
@@ -80,7 +109,7 @@ def load_any(
     cache_dir: str | None = None,
     seed: int = 0,
 ) -> Splits:
-    """One of DATASETS, or any of TFDS's that has images, labels, train and test.
+    """One of DATASETS, or any of TFDS's that has images of one size and labels.
 
     Raises:
       InputError: there is none of that name, or it is neither here nor to be had.
@@ -91,11 +120,15 @@ def load_any(
 
 
 def _of_tfds(name: str, data_dir: str | None, cache_dir: str | None) -> Splits:
-    train, test = (
-        image_split(*tfds.load(name, split, data_dir, cache_dir))
-        for split in ("train", "test")
+    """Train and test, and the others where they are asked for."""
+
+    def read(split: str) -> Split:
+        return image_split(*tfds.load(name, split, data_dir, cache_dir))
+
+    names = tfds.split_names(name, data_dir, cache_dir)
+    return Splits(
+        {n: read(n) if n in ("train", "test") else partial(read, n) for n in names}
     )
-    return Splits(train, test)
 
 
 DATASETS = ("cifar10", "mnist", "digits", "mnist_pair", "digits_pair")
@@ -117,41 +150,45 @@ def _digits(seed: int) -> Splits:
         stratify=digits.target,
         random_state=seed,
     )
-    return Splits(everything.select(np.sort(train)), everything.select(np.sort(test)))
-
-
-_SLICE = re.compile(r"(?P<name>\w+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
+    return Splits(
+        {
+            "train": everything.select(np.sort(train)),
+            "test": everything.select(np.sort(test)),
+        }
+    )
 
 
 def choose_split(splits: Splits, which: str) -> Split:
-    """A split by name, or a slice of one: `test`, `train[:5000]`, `train[5000:]`.
+    """The split of an expression: `test`, `train[:5000]`, `train[:10%]+validation`.
 
     Raises:
-      InputError: unknown name, not such a slice, or an empty one.
+      InputError: unknown name, no such expression, or an empty split.
     """
-    name, index = _parse(splits, which)
-    split: Split = getattr(splits, name)
-    if not len(index):
-        raise InputError(f"split '{which}' is empty: '{name}' has {len(split)}")
-    return split.select(index)
+    parts = [(name, index) for name, index in _parse(splits, which) if len(index)]
+    if not parts:
+        counts = " and ".join(
+            f"'{name}' has {len(splits[name])}" for name, _ in _parse(splits, which)
+        )
+        raise InputError(f"split '{which}' is empty: {counts}")
+    return concatenate([splits[name].select(index) for name, index in parts])
 
 
 def overlap(splits: Splits, one: str, other: str) -> int:
     """How many examples two splits, as `choose_split` takes them, have in common."""
-    (name, index), (other_name, other_index) = (
-        _parse(splits, which) for which in (one, other)
+    found, others = (_parse(splits, which) for which in (one, other))
+    return sum(
+        len(np.intersect1d(_of(name, found), _of(name, others)))
+        for name in {name for name, _ in found}
     )
-    return len(np.intersect1d(index, other_index)) if name == other_name else 0
 
 
-def _parse(splits: Splits, which: str) -> tuple[str, np.ndarray]:
-    """The split's name, and the indices of its examples."""
-    match = _SLICE.fullmatch(which)
-    if not match:
-        raise InputError(f"split '{which}' is not of the form test or train[1000:2000]")
-    check_choice("split", match["name"], Splits._fields)
-    count = len(getattr(splits, match["name"]))
-    start, stop = (
-        int(match[side] or default) for side, default in (("start", 0), ("stop", count))
-    )
-    return match["name"], np.arange(count)[start:stop]
+def _of(name: str, parts: _Parts) -> np.ndarray:
+    """The indices of one split's examples."""
+    return np.concatenate([[], *(index for of, index in parts if of == name)])
+
+
+def _parse(splits: Splits, which: str) -> _Parts:
+    """Each split's name, and the indices of its examples."""
+    return [
+        (part.name, part.rows(len(splits[part.name]))) for part in slices.parse(which)
+    ]

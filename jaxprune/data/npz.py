@@ -1,11 +1,12 @@
 """A user's images from an .npz file.
 
-    images [N, H, W, C], labels [N]     those that a network is tested on
-    class_names [classes]               text; by default 0, 1, 2, ...
-    train_images, train_labels          others, that fits are made on
+    images [N, H, W, C], labels [N]            the split `test`
+    train_images, train_labels                 the split `train`, that fits are made on
+    validation_images, validation_labels       the split `validation`
+    class_names [classes]                      text; by default 0, 1, 2, ...
 
-Without the last two, a fifth of the images are drawn for that, at most `_MOST`, and the
-others are left for tests.
+One of the three is enough. With `images` and without `train_images`, a fifth of the
+images are drawn for `train`, at most `_MOST`, and the others are left for `test`.
 """
 
 import zipfile
@@ -21,12 +22,18 @@ from jaxprune.data.datasets import Splits
 from jaxprune.data.splits import Split, image_split
 
 _SHARE, _MOST = 0.2, 512
-_TRAIN = ("train_images", "train_labels")
-_KNOWN = ("images", "labels", "class_names", *_TRAIN)
+_PREFIXES = {"train": "train_", "validation": "validation_", "test": ""}
+_ARRAYS = {
+    split: (f"{prefix}images", f"{prefix}labels") for split, prefix in _PREFIXES.items()
+}
+_KNOWN = (*(name for names in _ARRAYS.values() for name in names), "class_names")
+# Ends of two ranges that are further apart than this share of all values, as those of
+# 0 .. 1 and 0 .. 255 or -1 .. 1 are, are not of the same kind of pixels.
+_APART = 15 / 16
 
 
 def load(path: Path, classes: int, seed: int = 0) -> Splits:
-    """The file's images: what fits are made on, `train`, and the others, `test`.
+    """The file's images, by split.
 
     Args:
       path: the file.
@@ -34,32 +41,49 @@ def load(path: Path, classes: int, seed: int = 0) -> Splits:
       seed: of the draw.
 
     Raises:
-      InputError: no such file, or arrays that are not those; the file is named.
+      InputError: no such file, or arrays that are not those, or do not belong
+        together; the file is named.
     """
     arrays = _read(path)
-    if sum(name in arrays for name in _TRAIN) == 1:
-        raise InputError(f"{path} holds one of {' and '.join(_TRAIN)}: give both")
     try:
         names = _class_names(arrays.get("class_names"), classes)
-        test = _split(arrays, "", names)
-        if _TRAIN[0] in arrays:
-            train = _split(arrays, "train_", names)
-            if train.image_shape != test.image_shape:
-                raise InputError(
-                    f"images are {list(test.image_shape)}, train_images "
-                    f"{list(train.image_shape)}"
-                )
-            return Splits(train, test)
+        splits = {
+            split: _split(arrays, images, labels, names)
+            for split, (images, labels) in _ARRAYS.items()
+            if images in arrays
+        }
+        _check_alike({_ARRAYS[n][0]: splits[n].images for n in reversed(splits)})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    drawn = _draw(test.labels, seed)
-    if not drawn.any():
-        raise InputError(
-            f"{path}: {len(test)} images are too few to draw some that fits are made "
-            "on: add others, as train_images and train_labels"
-        )
-    train, test = (test.select(np.flatnonzero(mask)) for mask in (drawn, ~drawn))
-    return Splits(train, test)
+    if "test" in splits and "train" not in splits:
+        drawn = _draw(splits["test"].labels, seed)
+        if not drawn.any():
+            raise InputError(
+                f"{path}: {len(drawn)} images are too few to draw some that fits are "
+                "made on: add others, as train_images and train_labels"
+            )
+        everything = splits["test"]
+        splits = {"train": everything.select(np.flatnonzero(drawn)), **splits}
+        splits["test"] = everything.select(np.flatnonzero(~drawn))
+    return Splits(splits)
+
+
+def _check_alike(images: dict[str, Any]) -> None:
+    """Raises InputError where arrays of images differ in shape, type or range."""
+    (first, one), *others = images.items()
+    for name, other in others:
+        shapes = [list(array.shape[1:]) for array in (one, other)]
+        if shapes[0] != shapes[1]:
+            raise InputError(f"{first} are {shapes[0]}, {name} {shapes[1]}")
+        if one.dtype != other.dtype:
+            raise InputError(f"{first} are {one.dtype}, {name} {other.dtype}")
+        ends = np.array([(array.min(), array.max()) for array in (one, other)], float)
+        if (np.ptp(ends, axis=0) > _APART * np.abs(ends).max()).any():
+            ranges = [f"{low:g} .. {high:g}" for low, high in ends]
+            raise InputError(
+                f"{first} lie in {ranges[0]}, {name} in {ranges[1]}: give all on one "
+                "scale"
+            )
 
 
 def _draw(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -88,24 +112,30 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if "allow_pickle" in why:
             why = "it holds Python objects, which are not read"
         raise InputError(f"{path} is no .npz file of plain arrays: {why}") from error
-    missing = [name for name in _KNOWN[:2] if name not in arrays]
-    if missing:
+    pairs = [[name in arrays for name in names] for names in _ARRAYS.values()]
+    if not any(map(all, pairs)):
+        missing = [name for name in _ARRAYS["test"] if name not in arrays]
         raise InputError(
             f"{path} has no {' and no '.join(missing)}, it holds "
             f"{', '.join(held) or 'nothing'}: np.savez(path, images=..., labels=...)"
         )
+    for names, there in zip(_ARRAYS.values(), pairs, strict=True):
+        if sum(there) == 1:
+            raise InputError(f"{path} holds one of {' and '.join(names)}: give both")
     return arrays
 
 
-def _split(arrays: dict[str, Any], prefix: str, names: tuple[str, ...]) -> Split:
-    images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
+def _split(
+    arrays: dict[str, Any], of_images: str, of_labels: str, names: tuple[str, ...]
+) -> Split:
+    images, labels = arrays[of_images], arrays[of_labels]
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
         raise InputError(
-            f"{prefix}images must be [N, H, W, C] and {prefix}labels [N], N at least "
-            f"1; got {list(images.shape)} and {list(labels.shape)}"
+            f"{of_images} must be [N, H, W, C] and {of_labels} [N], N at least 1; got "
+            f"{list(images.shape)} and {list(labels.shape)}"
         )
-    arguments.check_labels(f"{prefix}labels", labels, len(names))
-    arguments.check_numbers(f"{prefix}images", images, images.shape)
+    arguments.check_labels(of_labels, labels, len(names))
+    arguments.check_numbers(of_images, images, images.shape)
     # Bytes as they are, all other numbers as what a network takes.
     if images.dtype != np.uint8:
         images = images.astype(np.float32)

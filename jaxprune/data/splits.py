@@ -16,18 +16,56 @@ from jaxprune._base.arguments import as_array, check_labels, check_names, check_
 from jaxprune._base.errors import InputError
 
 
+class Joined:
+    """Arrays one after the other along the first axis, without a copy of them.
+
+    Attributes:
+      shape: its shape.
+      dtype: the type of all.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __init__(self, arrays: "Sequence[np.ndarray | Joined]"):
+        if len({(array.dtype, array.shape[1:]) for array in arrays}) > 1:
+            kinds = " and ".join(f"{a.dtype} {list(a.shape[1:])}" for a in arrays)
+            raise InputError(f"images of one kind can be joined, got {kinds}")
+        self._arrays = tuple(arrays)
+        self._ends = np.cumsum([len(array) for array in arrays])
+        self.shape = (int(self._ends[-1]), *arrays[0].shape[1:])
+        self.dtype = arrays[0].dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Int[np.ndarray, " B"]) -> np.ndarray:
+        rows = np.empty((len(index), *self.shape[1:]), self.dtype)
+        which = np.searchsorted(self._ends, index, side="right")
+        for i, array in enumerate(self._arrays):
+            here = which == i
+            rows[here] = array[index[here] - (self._ends[i] - len(array))]
+        return rows
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """N labelled examples, each of S source images stacked along the channels.
 
     Attributes:
-      images: M source images, possibly memory-mapped; the library's own are uint8.
+      images: M source images, possibly memory-mapped, or several arrays of such; the
+        library's own are uint8.
       sources: source images of each example.
       labels: class index of each example.
       class_names: name of each class.
     """
 
-    images: Num[np.ndarray, "M H W C"]
+    images: Num[np.ndarray | Joined, "M H W C"]
     sources: Int[np.ndarray, "N S"]
     labels: Int[np.ndarray, " N"]
     class_names: tuple[str, ...]
@@ -38,7 +76,7 @@ class Split:
         if (
             sources.dtype.kind not in "iu"
             or sources.ndim != 2
-            or np.ndim(self.images) != 4
+            or len(np.shape(self.images)) != 4
             or len(sources) != len(self.labels)
         ):
             raise InputError(
@@ -87,6 +125,27 @@ def image_split(
             f"{list(images.shape)} and {list(labels.shape)}"
         )
     return Split(images, np.arange(len(labels))[:, None], labels, names)
+
+
+def concatenate(splits: Sequence[Split]) -> Split:
+    """The splits' examples one after the other; they have the same classes.
+
+    Raises:
+      InputError: their images differ in shape or type.
+    """
+    if len(splits) == 1:
+        return splits[0]
+    arrays = list({id(split.images): split.images for split in splits}.values())
+    starts, start = {}, 0
+    for array in arrays:
+        starts[id(array)] = start
+        start += len(array)
+    return Split(
+        arrays[0] if len(arrays) == 1 else Joined(arrays),
+        np.concatenate([split.sources + starts[id(split.images)] for split in splits]),
+        np.concatenate([split.labels for split in splits]),
+        splits[0].class_names,
+    )
 
 
 class Batch(NamedTuple):

@@ -1,47 +1,71 @@
-"""CIFAR-10 and MNIST from TFDS, decoded once and kept as memory-mapped arrays.
+"""Datasets of TFDS, decoded once and kept as memory-mapped arrays.
 
 tensorflow_datasets is imported only to prepare or decode a dataset, so a machine
-without it runs from the cache. TensorFlow itself is needed only to prepare one:
+without it runs from the cache. TensorFlow itself is needed only to prepare one. An
+entry of the cache is
 
-    <cache_dir>/<dataset>/<fingerprint of dataset_info.json>/
-        test_images.npy  test_labels.npy  test.json (class names, SHA-256, source)
+    <cache_dir>/<dataset>/<fingerprint of dataset_info.json>
 """
 
 import importlib.util
-import json
 import logging
 import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from typing_extensions import TypedDict
 
-from jaxprune._base import manifest, schema
-from jaxprune._base.errors import InputError
-from jaxprune._base.files import replacing, sha256, write_text
+from jaxprune._base import schema
+from jaxprune._base.errors import InputError, first_line
+from jaxprune._base.files import sha256
+from jaxprune.data import cache
 
 _PROBE_SECONDS = 8
-_ARRAYS = ("images", "labels")
-_log = logging.getLogger(__name__)
-
-Decoded = tuple[UInt8[np.ndarray, "N H W C"], Int[np.ndarray, " N"], tuple[str, ...]]
+_AT_ONCE = 1024  # images in memory
 
 
-def cache_folder(cache_dir: str | None) -> Path:
-    """The folder that is named, or $XDG_CACHE_HOME/jaxprune or ~/.cache/jaxprune."""
-    if cache_dir:
-        return Path(cache_dir).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "jaxprune"
+@schema.and_others
+class _Named(TypedDict):
+    name: str
+
+
+@schema.and_others
+class _Info(TypedDict):
+    fileFormat: NotRequired[str]
+    splits: NotRequired[list[_Named]]
+
+
+def split_names(
+    name: str, data_dir: str | None = None, cache_dir: str | None = None
+) -> tuple[str, ...]:
+    """The splits of a TFDS dataset, train and test first; prepares it as `load` does.
+
+    Raises:
+      InputError: the dataset is not here and cannot be downloaded.
+    """
+    folder = cache.cache_folder(cache_dir) / name
+    prepared = _find_prepared(name, data_dir)
+    entry = _only_entry(folder) if prepared is None and data_dir is None else None
+    if entry is not None:
+        names = _names_in(entry)
+    else:
+        prepared = prepared or _prepare(name, data_dir, folder)
+        names = [split["name"] for split in _info(prepared).get("splits", [])]
+    if not names:
+        raise InputError(f"{prepared or entry} holds no split")
+    return tuple(sorted(names, key=lambda n: (n != "train", n != "test")))
 
 
 def load(
     name: str, split: str, data_dir: str | None = None, cache_dir: str | None = None
-) -> Decoded:
+) -> cache.Decoded:
     """One split of a TFDS dataset: images, labels and class names.
 
     Reads the cache where it holds this very dataset; otherwise decodes the prepared
@@ -57,23 +81,17 @@ def load(
     Raises:
       InputError: the dataset is not here and cannot be downloaded.
     """
-    cache = cache_folder(cache_dir) / name
+    folder = cache.cache_folder(cache_dir) / name
     prepared = _find_prepared(name, data_dir)
     if prepared is None and data_dir is None:
-        entry = _only_entry(cache, split)
-        decoded = _read(entry, split) if entry else None
+        entry = _only_entry(folder)
+        decoded = cache.read(entry, split) if entry else None
         if decoded:
             return decoded
     if prepared is None:
-        prepared = _prepare(name, data_dir, cache)
-    entry = cache / sha256(prepared / "dataset_info.json")[:16]
-    decoded = _read(entry, split)
-    if decoded is None:
-        _decode(name, split, prepared, entry)
-        decoded = _read(entry, split)
-    if decoded is None:
-        raise InputError(f"the cache {entry} changed while it was read; run again")
-    return decoded
+        prepared = _prepare(name, data_dir, folder)
+    entry = folder / sha256(prepared / "dataset_info.json")[:16]
+    return cache.load(entry, split, partial(_decode, name, split, prepared))
 
 
 def _data_dir(data_dir: str | None) -> Path:
@@ -91,83 +109,80 @@ def _find_prepared(name: str, data_dir: str | None) -> Path | None:
     return max(versions)[1] if versions else None
 
 
-def _only_entry(cache: Path, split: str) -> Path | None:
-    entries = sorted(path.parent for path in cache.glob(f"*/{split}.json"))
-    if len(entries) > 1:
-        sources = ", ".join(_about(entry, split)["source"] for entry in entries)
+def _only_entry(folder: Path) -> Path | None:
+    """The cache's only entry of a dataset; None where there is none."""
+    found = {path.parent: path.stem for path in folder.glob("*/*.json")}
+    if len(found) > 1:
+        sources = sorted(cache.about(entry, found[entry])["source"] for entry in found)
         raise InputError(
-            f"{cache} holds several datasets called {cache.name}, decoded from "
-            f"{sources}: say which with data_dir, or remove all but one"
+            f"{folder} holds several datasets called {folder.name}, decoded from "
+            f"{', '.join(sources)}: say which with data_dir, or remove all but one"
         )
-    return entries[0] if entries else None
+    return next(iter(found), None)
 
 
-def _about(entry: Path, split: str) -> dict[str, Any]:
-    """The entry's description; empty strings where it cannot be read."""
-    try:
-        about = json.loads((entry / f"{split}.json").read_text())
-        return {"source": str(about["source"]), **about}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {"source": f"{entry} (damaged)"}
+def _names_in(entry: Path) -> list[str]:
+    """The splits of the dataset that an entry is of."""
+    found = [path.stem for path in entry.glob("*.json")]
+    lists = [cache.about(entry, split).get("splits") for split in found]
+    # Older versions wrote no list, and read these two.
+    return next((names for names in lists if names), ["train", "test"])
 
 
-def _read(entry: Path, split: str) -> Decoded | None:
-    """The cached split, or None (and a warning) where it is absent or damaged."""
-    if not (entry / f"{split}.json").is_file():
-        return None
-    about = _about(entry, split)
-    try:
-        for key in _ARRAYS:
-            if sha256(entry / f"{split}_{key}.npy") != about["sha256"][key]:
-                raise ValueError(f"{split}_{key}.npy does not match its checksum")
-        names = manifest.digest(about["class_names"])
-        if about["sha256"]["class_names"] != names:
-            raise ValueError("the class names do not match their checksum")
-        images = np.load(entry / f"{split}_images.npy", mmap_mode="r")
-        labels = np.load(entry / f"{split}_labels.npy")
-        return images, labels, tuple(about["class_names"])
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        _log.warning("the cache %s is damaged (%s) and is built again", entry, error)
-        return None
+def _info(prepared: Path) -> Any:
+    return schema.read(prepared / "dataset_info.json", _Info)
 
 
-def _decode(name: str, split: str, prepared: Path, entry: Path) -> None:
-    """Decodes a prepared split into the cache entry."""
-    info = schema.read(prepared / "dataset_info.json", dict[str, Any])
+def _decode(name: str, split: str, prepared: Path) -> cache.Decoding:
+    """A prepared split, to be decoded."""
+    info = _info(prepared)
     if info.get("fileFormat") != "array_record":
         raise InputError(
             f"{prepared} is stored as {info.get('fileFormat', 'tfrecord')}, which only "
             "TensorFlow reads: give a new data_dir and it is prepared as array_record"
         )
     tfds = _import_tfds()
-    try:
+    with _reading(prepared):
         builder = tfds.builder_from_directory(prepared)
+        features = dict(builder.info.features)
         source = builder.as_data_source(split)
-        examples = [source[i] for i in range(len(source))]
-        images = np.stack([example["image"] for example in examples])
-        labels = np.array([example["label"] for example in examples], np.int64)
-    except Exception as error:
+    if not {"image", "label"} <= set(features):
         raise InputError(
-            f"the prepared dataset {prepared} cannot be read ({_first_line(error)}): "
-            "remove the folder and it is downloaded again"
-        ) from error
-    entry.mkdir(parents=True, exist_ok=True)
-    with replacing(entry / f"{split}_images.npy") as path:
-        np.save(path, images)
-    with replacing(entry / f"{split}_labels.npy") as path:
-        np.save(path, labels)
+            f"{name} holds {', '.join(sorted(features))}: image and label are needed"
+        )
+    if None in features["image"].shape:
+        raise InputError(
+            f"{name} has images of several sizes: write them to a folder of images"
+        )
     about = {
         "source": str(prepared.resolve()),
         "version": builder.info.full_name,
-        "class_names": builder.info.features["label"].names,
-        "sha256": {
-            **{key: sha256(entry / f"{split}_{key}.npy") for key in _ARRAYS},
-            "class_names": manifest.digest(builder.info.features["label"].names),
-        },
+        "splits": [split["name"] for split in info["splits"]],
     }
-    write_text(entry / f"{split}.json", json.dumps(about, indent=2) + "\n")
+    names = tuple(features["label"].names)
+    return cache.Decoding(len(source), _chunks(source, prepared), names, about)
+
+
+def _chunks(source: Any, prepared: Path) -> Iterator[cache.Chunk]:
+    for start in range(0, len(source), _AT_ONCE):
+        with _reading(prepared):
+            index = range(start, min(start + _AT_ONCE, len(source)))
+            examples = [source[i] for i in index]
+            images = np.stack([example["image"] for example in examples])
+            labels = np.array([example["label"] for example in examples], np.int64)
+        yield images, labels
+
+
+@contextmanager
+def _reading(prepared: Path) -> Iterator[None]:
+    """Says of an error that the prepared dataset cannot be read."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"the prepared dataset {prepared} cannot be read ({first_line(error)}): "
+            "give a new data_dir and it is prepared again there"
+        ) from error
 
 
 def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
@@ -184,7 +199,7 @@ def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
     except Exception as error:
         raise InputError(
             f"TFDS has no dataset '{name}', and {folder} holds none "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
     url = next(iter(builder.url_infos), None)
     if url is not None and (reason := _unreachable(url)):
@@ -196,7 +211,7 @@ def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
     try:
         builder.download_and_prepare()
     except Exception as error:
-        raise InputError(missing.format(_first_line(error))) from error
+        raise InputError(missing.format(first_line(error))) from error
     return Path(builder.data_dir)
 
 
@@ -233,7 +248,3 @@ def _unreachable(url: str) -> str | None:
     thread.start()
     thread.join(_PROBE_SECONDS)
     return reason[0]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -104,7 +104,7 @@ def as_it_is(run, variables):
 def test_the_same_statistics_when_recalibrated(digits):
     """In one batch; PyTorch's variance is that of a sample, n / (n - 1) as large."""
     run, variables, twin = digits
-    split = run.splits.train.select(np.arange(32))
+    split = run.splits["train"].select(np.arange(32))
     expected, _ = finetuning.recalibrated(
         run, as_it_is(run, variables), variables, split
     )
@@ -196,7 +196,7 @@ def test_the_same_fine_tuning(digits, gentle):
 
 def test_accuracy_by_hand(digits):
     run, variables, twin = digits
-    split = run.splits.test.select(np.arange(50))
+    split = run.splits["test"].select(np.arange(50))
     logits = run.apply(variables, jnp.asarray(split.read(np.arange(50))))
     right = np.asarray(logits).argmax(-1) == split.labels
     assert torch_training.accuracy(run, twin, split) == pytest.approx(right.mean())

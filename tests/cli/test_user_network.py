@@ -273,6 +273,29 @@ def test_slices_of_the_file_and_images_in_common(script):
     assert result.about["overlaps"] == ["chosen on the images reported"]
 
 
+def test_a_file_without_test_images(script):
+    """Says which splits there are, and takes those, in parts or several together."""
+    names = {"images": "validation_images", "labels": "validation_labels"}
+    np.savez("other.npz", **{names.get(name, name): ARRAYS[name] for name in ARRAYS})
+    flags = [OWN[0], "--data=other.npz", "--ks=0,4"]
+    for flag, which in (("rank_split", "train[30%:]+validation"),
+                        ("eval_split", "validation[-40:]")):  # fmt: skip
+        code, _, err = script(sweep, *flags)
+        assert code == 2 and err.count("\n") == 1
+        line = f"error: --{flag}: unknown split 'test'; choices: train, validation"
+        assert err.startswith(line)
+        flags.append(f"--{flag}={which}")
+    code, out, err = script(sweep, *flags, "--calibration_split=train[:30%]")
+    assert code == 0, err
+    assert "40 of the images reported" not in out
+    result = jaxprune.SweepResult.load(FOLDER)
+    np.testing.assert_array_equal(result.labels, ARRAYS["labels"][20:])
+    assert result.about["fill_facts"]["images"] == 9
+    assert result.about["overlaps"] == ["ranked and chosen on the images reported"]
+    code, _, err = script(sweep, *flags, "--calibration_split=train+validation[:21]")
+    assert code == 2 and "holds 1 images of --eval_split=validation[-40:]" in err
+
+
 def test_images_by_the_name_of_a_dataset(script, monkeypatch):
     Path("nets/digits.py").write_text(
         SOURCE.replace("8, 8, 3", "28, 28, 1")

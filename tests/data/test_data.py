@@ -17,17 +17,27 @@ from jaxprune.data.splits import Split, batches
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A dataset `tiny`, prepared by TFDS: 30 train, 12 test images, 3 classes."""
+    folder = tmp_path_factory.mktemp("tfds")
+    prepare(folder, {"train": 30, "test": 12})
+    return folder
+
+
+def prepare(folder, counts, shape=(4, 4, 1), label="label"):
+    """Has TFDS prepare `tiny`: images of one number each, the class of which repeats.
+
+    With a label of another name, it is a dataset without class.
+    """
     import tensorflow_datasets
 
     core, features = tensorflow_datasets.core, tensorflow_datasets.features
 
-    class Tiny(core.GeneratorBasedBuilder):
+    class Tiny(core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = core.Version("1.0.0")
 
         def _info(self):
             kinds = {
-                "image": features.Image(shape=(4, 4, 1)),
-                "label": features.ClassLabel(names=["a", "b", "c"]),
+                "image": features.Image(shape=shape),
+                label: features.ClassLabel(names=["a", "b", "c"]),
             }
             return core.DatasetInfo(
                 builder=self,
@@ -35,19 +45,14 @@ def prepared(tmp_path_factory):
             )
 
         def _split_generators(self, dl_manager):
-            return {
-                "train": self._generate_examples(30),
-                "test": self._generate_examples(12),
-            }
+            return {n: self._generate_examples(counts[n]) for n in counts}
 
         def _generate_examples(self, n):
             for i in range(n):
                 image = Image.fromarray(np.full((4, 4), i, np.uint8))
-                yield i, {"image": image, "label": i % 3}
+                yield i, {"image": image, label: i % 3}
 
-    folder = tmp_path_factory.mktemp("tfds")
     Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
-    return folder
 
 
 def load(folder, cache, split="test"):
@@ -76,6 +81,49 @@ def test_the_second_run_needs_no_tfds(prepared, tmp_path, monkeypatch):
             monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
         again = load(folder, tmp_path)
         np.testing.assert_array_equal(first[0], again[0])
+
+
+def test_other_splits_are_decoded_when_they_are_read(tmp_path, monkeypatch):
+    prepare(tmp_path / "tfds", {"validation": 6, "test": 9, "train": 12})
+    folders = {"cache_dir": str(tmp_path / "cache")}
+    for data_dir in (str(tmp_path / "tfds"), None):
+        splits = datasets.load_any("tiny", data_dir=data_dir, **folders)
+        assert splits.names == ("train", "test", "validation")
+        found = [path.stem for path in tmp_path.glob("cache/tiny/*/*.json")]
+        expected = ["test", "train"] if data_dir else ["test", "train", "validation"]
+        assert sorted(found) == expected
+        some = datasets.choose_split(splits, "validation[-50%:]+train[:3]")
+        assert len(some) == 6
+        assert isinstance(splits["validation"].images.base, np.memmap)
+        assert datasets.overlap(splits, "validation+train", "train[:25%]+test") == 3
+        # What was decoded is enough.
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
+        monkeypatch.setattr(tfds, "_import_tfds", lambda *_: pytest.fail("imported"))
+
+
+def test_a_dataset_without_a_test_split(tmp_path):
+    prepare(tmp_path / "tfds", {"train": 6, "validation": 3})
+    splits = datasets.load_any(
+        "tiny", data_dir=str(tmp_path / "tfds"), cache_dir=str(tmp_path / "cache")
+    )
+    with pytest.raises(InputError, match="unknown split 'test'; choices: train, valid"):
+        datasets.choose_split(splits, "test")
+    assert (tmp_path / "tfds" / "tiny" / "1.0.0" / "dataset_info.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label": "kind"}, "tiny holds image, kind: image and label are needed"),
+        ({"shape": (None, None, 1)}, "tiny has images of several sizes: write them to"),
+    ],
+)
+def test_datasets_that_are_not_of_labelled_images(tmp_path, options, message):
+    prepare(tmp_path / "tfds", {"train": 6}, **options)
+    with pytest.raises(InputError, match=message):
+        datasets.load_any(
+            "tiny", data_dir=str(tmp_path / "tfds"), cache_dir=str(tmp_path / "cache")
+        )
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "foreign"])
@@ -116,8 +164,10 @@ def test_a_prepared_dataset_that_is_damaged(prepared, tmp_path):
     shutil.copytree(prepared, broken)
     (record,) = (broken / "tiny" / "1.0.0").glob("*test*record*")
     record.write_bytes(record.read_bytes()[:100])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"cannot be read .* give a new data_dir"):
         load(broken, tmp_path / "cache")
+    assert record.exists()
+    assert not [*(tmp_path / "cache").rglob("*.npy")]
 
 
 def test_a_dataset_stored_as_tfrecord(prepared, tmp_path):
@@ -162,26 +212,29 @@ def check_pairs(pairs: Split, source: Split) -> None:
 def test_pairs_of_the_embedded_digits():
     digits = datasets.load("digits")
     pairs = datasets.load("digits_pair", train_pairs=5000, test_pairs=1005)
-    check_pairs(pairs.train, digits.train)
-    check_pairs(pairs.test, digits.test)
-    assert not set(pairs.train.sources.flat) & set(pairs.test.sources.flat)
-    assert len(set(digits.train.sources.flat) | set(digits.test.sources.flat)) == 1797
-    assert pairs.train.image_shape == (28, 28, 2)
-    assert pairs.train.images.shape == (1797, 28, 28, 1)  # never materialised
-    example = pairs.test.read(np.array([3]))[0]
-    for channel, source in enumerate(pairs.test.sources[3]):
+    check_pairs(pairs["train"], digits["train"])
+    check_pairs(pairs["test"], digits["test"])
+    assert not set(pairs["train"].sources.flat) & set(pairs["test"].sources.flat)
+    assert (
+        len(set(digits["train"].sources.flat) | set(digits["test"].sources.flat))
+        == 1797
+    )
+    assert pairs["train"].image_shape == (28, 28, 2)
+    assert pairs["train"].images.shape == (1797, 28, 28, 1)  # never materialised
+    example = pairs["test"].read(np.array([3]))[0]
+    for channel, source in enumerate(pairs["test"].sources[3]):
         np.testing.assert_array_equal(
-            example[..., channel], pairs.test.images[source, ..., 0]
+            example[..., channel], pairs["test"].images[source, ..., 0]
         )
     # All digits take part in both kinds, as often as they occur.
-    assert len(np.unique(pairs.train.sources)) > 1300
+    assert len(np.unique(pairs["train"].sources)) > 1300
 
 
 def test_pairs_follow_from_the_seed_alone():
     first, again, other = (
-        datasets.load(
-            "digits_pair", seed=seed, train_pairs=50, test_pairs=50
-        ).train.sources
+        datasets.load("digits_pair", seed=seed, train_pairs=50, test_pairs=50)[
+            "train"
+        ].sources
         for seed in (3, 3, 4)
     )
     np.testing.assert_array_equal(first, again)
@@ -191,12 +244,12 @@ def test_pairs_follow_from_the_seed_alone():
 def test_source_images_are_limited():
     pairs = datasets.load(
         "digits_pair", source_images=300, train_pairs=9000, test_pairs=50
-    ).train
+    )["train"]
     assert len(np.unique(pairs.sources)) == 300
 
 
 def test_impossible_pairs():
-    split = datasets.load("digits").test
+    split = datasets.load("digits")["test"]
     one = split.select(np.flatnonzero(split.labels == 3))
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="at least two digits"):
@@ -206,7 +259,7 @@ def test_impossible_pairs():
 
 
 def test_batches_pad_the_last_one():
-    split = datasets.load("digits").test
+    split = datasets.load("digits")["test"]
     sizes = [batch.size for batch in batches(split, 100)]
     assert sizes == [100, 100, 100, 60]
     last = list(batches(split, 100))[-1]
@@ -218,13 +271,16 @@ def test_slices_of_splits():
     assert len(datasets.choose_split(splits, "test")) == 360
     assert len(datasets.choose_split(splits, "train[:1000]")) == 1000
     tail = datasets.choose_split(splits, "train[1400:]")
-    np.testing.assert_array_equal(tail.labels, splits.train.labels[1400:])
+    np.testing.assert_array_equal(tail.labels, splits["train"].labels[1400:])
 
 
 @pytest.mark.parametrize(
     ("which", "message"),
     [("tset", "did you mean 'test'"), ("train[5:5]", "empty"), ("test[9999:]", "empty"),
-     ("test[-5:]", "not of the form"), ("test[:50%]", "not of the form")],
+     ("test[:500%]", "lie in -100% .. 100%"), ("test[5]", "not of the form"),
+     ("test[1.5:]", "whole examples"), ("train+tset[:5]", "did you mean 'test'"),
+     ("train[:0]+test[:-360]", "'train' has 1437 and 'test' has 360"),
+     ("train+", "not of the form"), ("test[:4:2]", "not of the form")],
 )  # fmt: skip
 def test_bad_splits(which, message):
     with pytest.raises(InputError, match=message):
@@ -254,21 +310,21 @@ def test_test_images_for_real(data_dir, decoded, name, shape, last, counts):
 def test_mnist_pairs_for_real(data_dir, tmp_path):
     cache = os.environ.get("JAXPRUNE_TEST_CACHE", str(tmp_path))
     mnist = datasets.load("mnist", data_dir=data_dir, cache_dir=cache)
-    assert len(mnist.train) == 60_000 and len(mnist.test) == 10_000
+    assert len(mnist["train"]) == 60_000 and len(mnist["test"]) == 10_000
     pairs = datasets.load(
         "mnist_pair", data_dir=data_dir, cache_dir=cache,
         train_pairs=20_000, test_pairs=10_000,
     )  # fmt: skip
-    check_pairs(pairs.train, mnist.train)
-    check_pairs(pairs.test, mnist.test)
-    assert len(np.unique(pairs.train.sources)) <= 6000
+    check_pairs(pairs["train"], mnist["train"])
+    check_pairs(pairs["test"], mnist["test"])
+    assert len(np.unique(pairs["train"].sources)) <= 6000
 
 
 @pytest.mark.slow
 def test_cifar10_for_real(data_dir, tmp_path):
     cifar = datasets.load("cifar10", data_dir=data_dir, cache_dir=str(tmp_path))
-    assert len(cifar.train) == 50_000 and cifar.test.image_shape == (32, 32, 3)
-    assert np.bincount(cifar.test.labels).tolist() == [1000] * 10
-    assert cifar.test.class_names[3] == "cat"
-    mean = np.asarray(cifar.train.images).mean((0, 1, 2))
+    assert len(cifar["train"]) == 50_000 and cifar["test"].image_shape == (32, 32, 3)
+    assert np.bincount(cifar["test"].labels).tolist() == [1000] * 10
+    assert cifar["test"].class_names[3] == "cat"
+    mean = np.asarray(cifar["train"].images).mean((0, 1, 2))
     np.testing.assert_allclose(mean, [125.3, 122.95, 113.87], atol=0.1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxprune._base.errors import InputError
-from jaxprune.data import npz
+from jaxprune.data import datasets, npz
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 3, 4, 2), np.uint8)
@@ -31,16 +31,18 @@ def rows(split):
 
 def test_a_fifth_is_drawn_and_the_others_are_left(save):
     splits = npz.load(save(images=IMAGES, labels=LABELS), 3)
-    train, test = rows(splits.train), rows(splits.test)
+    train, test = rows(splits["train"]), rows(splits["test"])
     assert len(train) == 10 and sorted(train + test) == list(range(50))
     assert train == sorted(train) and test == sorted(test)
-    for split, index in ((splits.train, train), (splits.test, test)):
+    for split, index in ((splits["train"], train), (splits["test"], test)):
         np.testing.assert_array_equal(split.labels, LABELS[index])
         assert split.class_names == ("0", "1", "2")
         assert split.images.dtype == np.uint8
     again = npz.load(save(images=IMAGES, labels=LABELS), 3)
-    assert rows(again.train) == train
-    assert rows(npz.load(save(images=IMAGES, labels=LABELS), 3, seed=1).train) != train
+    assert rows(again["train"]) == train
+    assert (
+        rows(npz.load(save(images=IMAGES, labels=LABELS), 3, seed=1)["train"]) != train
+    )
 
 
 def test_at_most_512_are_drawn_of_a_file_in_any_order(save):
@@ -48,8 +50,8 @@ def test_at_most_512_are_drawn_of_a_file_in_any_order(save):
     images = np.zeros((4000, 1, 1, 1), np.uint8)
     for labels in (np.arange(4000) // 400, np.arange(4000) % 10):
         splits = npz.load(save(images=images, labels=labels), 10)
-        assert (len(splits.train), len(splits.test)) == (512, 3488)
-        assert (np.bincount(splits.train.labels) > 25).all()
+        assert (len(splits["train"]), len(splits["test"])) == (512, 3488)
+        assert (np.bincount(splits["train"].labels) > 25).all()
 
 
 def test_the_only_image_of_a_class_is_left_for_tests(save):
@@ -57,8 +59,8 @@ def test_the_only_image_of_a_class_is_left_for_tests(save):
     images = IMAGES[:10]
     for seed in range(20):
         splits = npz.load(save(images=images, labels=labels), 5, seed)
-        assert splits.train.labels.tolist() == [4, 4]
-        assert set(splits.test.labels) == set(range(5))
+        assert splits["train"].labels.tolist() == [4, 4]
+        assert set(splits["test"].labels) == set(range(5))
 
 
 def test_images_that_are_given_for_fits(save):
@@ -67,18 +69,80 @@ def test_images_that_are_given_for_fits(save):
         train_images=IMAGES[20:], train_labels=LABELS[20:], other=np.zeros(3),
     )  # fmt: skip
     splits = npz.load(path, 3)
-    assert rows(splits.test) == [*range(20)]
-    assert rows(splits.train) == [*range(20, 50)]
-    np.testing.assert_array_equal(splits.train.labels, LABELS[20:])
-    assert splits.test.class_names == ("a", "b", "ü")
+    assert rows(splits["test"]) == [*range(20)]
+    assert rows(splits["train"]) == [*range(20, 50)]
+    np.testing.assert_array_equal(splits["train"].labels, LABELS[20:])
+    assert splits["test"].class_names == ("a", "b", "ü")
+
+
+GIVEN = {
+    "train": {"train_images": IMAGES[:20], "train_labels": LABELS[:20]},
+    "validation": {"validation_images": IMAGES[20:29], "validation_labels": LABELS[:9]},
+    "test": {"images": IMAGES[29:], "labels": LABELS[29:]},
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train",), ("validation",), ("train", "validation"), ("train", "test"),
+     ("train", "validation", "test")],
+)  # fmt: skip
+def test_the_splits_are_those_that_the_file_holds(save, names):
+    arrays = {key: array for name in names for key, array in GIVEN[name].items()}
+    splits = npz.load(save(**arrays), 3)
+    assert splits.names == names
+    for name in names:
+        images, labels = GIVEN[name].values()
+        assert len(splits[name]) == len(images)
+        np.testing.assert_array_equal(splits[name].images, images)
+        np.testing.assert_array_equal(splits[name].labels, labels)
+    if "test" not in names:
+        with pytest.raises(InputError, match=f"choices: {', '.join(names)}$"):
+            datasets.choose_split(splits, "test")
+
+
+def test_fits_are_made_on_drawn_images_beside_validation(save):
+    drawn = npz.load(save(images=IMAGES, labels=LABELS), 3)
+    splits = npz.load(save(images=IMAGES, labels=LABELS, **GIVEN["validation"]), 3)
+    assert splits.names == ("train", "validation", "test")
+    for name in ("train", "test"):
+        assert rows(splits[name]) == rows(drawn[name])
+    both = datasets.choose_split(splits, "validation+test")
+    assert rows(both) == [*range(20, 29), *rows(drawn["test"])]
+
+
+SCALED = np.float32(IMAGES) / 255
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (IMAGES, SCALED, "images are uint8, train_images float32"),
+        (SCALED * 255, SCALED, "images lie in 0 .. 255, train_images in 0 .. 1: "),
+        (SCALED, SCALED * 2 - 1, "images lie in 0 .. 1, train_images in -1 .. 1: "),
+        (IMAGES // 255, IMAGES, "images lie in 0 .. 1, train_images in 0 .. 255: "),
+        (SCALED, SCALED[:, :2], "images are [3, 4, 2], train_images [2, 4, 2]"),
+    ],
+)
+def test_parts_that_do_not_belong_together(save, one, other, message):
+    path = save(images=one, labels=LABELS, train_images=other, train_labels=LABELS)
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        npz.load(path, 3)
+    assert "my.npz" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("other", [SCALED / 3, SCALED * 1.1 - 0.05, SCALED * 0 + 0.1])
+def test_parts_that_are_darker_or_brighter_belong_together(save, other):
+    path = save(images=SCALED, labels=LABELS, train_images=other, train_labels=LABELS)
+    assert npz.load(path, 3).names == ("train", "test")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "uint16"])
 def test_numbers_that_are_no_bytes_become_float32(save, dtype):
     values = IMAGES.astype(dtype) / (2 if "float" in dtype else 1)
     splits = npz.load(save(images=values.astype(dtype), labels=LABELS), 3)
-    assert splits.test.images.dtype == np.float32
-    np.testing.assert_array_equal(splits.test.images, values.astype(np.float32))
+    assert splits["test"].images.dtype == np.float32
+    np.testing.assert_array_equal(splits["test"].images, values.astype(np.float32))
 
 
 NAN = IMAGES.astype(float)
@@ -111,6 +175,14 @@ BAD = [
     (
         {"images": IMAGES, "labels": LABELS, "train_images": IMAGES},
         "holds one of train_images and train_labels: give both",
+    ),
+    (
+        {"train_images": IMAGES, "train_labels": LABELS, "validation_labels": LABELS},
+        "holds one of validation_images and validation_labels: give both",
+    ),
+    (
+        {"train_images": IMAGES, "train_labels": LABELS, "labels": LABELS},
+        "holds one of images and labels: give both",
     ),
     (
         {

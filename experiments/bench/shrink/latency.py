@@ -73,7 +73,8 @@ def prepare(
     run = run_directory.load(
         settings, train_imported=False, alone=False
     )  # the parent holds the folder
-    images = run.splits.test.read(np.arange(max(batches)) % len(run.splits.test))
+    split = run.splits["test"]
+    images = split.read(np.arange(max(batches)) % len(split))
     load = _ours if by == OURS else _theirs
     calls = load(run, networks, {batch: images[:batch] for batch in batches})
     for by_batch in calls.values():

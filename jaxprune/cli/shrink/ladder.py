@@ -16,8 +16,8 @@ from jaxprune.cli.run_directory import Run
 from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
 from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import machine
+from jaxprune.data.cache import cache_folder
 from jaxprune.data.splits import Split
-from jaxprune.data.tfds import cache_folder
 from jaxprune.results.confidence import discordant, largest_drop
 from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
