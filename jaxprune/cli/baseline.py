@@ -35,8 +35,8 @@ def splits(run: Run, settings: ImageSettings) -> tuple[Split, Split]:
       InputError: they have images in common, which --allow_overlap would allow.
     """
     split, calibration = (
-        run.split_of(flag, getattr(settings, flag))
-        for flag in ("eval_split", "calibration_split")
+        datasets.choose_split(run.splits, which)
+        for which in (settings.eval_split, settings.calibration_split)
     )
     shared = datasets.overlap(
         run.splits, settings.calibration_split, settings.eval_split

@@ -8,6 +8,7 @@ from typing import Any
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune.cli.run_directory import Run
 from jaxprune.cli.settings import PruningSettings
+from jaxprune.data import datasets
 from jaxprune.ranking.criteria import CRITERIA
 from jaxprune.sweep.taps import TAPS
 
@@ -71,9 +72,13 @@ def resolve(run: Run, settings: PruningSettings) -> PruningOptions:
       InputError: a split that there is not, or a ridge that is none, used or not.
     """
     select_split = settings.select_split or settings.eval_split
-    for flag in ("rank_split", "eval_split", "select_split", "calibration_split"):
-        if (which := getattr(settings, flag)) is not None:
-            run.split_of(flag, which)
+    for split in (
+        settings.rank_split,
+        select_split,
+        settings.eval_split,
+        settings.calibration_split,
+    ):
+        datasets.choose_split(run.splits, split)
     if settings.ridge is not None and not settings.ridge > 0:
         raise InputError(f"--ridge must be positive, got {settings.ridge}")
     layer = settings.layer or run.defaults.layer

@@ -122,17 +122,6 @@ class Run:
         key = jax.random.key(self.config.seed)
         return jax.jit(self.model.init)(key, self.scale(self.image))
 
-    def split_of(self, flag: str, which: str) -> Split:
-        """The images that the value of a flag names.
-
-        Raises:
-          InputError: it names none; the message has the flag.
-        """
-        try:
-            return datasets.choose_split(self.splits, which)
-        except InputError as error:
-            raise InputError(f"--{flag}: {error}") from None
-
     def batch_size(self, split: Split) -> int:
         """Images to evaluate at once."""
         given = self.settings.batch_size
@@ -167,11 +156,12 @@ def load(settings: NetworkSettings, *, train_imported: bool, alone: bool = True)
     if name is not None and config.is_own(name):
         return _own(settings, workdir, name)
     conf = resolve(settings, train_imported=train_imported)
-    if settings.data is not None:
-        raise InputError(
-            f"--data is for a network of your own, --model=my_module:build; "
-            f"{conf.model} takes --dataset"
-        )
+    for flag in ("data", "image_size"):
+        if getattr(settings, flag) is not None:
+            raise InputError(
+                f"--{flag} is for a network of your own, --model=my_module:build; "
+                f"{conf.model} takes --dataset"
+            )
     splits = datasets.load(
         conf.dataset,
         data_dir=settings.data_dir,
@@ -191,13 +181,14 @@ def load(settings: NetworkSettings, *, train_imported: bool, alone: bool = True)
 
 def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
     """The run of a user's network, as the settings and the run directory agree."""
+    folder = user_network.folder(settings)
     network = user_network.build(name)
-    given = user_network.given(settings, name, network)
+    given = user_network.given(settings, name, network, folder)
     saved = _saved(workdir)
     if saved is not None:
         config.check_same(saved, given, workdir)
     conf = saved if isinstance(saved, UserConfig) else user_network.configure(given)
-    splits = user_network.images(settings, conf, network)
+    splits = user_network.images(settings, conf, network, folder)
     _check_images(conf, splits)
     return Run(
         settings, conf, workdir, splits, network.model, network.call,

@@ -87,7 +87,13 @@ class NetworkSettings(WorkdirSettings):
     )
     data: str | None = flag(
         "Images for a network of your own: an .npz file (images, labels and, if they "
-        "have names, class_names), or a TFDS name."
+        "have names, class_names), a folder of JPEG or PNG images, one subfolder for "
+        "each class, or a TFDS name."
+    )
+    image_size: int | None = flag(
+        "Height and width that a folder's images are resized and cropped to. Default: "
+        "those of the network's example.",
+        at_least=1,
     )
     data_dir: str | None = flag("Prepared TFDS datasets. Default: TFDS's own.")
     cache_dir: str | None = flag("Decoded arrays. Default: ~/.cache/jaxprune.")

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,12 @@ from flax import linen as nn
 from jaxprune._base import arguments, manifest, processes, schema
 from jaxprune._base.errors import InputError, check_choice, first_line
 from jaxprune._base.files import sha256
+from jaxprune.cli import cluster
 from jaxprune.cli.settings import NetworkSettings
-from jaxprune.data import datasets, npz
+from jaxprune.data import datasets, npz, slices
+from jaxprune.data import images as folders
 from jaxprune.data.datasets import Splits
+from jaxprune.data.images import ImageFolder
 from jaxprune.graph.trace import trace
 from jaxprune.recipes import config
 from jaxprune.recipes.config import Config, UserConfig
@@ -42,7 +45,7 @@ class UserNetwork(NamedTuple):
     Attributes:
       model: the network.
       variables: its weights, as NumPy arrays.
-      shape: of what it takes, H, W, C.
+      shape: of the images that it is given, H, W, C.
       call: keyword arguments of its call.
       classes: number of classes.
     """
@@ -87,6 +90,8 @@ def build(name: str) -> UserNetwork:
         variables = jax.tree.map(np.asarray, flax.core.unfreeze(variables))
         schema.check_json("the keyword arguments", call)
         shape = _shape(example)
+        if FLAGS.image_size is not None:  # it may take others than its example's
+            shape = (FLAGS.image_size, FLAGS.image_size, shape[2])
         classes = _classes(partial(model.apply, **call), variables, shape)
     except InputError as error:
         raise InputError(f"{name}(): {error}") from None
@@ -170,8 +175,30 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def given(settings: NetworkSettings, name: str, network: UserNetwork) -> dict[str, Any]:
-    """The fields of the configuration that the settings and the weights fix.
+def folder(settings: NetworkSettings) -> ImageFolder | None:
+    """The folder of images that --data names; None where it names something else.
+
+    Raises:
+      InputError: it holds something else, or --image_size has no folder to go with.
+    """
+    data = settings.data
+    if data is not None and data not in datasets.DATASETS and Path(data).is_dir():
+        return folders.find(data)
+    if settings.image_size is not None:
+        raise InputError(
+            "--image_size is of a folder of images, and --data names "
+            f"{'none' if data is None else data}"
+        )
+    return None
+
+
+def given(
+    settings: NetworkSettings,
+    name: str,
+    network: UserNetwork,
+    folder: ImageFolder | None,
+) -> dict[str, Any]:
+    """The fields of the configuration that settings, weights and images fix.
 
     Raises:
       InputError: flags that only an experiment has, or processes that were given
@@ -193,7 +220,9 @@ def given(settings: NetworkSettings, name: str, network: UserNetwork) -> dict[st
         raise InputError(f"{name}() returned other weights in another process")
     if settings.data is not None:
         values["dataset"] = settings.data
-        if _is_file(settings.data):
+        if folder is not None:
+            values["dataset"] = f"{_FILE}{folder.fingerprint(network.shape[0])}"
+        elif _is_file(settings.data):
             values["dataset"] = f"{_FILE}{sha256(_existing(settings.data))}"
     return values
 
@@ -207,22 +236,38 @@ def configure(given: Mapping[str, Any]) -> UserConfig:
     if "dataset" not in given:
         raise InputError(
             f"say on which images with --data: an .npz file (images [N, H, W, C], "
-            f"labels [N]) or a TFDS name, such as {datasets.DATASETS[0]}"
+            "labels [N]), a folder of images, one subfolder for each class, or a TFDS "
+            f"name, such as {datasets.DATASETS[0]}"
         )
     conf = UserConfig(**given)
     config.check_numbers(conf)
     return conf
 
 
-def images(settings: NetworkSettings, conf: UserConfig, network: UserNetwork) -> Splits:
+def images(
+    settings: NetworkSettings,
+    conf: UserConfig,
+    network: UserNetwork,
+    folder: ImageFolder | None,
+) -> Splits:
     """The images that the network is tested on, and those that fits are made on.
 
     Raises:
       InputError: they are not to be had, or not what the network takes.
     """
     data = settings.data or conf.dataset
+    if folder is not None:
+        size = network.shape[0]
+        _check(conf, data, network, (size, size, 3), folder.class_names)
+        _check_splits(settings, folder.files)
+        with cluster.progress(
+            total=len(folder), unit="img", desc="decoding", delay=1
+        ) as bar:
+            return folders.decode(
+                folder, size, cache_dir=settings.cache_dir, on_images=bar.update
+            )
     if data.startswith(_FILE):
-        raise InputError("the images are a file's: say which with --data")
+        raise InputError("the images are a file's or folder's: say which with --data")
     if _is_file(data):
         splits = npz.load(_existing(data), network.classes, conf.seed)
     else:
@@ -232,7 +277,31 @@ def images(settings: NetworkSettings, conf: UserConfig, network: UserNetwork) ->
             cache_dir=settings.cache_dir,
             seed=conf.seed,
         )
-    shape, names = splits.first.image_shape, splits.first.class_names
+    first = splits.first
+    _check(conf, data, network, first.image_shape, first.class_names)
+    _check_splits(settings, splits.names)
+    return splits
+
+
+def _check_splits(settings: NetworkSettings, names: Collection[str]) -> None:
+    """Raises InputError where a flag names a split that there is not."""
+    for flag in ("rank_split", "eval_split", "select_split", "calibration_split"):
+        which = getattr(settings, flag, None)  # of those that the command has
+        try:
+            for part in slices.parse(which) if which is not None else ():
+                check_choice("split", part.name, names)
+        except InputError as error:
+            raise InputError(f"--{flag}: {error}") from None
+
+
+def _check(
+    conf: UserConfig,
+    data: str,
+    network: UserNetwork,
+    shape: tuple[int, ...],
+    names: tuple[str, ...],
+) -> None:
+    """Raises InputError if images or classes are not what the network takes."""
     if shape != network.shape:
         raise InputError(
             f"{data} has images [{', '.join(map(str, shape))}], and {conf.model} takes "
@@ -243,7 +312,6 @@ def images(settings: NetworkSettings, conf: UserConfig, network: UserNetwork) ->
             f"{data} has {len(names)} classes, and {conf.model} tells "
             f"{network.classes} apart"
         )
-    return splits
 
 
 def _is_file(data: str) -> bool:
@@ -253,5 +321,6 @@ def _is_file(data: str) -> bool:
 
 def _existing(data: str) -> Path:
     if not Path(data).is_file():
-        raise InputError(f"--data: there is no file {data}")
+        kind = "file" if data.endswith(".npz") else "file or folder"
+        raise InputError(f"--data: there is no {kind} {data}")
     return Path(data)

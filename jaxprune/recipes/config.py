@@ -84,7 +84,7 @@ class UserConfig:
 
     model: str = flag("The function that returns it, as my_package.my_module:build.")
     weights: str = flag("Their SHA-256.")
-    dataset: str = flag("A TFDS name, or the SHA-256 of a file.")
+    dataset: str = flag("A TFDS name, or the SHA-256 of a file or folder.")
     seed: int = flag("Seed of everything drawn.", at_least=0, default=0)
     pixel_mean: tuple[float, ...] = flag("Subtracted from pixels.", default=(0.0,))
     pixel_std: tuple[float, ...] = flag("Divides pixels then.", default=(1.0,))

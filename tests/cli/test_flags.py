@@ -13,7 +13,8 @@ from jaxprune.recipes.config import Config
 from jaxprune.recipes.recipe import RECIPES
 
 NETWORK = {
-    "workdir", "data", "data_dir", "cache_dir", "devices", "compilation_cache", "wandb",
+    "workdir", "data", "image_size", "data_dir", "cache_dir", "devices",
+    "compilation_cache", "wandb",
     *(field.name for field in dataclasses.fields(Config)),
 }  # fmt: skip
 PROCESSES = {"coordinator", "num_processes", "process_id"}

@@ -4,17 +4,20 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from PIL import Image
 from safetensors.numpy import load_file
 
 import jaxprune
 from experiments.bench import __main__ as bench
 from jaxprune.cli.commands import compact, plot, shrink, sweep, train
+from jaxprune.data import images
 from random_data import random_split
 from run_directories import opened
 
@@ -60,6 +63,7 @@ no_call = lambda: (*build()[:3], {})
 an_array = lambda: (*build()[:3], {"train": False, "mask": np.ones(2)})
 no_logits = lambda: (nn.Conv(3, (1, 1)), *nn_conv(), {})
 in_bytes = lambda: (*build()[:2], np.zeros((1, 8, 8, 3), np.uint8), {"train": False})
+wide = lambda: (*build()[:2], np.zeros((1, 8, 9, 3)), {"train": False})
 no_batch = lambda: (*build()[:2], np.zeros((8, 8, 3), np.float32), {"train": False})
 
 
@@ -296,6 +300,90 @@ def test_a_file_without_test_images(script):
     assert code == 2 and "holds 1 images of --eval_split=validation[-40:]" in err
 
 
+def save_folder(place, split, ending="png"):
+    """Writes the images of a split into a folder of images."""
+    for i, (pixels, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        path = place / str(ARRAYS["class_names"][label]) / f"{i}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def test_a_folder_of_images(script):
+    """Decoded once, at the size of the network's example."""
+    save_folder(Path("photos"), SPLIT)
+    own = (OWN[0], "--data=photos", "--ks=0,4")
+    code, _, err = script(sweep, *own)
+    assert code == 2 and "--rank_split: unknown split 'test'; choices: train\n" in err
+    assert not Path("cache").exists()  # nothing was decoded before
+    flags = ("--rank_split=train[40:]", "--eval_split=train[40:]")
+    code, _, err = script(sweep, *own, *flags, "--calibration_split=train[:40]")
+    assert code == 0, err
+    result = jaxprune.SweepResult.load(FOLDER)
+    split = images.load_folder("photos", 8, cache_dir="cache/jaxprune")["train"]
+    np.testing.assert_array_equal(result.labels, split.labels[40:])
+    assert result.class_names == ("cat", "dog", "owl", "yak")
+    assert result.about["fill_facts"]["images"] == 40
+    # It was decoded where the command keeps what it decodes.
+    assert len([*Path("cache/jaxprune/image-folders").iterdir()]) == 1
+    # The same images in another place are those of the run directory, others are not.
+    Path("moved").mkdir()
+    Path("photos").rename("moved/photos")
+    fits = ("--calibration_split=train[:40]", f"--workdir={RUN}")
+    moved = (OWN[0], "--data=moved/photos", "--ks=0,4", *flags, *fits)
+    code, _, err = script(sweep, *moved)
+    assert code == 0, err
+    code, _, err = script(sweep, *moved, "--image_size=9")
+    assert code == 2 and "dataset is sha256:" in err
+    Path("moved/photos/cat/0.png").rename("moved/photos/cat/zero.png")
+    code, _, err = script(sweep, *moved)
+    assert code == 2 and "dataset is sha256:" in err and err.count("\n") == 1
+
+
+def test_a_folder_of_splits_at_another_size(script):
+    for name in ("train", "val"):
+        save_folder(Path("photos") / name, SPLIT, "jpg")
+    flags = (OWN[0], "--data=photos/", "--image_size=12", "--rank_split=validation",
+             "--eval_split=validation")  # fmt: skip
+    code, _, err = script(sweep, *flags, "--ks=0,4")
+    assert code == 0, err
+    _, _, logits = build()
+    split = images.load_folder("photos", 12, cache_dir="cache/jaxprune")["validation"]
+    result = jaxprune.SweepResult.load(FOLDER)
+    scaled = split.images * np.float32(50) + np.float32([100, 90, 80])
+    expected = logits(build()[1], scaled).argmax(-1)
+    np.testing.assert_array_equal(result.predictions[0], expected)
+    assert result.about["fill_facts"]["images"] == len(SPLIT)
+
+
+BAD_FOLDERS = [
+    (
+        ["--data=photos", "--image_size=0"],
+        "--image_size=0: 0 is not a positive integer",
+    ),
+    (["--data=photos", "--image_size=x"], "image_size"),
+    (["--data=my.npz", "--image_size=8"], "of a folder of images, and --data names my"),
+    (["--data=digits", "--image_size=8"], "of images, and --data names digits"),
+    (["--image_size=8"], "of a folder of images, and --data names none"),
+    (["--data=photos"], "photos has 3 classes, and nets.small:build tells 4 apart"),
+    (["--data=./nets"], "nets holds no images: each lies in the subfolder"),
+    (["--data=wide", "--model=nets.small:wide"], "wide has images [8, 8, 3], and nets"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD_FOLDERS, ids=[" ".join(b[0]) for b in BAD_FOLDERS]
+)
+def test_bad_folders(script, arguments, message):
+    some = SPLIT.labels < 3
+    three = SimpleNamespace(images=SPLIT.images[some], labels=SPLIT.labels[some])
+    save_folder(Path("photos"), three)
+    save_folder(Path("wide"), SPLIT)
+    code, out, err = script(sweep, OWN[0], *arguments)
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not Path("runs").exists() and not out
+    assert not Path("cache").exists()
+
+
 def test_images_by_the_name_of_a_dataset(script, monkeypatch):
     Path("nets/digits.py").write_text(
         SOURCE.replace("8, 8, 3", "28, 28, 1")
@@ -336,7 +424,7 @@ BAD = [
     (sweep, ["--model=nets.broken:build"], "importing nets.broken failed: NameError:"),
     (sweep, ["--model=nets.needs:build"], "No module named 'nowhere_to_be_found'"),
     (sweep, [OWN[0], "--data=no.npz"], "--data: there is no file no.npz"),
-    (sweep, [OWN[0], "--data=./nets"], "--data: there is no file ./nets"),
+    (sweep, [OWN[0], "--data=./nest"], "--data: there is no file or folder ./nest"),
     (sweep, [OWN[0]], "say on which images with --data"),
     (sweep, [*OWN, "--widths=3"], "--widths is an experiment's"),
     (sweep, [*OWN, "--epochs=3"], "--epochs is an experiment's"),

@@ -26,7 +26,8 @@ COMMANDS = {
 WHOLE = (
     "seed depth epochs train_batch_size source_images train_pairs test_pairs devices "
     "batch_size mask_chunk random_orders oracle_images greedy_images k finetune_epochs "
-    "finetune_images multiple_of batch confusion_k num_processes process_id repeats"
+    "finetune_images multiple_of batch confusion_k num_processes process_id repeats "
+    "image_size"
 ).split()
 REAL = (
     "learning_rate warmup_epochs ridge max_drop speedup size latency "
