@@ -146,9 +146,11 @@ def _decode(name: str, split: str, prepared: Path) -> cache.Decoding:
         builder = tfds.builder_from_directory(prepared)
         features = dict(builder.info.features)
         source = builder.as_data_source(split)
-    if not {"image", "label"} <= set(features):
+    names = getattr(features.get("label"), "names", None)
+    if "image" not in features or not names:
         raise InputError(
-            f"{name} holds {', '.join(sorted(features))}: image and label are needed"
+            f"{name} holds {', '.join(sorted(features))}: an image and a label, which "
+            "is a class, are needed"
         )
     if None in features["image"].shape:
         raise InputError(
@@ -159,8 +161,8 @@ def _decode(name: str, split: str, prepared: Path) -> cache.Decoding:
         "version": builder.info.full_name,
         "splits": [split["name"] for split in info["splits"]],
     }
-    names = tuple(features["label"].names)
-    return cache.Decoding(len(source), _chunks(source, prepared), names, about)
+    chunks = _chunks(source, prepared)
+    return cache.Decoding(len(source), chunks, tuple(names), about)
 
 
 def _chunks(source: Any, prepared: Path) -> Iterator[cache.Chunk]:

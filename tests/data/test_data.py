@@ -22,10 +22,10 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def prepare(folder, counts, shape=(4, 4, 1), label="label"):
+def prepare(folder, counts, shape=(4, 4, 1), label="label", numbers=False):
     """Has TFDS prepare `tiny`: images of one number each, the class of which repeats.
 
-    With a label of another name, it is a dataset without class.
+    With a label of another name, or that is a number, it is a dataset without class.
     """
     import tensorflow_datasets
 
@@ -37,7 +37,9 @@ def prepare(folder, counts, shape=(4, 4, 1), label="label"):
         def _info(self):
             kinds = {
                 "image": features.Image(shape=shape),
-                label: features.ClassLabel(names=["a", "b", "c"]),
+                label: np.int64
+                if numbers
+                else features.ClassLabel(names=["a", "b", "c"]),
             }
             return core.DatasetInfo(
                 builder=self,
@@ -114,7 +116,8 @@ def test_a_dataset_without_a_test_split(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label": "kind"}, "tiny holds image, kind: image and label are needed"),
+        ({"label": "kind"}, "tiny holds image, kind: an image and a label, which"),
+        ({"numbers": True}, "tiny holds image, label: an image and a label, which is"),
         ({"shape": (None, None, 1)}, "tiny has images of several sizes: write them to"),
     ],
 )
