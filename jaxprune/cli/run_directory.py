@@ -182,7 +182,7 @@ def load(settings: NetworkSettings, *, train_imported: bool, alone: bool = True)
 def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
     """The run of a user's network, as the settings and the run directory agree."""
     folder = user_network.folder(settings)
-    network = user_network.build(name)
+    network = user_network.build(name, settings.image_size)
     given = user_network.given(settings, name, network, folder)
     saved = _saved(workdir)
     if saved is not None:

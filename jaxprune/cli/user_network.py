@@ -71,8 +71,12 @@ def parse(name: str) -> tuple[str, str]:
     return module, function
 
 
-def build(name: str) -> UserNetwork:
+def build(name: str, image_size: int | None = None) -> UserNetwork:
     """Imports the module, calls the function, and looks at what it returns.
+
+    Args:
+      name: my_package.my_module:build.
+      image_size: height and width of the images; by default those of the example.
 
     Raises:
       InputError: one of the three fails; names what, and where in the user's code.
@@ -90,8 +94,8 @@ def build(name: str) -> UserNetwork:
         variables = jax.tree.map(np.asarray, flax.core.unfreeze(variables))
         schema.check_json("the keyword arguments", call)
         shape = _shape(example)
-        if FLAGS.image_size is not None:  # it may take others than its example's
-            shape = (FLAGS.image_size, FLAGS.image_size, shape[2])
+        if image_size is not None:
+            shape = (image_size, image_size, shape[2])
         classes = _classes(partial(model.apply, **call), variables, shape)
     except InputError as error:
         raise InputError(f"{name}(): {error}") from None
