@@ -4,8 +4,11 @@ from . import conv as conv
 from . import report as report
 from ._base.errors import InputError as InputError
 from ._base.mesh import make_mesh as make_mesh
+from .adapters.equinox import from_equinox as from_equinox
+from .adapters.keras import from_keras as from_keras
 from .adapters.linen import capture as capture
 from .adapters.linen import from_linen as from_linen
+from .adapters.nnx import from_nnx as from_nnx
 from .adapters.queries import find_groups as find_groups
 from .adapters.queries import last_conv as last_conv
 from .adapters.queries import list_layers as list_layers

@@ -18,6 +18,31 @@ def check_kind(what: str, value: Any, kind: Any, expected: str) -> None:
         raise InputError(f"{what} must be {expected}, got {type(value).__name__}")
 
 
+# The classes of other frameworks' networks, and what reads each.
+_READERS = {
+    "flax.linen.module.Module": ("a Flax linen module", "from_linen(model, variables)"),
+    "flax.nnx.module.Module": ("a Flax NNX Module", "from_nnx(model)"),
+    "equinox._module._module.Module": ("an Equinox module", "from_equinox(model)"),
+    "keras.src.layers.layer.Layer": ("a Keras model", "from_keras(model)"),
+}
+
+
+def check_function(value: Any) -> None:
+    """Raises InputError if `value` is no function, or a network that is more than one.
+
+    No framework is imported for that.
+    """
+    for base in type(value).__mro__:
+        if found := _READERS.get(f"{base.__module__}.{base.__qualname__}"):
+            kind, reader = found
+            raise InputError(f"{kind} is no function of arrays: jaxprune.{reader}")
+    if not callable(value):
+        raise InputError(
+            "a network is a function of parameters and a batch, got "
+            f"{type(value).__name__}"
+        )
+
+
 def check_number(what: str, value: Any, lowest: float, highest: float) -> None:
     """Raises InputError if `value` is no real number from `lowest` to `highest`."""
     whole = isinstance(value, numbers.Real) and not isinstance(value, bool)

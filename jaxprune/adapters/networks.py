@@ -28,6 +28,8 @@ def takes_network(
     def with_network(*args: Any, **kwargs: Any) -> R:
         args, network = _first(args, kwargs, "network", "model", "apply")
         if not isinstance(network, Network):
+            if not isinstance(network, nn.Module):
+                arguments.check_function(network)
             args, variables = _first(args, kwargs, "variables", "params")
             network = as_network(network, variables, kwargs.pop("call", None))
         elif "call" in kwargs:

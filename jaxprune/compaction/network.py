@@ -20,8 +20,16 @@ from jaxprune._base import arguments, schema
 from jaxprune._base.arguments import is_close
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.adapters import linen
+from jaxprune.adapters.offsets import Offset
 from jaxprune.compaction import artefact
-from jaxprune.compaction.cut import KERNELS, OFFSETS, STORED, exactly, extras
+from jaxprune.compaction.cut import (
+    KERNELS,
+    OFFSETS,
+    STORED,
+    exactly,
+    extras,
+    offset_paths,
+)
 from jaxprune.compaction.proof import Proof
 from jaxprune.fills.masked import Pruning, kept_of
 from jaxprune.graph.evaluate import Narrowing, run
@@ -157,6 +165,57 @@ class Compact:
                 f"({why}): call the network itself, or its function"
             )
         return apply
+
+    def to_nnx(self) -> Any:
+        """The smaller Flax NNX module: of the same classes, in its caller's mode.
+
+        It can be trained, saved and loaded as any other. In evaluation mode it returns
+        what this network does, which is tried on the example.
+
+        Raises:
+          InputError: the network was no NNX module; or its code computes something else
+            with fewer channels, as one that keeps a number of channels of its own.
+        """
+        return self._handed_back("NNX module", "NNX")
+
+    def to_equinox(self) -> Any:
+        """The smaller Equinox module, with its state if it has one: (module, state).
+
+        See `to_nnx`, which holds for it too.
+        """
+        return self._handed_back("Equinox module", "Equinox")
+
+    def to_keras(self) -> Any:
+        """The smaller Keras model, made of its configuration with other numbers.
+
+        See `to_nnx`, which holds for it too.
+        """
+        return self._handed_back("Keras model", "Keras")
+
+    def _handed_back(self, what: str, kind: str) -> Any:
+        origin = self._of("framework of its own").origin
+        if type(origin).__name__ != kind:
+            raise InputError(f"the network was no {what}")
+        others = [path for path in self.arrays if path.startswith((KERNELS, STORED))]
+        if others:
+            name = others[0].partition("/")[2]
+            raise InputError(
+                f"the {what} cannot be handed back: the kernel of '{name}' is computed "
+                "of several arrays, or by several layers, and has one of its own now"
+            )
+        offsets = {
+            layer.name: Offset(*(self.arrays[path] for path in offset_paths(layer)))
+            for layer in self.network.layers.values()
+            if offset_paths(layer)[0] in self.arrays
+        }
+        model = origin.smaller(self, offsets)
+        again = origin.network(model)
+        if why := differs(again.function, again.params, self):
+            raise InputError(
+                f"the {what} cannot be handed back: its own code computes something "
+                f"else with fewer channels ({why}); call the network itself"
+            )
+        return model
 
     def save(
         self,

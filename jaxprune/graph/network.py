@@ -165,11 +165,7 @@ class Network:
     _choice: list[Splits] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise InputError(
-                "a network is a function of parameters and a batch, got "
-                f"{type(self.function).__name__}"
-            )
+        arguments.check_function(self.function)
         arguments.check_parameters(self.params)
 
     def __call__(self, batch: Any) -> Any:

@@ -1,0 +1,196 @@
+"""Flax NNX: modules as networks, and the smaller module of the same classes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxprune._base import arguments
+from jaxprune._base.errors import InputError
+from jaxprune.adapters.offsets import Offset
+from jaxprune.graph.layers import Layer
+from jaxprune.graph.network import Network
+
+if TYPE_CHECKING:
+    from jaxprune.compaction.network import Compact
+
+
+@dataclass(frozen=True, eq=False)
+class NNX:
+    """The NNX module that a network is read from.
+
+    Attributes:
+      model: the module, in its caller's mode.
+      call: keyword arguments of its call.
+    """
+
+    model: nnx.Module
+    call: Mapping[str, Any]
+
+    def network(self, model: nnx.Module) -> Network:
+        """Another module as a network, called in the same way."""
+        return from_nnx(model, **self.call)
+
+    def smaller(self, small: "Compact", offsets: Mapping[str, Offset]) -> nnx.Module:
+        """See `to_nnx`."""
+        return to_nnx(small, offsets)
+
+
+class OffsetVariable(nnx.Variable):
+    """A map that is added to what a layer returns; no optimiser of `nnx.Param` sees it."""
+
+
+class WithOffset(nnx.Module):
+    """A layer's product, with the map rows[index] added to what it returns.
+
+    It stands in a layer for `lax.conv_general_dilated` or `lax.dot_general`.
+    """
+
+    def __init__(self, function: Callable[..., Any], offset: Offset):
+        self.function = function
+        self.rows = OffsetVariable(jnp.asarray(offset.rows))
+        self.index = OffsetVariable(jnp.asarray(offset.index))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The product, and the map."""
+        y = self.function(*args, **kwargs)
+        return y + self.rows[...][self.index[...]].astype(y.dtype)
+
+
+def from_nnx(model: Any, example: Any = None, **call: Any) -> Network:
+    """A Flax NNX module as a network, in evaluation mode.
+
+    The module itself is left as it is. The paths of the network's leaves are those of
+    the module's attributes, "blocks/0/conv1/kernel".
+
+    Args:
+      model: the module.
+      example: a batch of inputs.
+      call: keyword arguments of the module's call.
+
+    Raises:
+      InputError: it is no NNX module, or holds something else than finite real numbers.
+    """
+    arguments.check_kind("model", model, nnx.Module, "a flax.nnx Module")
+    evaluated = nnx.clone(model)
+    evaluated.eval()
+    graphdef, random, state = nnx.split(evaluated, nnx.RngState, ...)
+
+    def function(params: Any, x: Any) -> Any:
+        return nnx.merge(graphdef, random, _filled(state, params))(x, **call)
+
+    params = nnx.to_pure_dict(state)
+    return Network(function, params, example, NNX(model, call))
+
+
+def to_nnx(small: "Compact", offsets: Mapping[str, Offset]) -> nnx.Module:
+    """The smaller module, of the classes of the whole one, in its mode.
+
+    Args:
+      small: a compact network of an NNX module.
+      offsets: maps that are added to what layers return, by the layer's name.
+
+    Raises:
+      InputError: a map is added where no layer of Flax's can take one.
+    """
+    assert small.whole is not None
+    model = nnx.clone(small.whole.origin.model)
+    state = nnx.state(model, nnx.Not(nnx.RngState))
+    nnx.update(model, _filled(state, jax.tree.map(jnp.array, small.params)))
+    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    layers = small.network.layers
+    found = {layer.leaf: layer for layer in layers.values() if layer.leaf}
+    for path, module in modules.items():
+        layer = found.get(f"{path}/kernel" if path else "kernel")
+        _resize(module, layer)
+    for name, offset in offsets.items():
+        leaf = layers[name].leaf or ""
+        _add(modules.get(leaf.rpartition("/")[0]), name, offset)
+    return model
+
+
+def _filled(state: Any, arrays: Any) -> Any:
+    """A state with other arrays."""
+    filled = nnx.clone(state)
+    nnx.replace_by_pure_dict(filled, arrays)
+    return filled
+
+
+def _resize(module: Any, layer: Layer | None) -> None:
+    """Sets the numbers that a module of Flax's own keeps beside its arrays."""
+    shape = module.kernel.shape if hasattr(module, "kernel") else ()
+    match module:
+        case nnx.Conv():
+            module.kernel_shape = shape
+            if layer is not None:
+                module.feature_group_count = layer.groups
+            module.in_features = shape[-2] * module.feature_group_count
+            module.out_features = shape[-1]
+        case nnx.ConvTranspose():
+            module.kernel_shape = shape
+            ends = shape[-2:][::-1] if module.transpose_kernel else shape[-2:]
+            module.in_features, module.out_features = ends
+        case nnx.Linear():
+            module.in_features, module.out_features = shape
+        case nnx.LinearGeneral():
+            given = len(module.in_features)
+            batch = len(module.batch_axis)
+            module.in_features = tuple(shape[batch : batch + given])
+            module.out_features = tuple(shape[batch + given :])
+        case nnx.Einsum():
+            module.kernel_shape = shape
+            if module.bias is not None:
+                module.bias_shape = module.bias.shape
+        case nnx.Embed():
+            module.num_embeddings, module.features = module.embedding.shape
+        case nnx.MultiHeadAttention():
+            heads, dim = module.query.kernel.shape[-2:]
+            # Its logits are divided by the root of the head's width, which is its own.
+            for variable in (module.query.kernel, module.query.bias):
+                if variable is not None and not module.normalize_qk:
+                    variable[...] = variable[...] * (dim / module.head_dim) ** 0.5
+            module.num_heads, module.head_dim = heads, dim
+            module.num_kv_heads = module.key.kernel.shape[-2]
+            module.qkv_features = prod(module.query.kernel.shape[-2:])
+            module.in_features = module.query.kernel.shape[0]
+            module.in_kv_features = module.key.kernel.shape[0]
+            module.out_features = module.out.kernel.shape[-1]
+        case nnx.GroupNorm():
+            features = _features(module)
+            module.num_features = features
+            module.num_groups = features // module.group_size
+        case nnx.BatchNorm():
+            module.num_features = module.mean.shape[0]
+        case nnx.LayerNorm() | nnx.RMSNorm() | nnx.InstanceNorm():
+            module.num_features = _features(module)
+
+
+def _features(module: Any) -> int:
+    """How many features a normalisation has, as its arrays say."""
+    for array in (module.scale, getattr(module, "bias", None)):
+        if array is not None:
+            return int(array.shape[-1])
+    return int(module.num_features)
+
+
+def _add(module: Any, name: str, offset: Offset) -> None:
+    """Adds a map to what a layer returns: to its bias, where it is the same everywhere."""
+    if offset.constant is not None and hasattr(module, "bias"):
+        constant = jnp.asarray(offset.constant)
+        if module.bias is None:
+            module.bias, module.use_bias = nnx.Param(constant), True
+        else:
+            module.bias[...] += constant.reshape(module.bias.shape)
+    elif isinstance(module, nnx.Conv):
+        module.conv_general_dilated = WithOffset(module.conv_general_dilated, offset)
+    elif isinstance(module, nnx.Linear):
+        module.dot_general = WithOffset(module.dot_general, offset)
+    else:
+        raise InputError(
+            f"'{name}' cannot be handed back: a map is to be added to what it returns, "
+            "which no layer of its kind takes"
+        )

@@ -1,0 +1,242 @@
+"""Flax NNX: modules read, pruned and handed back; the modules themselves are the truth."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+import jaxprune
+from jaxprune._base.errors import InputError
+from selected import quick
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(32, 16, 16, 3)).astype(np.float32)
+
+
+class VGG(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.second = nnx.Conv(8, 12, (3, 3), rngs=rngs)
+        self.drop = nnx.Dropout(0.3, rngs=rngs)
+        self.hidden = nnx.Linear(12 * 16, 20, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(20, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.first(x)))
+        x = nnx.max_pool(nnx.relu(self.second(x)), (4, 4), strides=(4, 4))
+        x = self.drop(x.reshape(len(x), -1))
+        return self.out(nnx.relu(self.hidden(x)))
+
+
+class Block(nnx.Module):
+    """A residual block, squeeze and excitation inside it."""
+
+    def __init__(self, given, features, stride, rngs):
+        conv = partial(nnx.Conv, use_bias=False, rngs=rngs)
+        self.conv1 = conv(given, features, (3, 3), strides=stride)
+        self.norm1 = nnx.BatchNorm(features, rngs=rngs)
+        self.conv2 = conv(features, features, (3, 3))
+        self.norm2 = nnx.BatchNorm(features, rngs=rngs)
+        self.squeeze = nnx.Linear(features, features // 2, rngs=rngs)
+        self.excite = nnx.Linear(features // 2, features, rngs=rngs)
+        self.project = None if stride == 1 else conv(given, features, (1, 1), stride)
+
+    def __call__(self, x):
+        y = self.norm2(self.conv2(nnx.relu(self.norm1(self.conv1(x)))))
+        gate = nnx.sigmoid(self.excite(nnx.relu(self.squeeze(y.mean((1, 2))))))
+        x = x if self.project is None else self.project(x)
+        return nnx.relu(x + y * gate[:, None, None])
+
+
+class ResNet(nnx.Module):
+    """Also a depthwise and a grouped convolution, GroupNorm, and one transposed."""
+
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.blocks = nnx.List([Block(8, 8, 1, rngs), Block(8, 16, 2, rngs)])
+        self.depthwise = nnx.Conv(16, 16, (3, 3), feature_group_count=16, rngs=rngs)
+        self.norm = nnx.GroupNorm(16, num_groups=8, rngs=rngs)
+        self.up = nnx.ConvTranspose(16, 12, (2, 2), strides=(2, 2), rngs=rngs)
+        self.grouped = nnx.Conv(12, 12, (3, 3), feature_group_count=3, rngs=rngs)
+        self.out = nnx.Linear(12, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        x = nnx.gelu(self.norm(self.depthwise(x)))
+        x = nnx.relu(self.grouped(nnx.relu(self.up(x))))
+        return self.out(x.mean((1, 2)))
+
+
+class ViT(nnx.Module):
+    def __init__(self, rngs):
+        self.patch = nnx.Conv(3, 16, (4, 4), strides=4, rngs=rngs)
+        self.place = nnx.Param(jax.random.normal(rngs.params(), (1, 16, 16)))
+        self.norms = nnx.List([nnx.LayerNorm(16, rngs=rngs) for _ in range(2)])
+        self.attention = nnx.MultiHeadAttention(4, 16, decode=False, rngs=rngs)
+        self.up = nnx.Linear(16, 32, rngs=rngs)
+        self.down = nnx.Linear(32, 16, rngs=rngs)
+        self.out = nnx.Linear(16, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.patch(x).reshape(len(x), 16, -1) + self.place[...]
+        x = x + self.attention(self.norms[0](x))
+        x = x + self.down(nnx.gelu(self.up(self.norms[1](x))))
+        return self.out(x.mean(1))
+
+
+ALL = {"vgg": VGG, "resnet": ResNet, "vit": ViT}
+
+
+def build(name):
+    """A module in which no normalisation is the identity and no bias is zero."""
+    model = ALL[name](nnx.Rngs(0))
+    state = nnx.state(model, nnx.Not(nnx.RngState))
+
+    def draw(array):
+        if array.ndim == 1:
+            return jnp.asarray(RNG.uniform(0.2, 1, array.shape), array.dtype)
+        return array
+
+    nnx.update(model, jax.tree.map(draw, state))
+    return model, jaxprune.from_nnx(model, IMAGES)
+
+
+def evaluated(model, images=IMAGES):
+    """The output of a module in evaluation mode, whose caller keeps its own."""
+    model = nnx.clone(model)
+    model.eval()
+    return np.asarray(model(jnp.asarray(images)))
+
+
+def half(network):
+    found = network.groups.groups.items()
+    return {name: (np.arange(g.units) % 2 == 0, "drop") for name, g in found}
+
+
+@pytest.mark.parametrize("name", quick(ALL, ("vgg", "vit")))
+@pytest.mark.parametrize("fill", ["drop", "linear"])
+def test_the_smaller_module_is_the_smaller_network(name, fill):
+    model, network = build(name)
+    np.testing.assert_allclose(network(IMAGES), evaluated(model), atol=1e-5)
+    if fill == "drop":
+        small = jaxprune.compact_groups(network, half(network))
+    else:
+        keep = [n for n in network.groups.groups if n.startswith("attention")]
+        small = jaxprune.shrink(network, IMAGES, speedup=1.3, keep_whole=keep)
+    module = small.to_nnx()
+    assert type(module) is ALL[name]
+    assert type(module.out.kernel) is nnx.Param
+    np.testing.assert_allclose(evaluated(module), small(IMAGES), atol=2e-5)
+    sizes = [sum(x.size for x in jax.tree.leaves(nnx.state(m))) for m in (model, module)]
+    assert sizes[1] < sizes[0]
+    # The caller's module is as it was, in training mode.
+    assert not model.drop.deterministic if name == "vgg" else True
+
+
+def test_weights_really_zeroed_in_the_module():
+    model, network = build("vgg")
+    gone = np.arange(8) % 3 == 0
+    small = jaxprune.compact(network, "first", ~gone, fill="drop")
+    zeroed = nnx.clone(model)
+    kernel = np.array(zeroed.second.kernel[...])
+    kernel[:, :, gone] = 0
+    zeroed.second.kernel[...] = jnp.asarray(kernel)
+    module = small.to_nnx()
+    np.testing.assert_allclose(evaluated(module), evaluated(zeroed), atol=2e-5)
+    assert module.first.out_features == module.norm.num_features == 5
+    assert module.second.in_features == 5
+
+
+def test_numbers_beside_the_arrays_are_set():
+    _, network = build("resnet")
+    module = jaxprune.compact_groups(network, half(network)).to_nnx()
+    assert module.depthwise.feature_group_count == module.depthwise.in_features == 8
+    assert module.norm.num_groups == 4 and module.norm.num_features == 8
+    assert module.up.in_features == 8 and module.up.out_features == module.grouped.in_features
+
+
+def test_it_is_trained_saved_and_loaded(tmp_path):
+    _, network = build("vgg")
+    small = jaxprune.shrink(network, IMAGES, speedup=1.5)
+    assert any(path.startswith("offsets/") for path in small.arrays)
+    module = small.to_nnx()
+    module.train()
+    before = np.array(module.norm.mean[...])
+    optimizer = nnx.Optimizer(module, optax.adam(3e-3), wrt=nnx.Param)
+    labels = jnp.asarray(np.arange(len(IMAGES)) % 5)
+
+    @nnx.jit
+    def step(module, optimizer):
+        def loss(module):
+            logits = module(jnp.asarray(IMAGES))
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        value, gradients = nnx.value_and_grad(loss)(module)
+        optimizer.update(module, gradients)
+        return value
+
+    with jax.numpy_dtype_promotion("standard"):  # of the optimiser's
+        losses = [float(step(module, optimizer)) for _ in range(20)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert np.abs(module.norm.mean[...] - before).max() > 1e-3  # statistics move
+    random = [np.asarray(module(jnp.asarray(IMAGES))) for _ in range(2)]
+    assert np.abs(random[0] - random[1]).max() > 1e-3  # Dropout draws
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState)))
+        checkpointer.save(tmp_path / "module", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "module", state)
+    again = small.to_nnx()
+    state = nnx.state(again, nnx.Not(nnx.RngState))
+    nnx.replace_by_pure_dict(state, restored)
+    nnx.update(again, state)
+    np.testing.assert_array_equal(evaluated(again), evaluated(module))
+
+
+def test_code_that_keeps_a_number_of_channels_is_not_handed_back():
+    class Counted(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+            self.out = nnx.Linear(8, 5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(nnx.relu(self.conv(x)).sum((1, 2)) / self.out.in_features)
+
+    class Split(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+            self.out = nnx.Linear(4, 5, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.conv(x).mean((1, 2))
+            return self.out(x[:, :4] * nnx.sigmoid(x[:, 4:]))
+
+    for kind in (Counted, Split):
+        network = jaxprune.from_nnx(kind(nnx.Rngs(0)), IMAGES)
+        small = jaxprune.compact_groups(network, half(network))
+        with pytest.raises(InputError, match="cannot be handed back: its own code"):
+            small.to_nnx()
+
+
+def test_other_objects_are_refused_in_one_line():
+    with pytest.raises(InputError, match="model must be a flax.nnx Module, got int"):
+        jaxprune.from_nnx(3)
+    model, network = build("vgg")
+    small = jaxprune.compact(network, "first", np.arange(8) < 5)
+    with pytest.raises(InputError, match="was no Keras model"):
+        small.to_keras()
+    for call in (
+        lambda: jaxprune.find_groups(model, IMAGES),
+        lambda: jaxprune.Network(model, network.params),
+    ):
+        with pytest.raises(InputError, match=r"Module.*: jaxprune\.from_nnx\(model\)"):
+            call()
