@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,6 @@ try:
     import equinox as eqx
 except ImportError as error:
     raise ImportError("Equinox is missing: pip install 'jaxprune[equinox]'") from error
-
-if TYPE_CHECKING:
-    from jaxprune.compaction.network import Compact
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +41,11 @@ class Equinox:
             model, state = model
         return from_equinox(model, state, **self.call)
 
-    def smaller(self, small: "Compact", offsets: Mapping[str, Offset]) -> Any:
+    def smaller(
+        self, whole: Network, small: Network, offsets: Mapping[str, Offset]
+    ) -> Any:
         """See `to_equinox`."""
-        return to_equinox(small, offsets)
+        return to_equinox(whole, small, offsets)
 
 
 class WithOffset(eqx.Module):
@@ -107,11 +106,12 @@ def from_equinox(
     return Network(function, params, example, Equinox(model, state, call))
 
 
-def to_equinox(small: "Compact", offsets: Mapping[str, Offset]) -> Any:
+def to_equinox(whole: Network, small: Network, offsets: Mapping[str, Offset]) -> Any:
     """The smaller module, of the classes of the whole one, in its mode.
 
     Args:
-      small: a compact network of an Equinox module.
+      whole: the network of the whole Equinox module.
+      small: what is left of it, its arrays by path.
       offsets: maps that are added to what layers return, by the layer's name.
 
     Returns:
@@ -120,29 +120,29 @@ def to_equinox(small: "Compact", offsets: Mapping[str, Offset]) -> Any:
     Raises:
       InputError: a layer that a map is added to is not one module's.
     """
-    assert small.whole is not None
-    origin: Equinox = small.whole.origin
-    params = jax.tree.map(jnp.array, small.params)
+    origin: Equinox = whole.origin
+    params = jax.tree.map(jnp.array, whole.tree(small.arrays))
     arrays = params if origin.state is None else params["params"]
     # Its tree is the caller's, in whose mode the module is, with these arrays.
     own, rest = eqx.partition(origin.model, _is_parameter)
     leaves = jax.tree.leaves(arrays)
     model = eqx.combine(jax.tree.unflatten(jax.tree.structure(own), leaves), rest)
+    way: tuple | None
     prefix = "" if origin.state is None else "params/"
-    layers = small.network.layers
+    layers = small.layers
     found = {layer.leaf: layer for layer in layers.values() if layer.leaf}
     paths = {f"{prefix}{'/'.join(map(str, keys))}": keys for keys, _ in _modules(model)}
     for keys, module in [*_modules(model)]:
         path = "/".join(map(str, (*keys, "weight")))
         _resize(module, found.get(prefix + path))
     for name, offset in offsets.items():
-        keys = paths.get((layers[name].leaf or "").rpartition("/")[0])
-        if keys is None:
+        way = paths.get((layers[name].leaf or "").rpartition("/")[0])
+        if way is None:
             raise InputError(
                 f"'{name}' cannot be handed back: a map is to be added to what it "
                 "returns, and no module returns it alone"
             )
-        model = _add(model, keys, offset)
+        model = _add(model, way, offset)
     return model if origin.state is None else (model, params["state"])
 
 
@@ -155,22 +155,23 @@ def _is_parameter(leaf: Any) -> bool:
 
 def _modules(node: Any, keys: tuple = ()) -> Iterator[tuple[tuple, Any]]:
     """Every module in a tree, with the way to it; the inner ones after the outer."""
+    parts: list[tuple[Any, Any]] = []
     if isinstance(node, eqx.Module):
         yield keys, node
-        parts = [(f.name, getattr(node, f.name, None)) for f in dataclasses.fields(node)]
+        parts = [
+            (f.name, getattr(node, f.name, None)) for f in dataclasses.fields(node)
+        ]
     elif isinstance(node, Mapping):
         parts = [*node.items()]
     elif isinstance(node, list | tuple):
-        parts = [*enumerate(node)]
-    else:
-        parts = []
+        parts = list(enumerate(node))
     for key, part in parts:
         yield from _modules(part, (*keys, key))
 
 
 def _resize(module: Any, layer: Layer | None) -> None:
     """Sets the numbers that a module of Equinox's own keeps beside its arrays."""
-    shape = getattr(getattr(module, "weight", None), "shape", ())
+    shape: Any = getattr(getattr(module, "weight", None), "shape", ())
     numbers: dict[str, Any] = {}
     match module:
         case eqx.nn.Conv() | eqx.nn.ConvTranspose():
@@ -178,7 +179,9 @@ def _resize(module: Any, layer: Layer | None) -> None:
             numbers["out_channels"] = shape[0]
             numbers["in_channels"] = shape[1] * numbers["groups"]
         case eqx.nn.Linear():
-            for number, size in zip(("out_features", "in_features"), shape, strict=True):
+            for number, size in zip(
+                ("out_features", "in_features"), shape, strict=True
+            ):
                 if getattr(module, number) != "scalar":
                     numbers[number] = size
         case eqx.nn.GroupNorm() if shape:
@@ -229,7 +232,7 @@ def _set(module: Any, numbers: Mapping[str, Any]) -> None:
 
 
 def _add(model: Any, keys: tuple, offset: Offset) -> Any:
-    """Adds a map to what a layer returns: to its bias, where it is the same everywhere."""
+    """Adds a map to what a layer returns: to its bias, where it is a constant."""
 
     def layer_of(node: Any) -> Any:
         for key in keys:

@@ -4,9 +4,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +14,6 @@ from jaxprune._base.errors import InputError, first_line
 from jaxprune.adapters.offsets import Offset
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
-
-if TYPE_CHECKING:
-    from jaxprune.compaction.network import Compact
 
 if "keras" not in sys.modules:
     os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -44,9 +40,11 @@ class Keras:
         """Another model as a network, called in the same way."""
         return from_keras(model, **self.call)
 
-    def smaller(self, small: "Compact", offsets: Mapping[str, Offset]) -> Any:
+    def smaller(
+        self, whole: Network, small: Network, offsets: Mapping[str, Offset]
+    ) -> Any:
         """See `to_keras`."""
-        return to_keras(small, offsets)
+        return to_keras(whole, small, offsets)
 
 
 def from_keras(model: Any, example: Any = None, **call: Any) -> Network:
@@ -96,81 +94,33 @@ def from_keras(model: Any, example: Any = None, **call: Any) -> Network:
     return Network(function, params, example, Keras(model, call))
 
 
-def to_keras(small: "Compact", offsets: Mapping[str, Offset]) -> Any:
+def to_keras(whole: Network, small: Network, offsets: Mapping[str, Offset]) -> Any:
     """The smaller model: its layers' configurations with other numbers.
 
     A map that is added to what a layer returns becomes the bias of an `EinsumDense`
     behind it, with an activation of its own; such a layer is a `Sequential` then.
 
     Args:
-      small: a compact network of a Keras model.
+      whole: the network of the whole Keras model.
+      small: what is left of it, its arrays by path.
       offsets: maps that are added to what layers return, by the layer's name.
 
     Raises:
       InputError: the model cannot be made from its layers' configurations.
     """
-    assert small.whole is not None
-    whole = small.whole.origin.model
-    paths = {id(variable): path for path, variable in _variables(whole).items()}
-    found = small.network.layers.values()
-    layers = {layer.leaf: layer for layer in found if layer.leaf}
-    added = {small.network.layers[name].leaf: offsets[name] for name in offsets}
-    made: list[_Made] = []
-
-    def clone(layer: Any) -> Any:
-        if isinstance(layer, keras.Sequential):
-            # Without the input that it says, whose channels may be others.
-            copies = [clone(one) for one in layer.layers]
-            return keras.Sequential(copies, name=layer.name)
-        if isinstance(layer, keras.Model):
-            nested[place := keras.layers.Identity(name=layer.name)] = layer
-            return place
-        own = [path for v in layer.variables if (path := paths.get(id(v))) in small.arrays]
-        # By the names that they have inside the layer.
-        prefix = os.path.commonpath(own) if len(own) > 1 else layer.name
-        arrays = {path.removeprefix(f"{prefix}/"): small.arrays[path] for path in own}
-        calls = [layers[path] for path in own if path in layers]
-        config = layer.get_config() | (_numbers(layer, arrays, calls) if own else {})
-        offset = next((added[path] for path in own if path in added), None)
-        if offset is None:
-            copy = together = type(layer).from_config(config)
-        else:
-            copy, together = _with_offset(layer, config, offset)
-        made.append(_Made(layer, copy, together, offset))
-        return together
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if layer in nested:
-            if layer not in made_of:
-                inputs = tree.map_structure(_input, args[0])
-                made_of[layer] = functional(nested[layer], input_tensors=inputs)
-            layer = made_of[layer]
-        return layer(*args, **kwargs)
-
-    # Models inside the model, and theirs, by what stands for them until it is called.
-    nested: dict[Any, Any] = {}
-    made_of: dict[Any, Any] = {}
-    functional = partial(
-        keras.models.clone_model, clone_function=clone, call_function=call
-    )
+    model = whole.origin.model
+    variables = _variables(model).items()
+    paths = {id(v): path for path, v in variables if path in small.arrays}
+    cloner = _Cloner(small, offsets, paths)
     try:
-        if isinstance(whole, keras.Sequential):
-            model = clone(whole)
-            model.build((None, *whole.input_shape[1:]))
-        else:
-            model = functional(whole)
+        smaller = cloner.whole(model)
     except (ValueError, TypeError) as error:
         raise InputError(
             f"the Keras model cannot be handed back: {first_line(error)}"
         ) from error
-    for each in made:
+    for each in cloner.made:
         _assign(each, paths, small.arrays)
-    return model
-
-
-def _input(x: Any) -> Any:
-    """An input of the shape that a symbolic tensor has."""
-    return keras.Input(x.shape[1:], dtype=x.dtype)
+    return smaller
 
 
 class _Made(NamedTuple):
@@ -180,6 +130,76 @@ class _Made(NamedTuple):
     copy: Any
     together: Any
     offset: Offset | None
+
+
+class _Cloner:
+    """Makes a model's layers again, with the numbers that follow from other arrays.
+
+    Attributes:
+      made: the layers that have been made.
+    """
+
+    def __init__(
+        self, small: Network, offsets: Mapping[str, Offset], paths: Mapping[int, str]
+    ):
+        self.made: list[_Made] = []
+        self._arrays, self._paths = small.arrays, paths
+        self._layers = {x.leaf: x for x in small.layers.values() if x.leaf}
+        self._offsets = {small.layers[name].leaf: offsets[name] for name in offsets}
+        # Models inside the model, by what stands for them until they are called.
+        self._inner: dict[Any, Any] = {}
+        self._called: dict[Any, Any] = {}
+
+    def whole(self, model: Any) -> Any:
+        """The model again."""
+        if isinstance(model, keras.Sequential):
+            copy = self.layer(model)
+            copy.build((None, *model.input_shape[1:]))
+            return copy
+        return self._functional(model)
+
+    def _functional(self, model: Any, inputs: Any = None) -> Any:
+        return keras.models.clone_model(
+            model, inputs, clone_function=self.layer, call_function=self._call
+        )
+
+    def layer(self, layer: Any) -> Any:
+        """A layer again."""
+        if isinstance(layer, keras.Sequential):
+            # Without the input that it says, whose channels may be others.
+            copies = [self.layer(one) for one in layer.layers]
+            return keras.Sequential(copies, name=layer.name)
+        if isinstance(layer, keras.Model):
+            self._inner[place := keras.layers.Identity(name=layer.name)] = layer
+            return place
+        own = [self._paths[id(v)] for v in layer.variables if id(v) in self._paths]
+        config = layer.get_config()
+        if own:  # by the names that they have inside the layer
+            inside = len(os.path.commonpath(map(os.path.dirname, own))) + 1
+            arrays = {path[inside:]: self._arrays[path] for path in own}
+            calls = [self._layers[path] for path in own if path in self._layers]
+            config |= _numbers(layer, arrays, calls)
+        found = (self._offsets[path] for path in own if path in self._offsets)
+        offset = next(found, None)
+        if offset is None:
+            copy = together = type(layer).from_config(config)
+        else:
+            copy, together = _with_offset(layer, config, offset)
+        self.made.append(_Made(layer, copy, together, offset))
+        return together
+
+    def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer in self._inner:
+            if layer not in self._called:
+                inputs = tree.map_structure(_input, args[0])
+                self._called[layer] = self._functional(self._inner[layer], inputs)
+            layer = self._called[layer]
+        return layer(*args, **kwargs)
+
+
+def _input(x: Any) -> Any:
+    """An input of the shape that a symbolic tensor has."""
+    return keras.Input(x.shape[1:], dtype=x.dtype)
 
 
 def _load(path: Path) -> Any:
@@ -192,7 +212,7 @@ def _load(path: Path) -> Any:
         raise InputError(f"there is no file {path}")
     if path.name.endswith(".weights.h5"):
         raise InputError(
-            f"{path} holds weights alone: build the model, model.load_weights(...), and "
+            f"{path} holds weights alone: build the model, call its load_weights, and "
             "give the model"
         )
     try:
@@ -220,7 +240,7 @@ def _is_parameter(variable: Any) -> bool:
 
 
 def _example(model: Any) -> Any:
-    """A batch of zeros of the shapes that a model says it takes; None where it is open."""
+    """A batch of zeros of the shape that a model says it takes; None if it is open."""
     shapes = [tuple(x.shape[1:]) for x in model.inputs]
     if len(shapes) != 1 or None in shapes[0]:
         return None
@@ -232,7 +252,7 @@ def _numbers(
 ) -> dict[str, Any]:
     """The numbers of a layer's configuration that follow from its arrays."""
     found = keras.layers
-    kernel = np.shape(arrays.get("kernel"))
+    kernel = np.shape(arrays.get("kernel", 0))
     transposed = (
         found.Conv1DTranspose, found.Conv2DTranspose, found.Conv3DTranspose
     )  # fmt: skip
@@ -295,8 +315,8 @@ def _assign(made: "_Made", paths: Mapping[int, str], arrays: Mapping[str, Any]) 
     layer, copy, together, offset = made
     # The bias that a copy may have besides is its last variable.
     for before, variable in zip(layer.variables, copy.variables, strict=False):
-        if (path := paths.get(id(before))) in arrays:
-            variable.assign(arrays[path])
+        if id(before) in paths:
+            variable.assign(arrays[paths[id(before)]])
     if isinstance(copy, keras.layers.MultiHeadAttention):
         # Its logits are divided by the root of the key's width, which is its own.
         scale = (copy.key_dim / layer.key_dim) ** 0.5

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,6 @@ from jaxprune._base.errors import InputError
 from jaxprune.adapters.offsets import Offset
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
-
-if TYPE_CHECKING:
-    from jaxprune.compaction.network import Compact
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +32,15 @@ class NNX:
         """Another module as a network, called in the same way."""
         return from_nnx(model, **self.call)
 
-    def smaller(self, small: "Compact", offsets: Mapping[str, Offset]) -> nnx.Module:
+    def smaller(
+        self, whole: Network, small: Network, offsets: Mapping[str, Offset]
+    ) -> nnx.Module:
         """See `to_nnx`."""
-        return to_nnx(small, offsets)
+        return to_nnx(whole, small, offsets)
 
 
 class OffsetVariable(nnx.Variable):
-    """A map that is added to what a layer returns; no optimiser of `nnx.Param` sees it."""
+    """A map that is added to what a layer returns; unlike a `Param`, not trained."""
 
 
 class WithOffset(nnx.Module):
@@ -78,7 +77,8 @@ def from_nnx(model: Any, example: Any = None, **call: Any) -> Network:
     arguments.check_kind("model", model, nnx.Module, "a flax.nnx Module")
     evaluated = nnx.clone(model)
     evaluated.eval()
-    graphdef, random, state = nnx.split(evaluated, nnx.RngState, ...)
+    graphdef, *states = nnx.split(evaluated, nnx.RngState, nnx.Not(nnx.RngState))
+    random, state = states
 
     def function(params: Any, x: Any) -> Any:
         return nnx.merge(graphdef, random, _filled(state, params))(x, **call)
@@ -87,22 +87,25 @@ def from_nnx(model: Any, example: Any = None, **call: Any) -> Network:
     return Network(function, params, example, NNX(model, call))
 
 
-def to_nnx(small: "Compact", offsets: Mapping[str, Offset]) -> nnx.Module:
+def to_nnx(whole: Network, small: Network, offsets: Mapping[str, Offset]) -> nnx.Module:
     """The smaller module, of the classes of the whole one, in its mode.
 
     Args:
-      small: a compact network of an NNX module.
+      whole: the network of the whole NNX module.
+      small: what is left of it, its arrays by path.
       offsets: maps that are added to what layers return, by the layer's name.
 
     Raises:
       InputError: a map is added where no layer of Flax's can take one.
     """
-    assert small.whole is not None
-    model = nnx.clone(small.whole.origin.model)
+    model = nnx.clone(whole.origin.model)
     state = nnx.state(model, nnx.Not(nnx.RngState))
-    nnx.update(model, _filled(state, jax.tree.map(jnp.array, small.params)))
-    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
-    layers = small.network.layers
+    arrays = jax.tree.map(jnp.array, whole.tree(small.arrays))
+    nnx.update(model, _filled(state, arrays))
+    modules = {
+        "/".join(map(str, path)): module for path, module in nnx.iter_modules(model)
+    }
+    layers = small.layers
     found = {layer.leaf: layer for layer in layers.values() if layer.leaf}
     for path, module in modules.items():
         layer = found.get(f"{path}/kernel" if path else "kernel")
@@ -122,7 +125,7 @@ def _filled(state: Any, arrays: Any) -> Any:
 
 def _resize(module: Any, layer: Layer | None) -> None:
     """Sets the numbers that a module of Flax's own keeps beside its arrays."""
-    shape = module.kernel.shape if hasattr(module, "kernel") else ()
+    shape: Any = module.kernel.shape if hasattr(module, "kernel") else ()
     match module:
         case nnx.Conv():
             module.kernel_shape = shape
@@ -159,10 +162,8 @@ def _resize(module: Any, layer: Layer | None) -> None:
             module.in_features = module.query.kernel.shape[0]
             module.in_kv_features = module.key.kernel.shape[0]
             module.out_features = module.out.kernel.shape[-1]
-        case nnx.GroupNorm():
-            features = _features(module)
-            module.num_features = features
-            module.num_groups = features // module.group_size
+        case nnx.GroupNorm() if module.scale is not None or module.bias is not None:
+            module.num_groups = _features(module) // module.group_size
         case nnx.BatchNorm():
             module.num_features = module.mean.shape[0]
         case nnx.LayerNorm() | nnx.RMSNorm() | nnx.InstanceNorm():
@@ -178,7 +179,7 @@ def _features(module: Any) -> int:
 
 
 def _add(module: Any, name: str, offset: Offset) -> None:
-    """Adds a map to what a layer returns: to its bias, where it is the same everywhere."""
+    """Adds a map to what a layer returns: to its bias, where it is a constant."""
     if offset.constant is not None and hasattr(module, "bias"):
         constant = jnp.asarray(offset.constant)
         if module.bias is None:

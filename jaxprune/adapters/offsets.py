@@ -1,11 +1,12 @@
 """What pruned channels still send to a layer, where it has no bias to take that."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 
-class Offset(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Offset:
     """A map that is added to what a layer returns; see `jaxprune.compaction.cut`.
 
     Attributes:

@@ -193,7 +193,8 @@ class Compact:
         return self._handed_back("Keras model", "Keras")
 
     def _handed_back(self, what: str, kind: str) -> Any:
-        origin = self._of("framework of its own").origin
+        whole = self._of("framework of its own")
+        origin = whole.origin
         if type(origin).__name__ != kind:
             raise InputError(f"the network was no {what}")
         others = [path for path in self.arrays if path.startswith((KERNELS, STORED))]
@@ -208,7 +209,7 @@ class Compact:
             for layer in self.network.layers.values()
             if offset_paths(layer)[0] in self.arrays
         }
-        model = origin.smaller(self, offsets)
+        model = origin.smaller(whole, self.network, offsets)
         again = origin.network(model)
         if why := differs(again.function, again.params, self):
             raise InputError(
