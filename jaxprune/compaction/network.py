@@ -58,8 +58,29 @@ class PrunedLayer:
 
 
 @dataclass(frozen=True, eq=False)
+class _Rest:
+    """A compact network but for its arrays: the same wherever its function is."""
+
+    network: "Compact"
+    paths: tuple[str, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Rest) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> Any:
+        return self.network.function, self.paths
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
 class Compact:
     """A network with channels removed, ready to be called.
+
+    It is a pytree of its arrays, and can be given to a transformed function.
 
     Attributes:
       arrays: the smaller arrays by path, with those that `jaxprune.compaction.cut`
@@ -90,6 +111,19 @@ class Compact:
         )
         sizes = sum(np.size(array) for array in self.arrays.values())
         return f"Compact({removed or 'nothing removed'}; {sizes:,} numbers)"
+
+    def tree_flatten_with_keys(self) -> Any:
+        """Its arrays by path, and everything else."""
+        keys = [jax.tree_util.DictKey(path) for path in self.arrays]
+        rest = dataclasses.replace(self, arrays={}, proof=None)
+        pairs = zip(keys, self.arrays.values(), strict=True)
+        return [*pairs], _Rest(rest, tuple(self.arrays))
+
+    @classmethod
+    def tree_unflatten(cls, rest: "_Rest", arrays: Any) -> "Compact":
+        """The same network with other arrays, without their proof."""
+        named = dict(zip(rest.paths, arrays, strict=True))
+        return dataclasses.replace(rest.network, arrays=named)
 
     def __call__(self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]) -> Any:
         """The network's output for a batch of inputs."""

@@ -194,3 +194,36 @@ def test_a_layer_that_would_return_nothing_is_named():
 def test_other_fills_are_refused():
     with pytest.raises(InputError, match="takes the fill 'drop'"):
         cut("vgg", {"Conv_0": np.arange(8) > 0}, "zero")
+
+
+def test_a_compact_network_is_a_pytree():
+    """Compiled, differentiated and mapped as any function of its arrays."""
+    _, _, images, groups = network("vgg_plain")
+    name = next(iter(groups.groups))
+    keep = np.arange(groups.groups[name].units) % 2 == 0
+    small = cut("vgg_plain", {name: keep}, "drop")
+    x = jnp.asarray(images[:4])
+    expected = small(x)
+    assert len(jax.tree.leaves(small)) == len(small.arrays)
+    np.testing.assert_allclose(jax.jit(small)(x), expected, atol=1e-6)
+    count = 0
+
+    @jax.jit
+    def call(network, x):
+        nonlocal count
+        count += 1
+        return network(x)
+
+    again = jax.tree.map(jnp.asarray, small)
+    for one in (small, again, jax.tree.map(lambda a: a * 1, again)):
+        np.testing.assert_allclose(call(one, x), expected, atol=1e-6)
+    assert count == 1 and again.proof is None and again.layers == small.layers
+    loss = jax.grad(lambda network: (network(x) ** 2).sum())(again)
+    assert type(loss) is type(small) and loss.arrays.keys() == small.arrays.keys()
+    by_params = jax.grad(lambda arrays: (small.function(arrays, x) ** 2).sum())(
+        again.arrays
+    )
+    jax.tree.map(np.testing.assert_allclose, loss.arrays, by_params)
+    each = jax.vmap(lambda image: small(image[None])[0])(x)
+    np.testing.assert_allclose(each, expected, atol=1e-5)
+    assert len(repr(small)) < 500
