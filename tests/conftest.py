@@ -19,6 +19,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # as nobody reads them
 os.environ["MPLBACKEND"] = "agg"
+os.environ["KERAS_BACKEND"] = "jax"
 os.environ.pop("JAX_DEFAULT_PRNG_IMPL", None)
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what is set here
     _run = tempfile.mkdtemp(prefix="jaxprune-tests-")

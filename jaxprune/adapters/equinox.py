@@ -17,7 +17,7 @@ from jaxprune.graph.network import Network
 try:
     import equinox as eqx
 except ImportError as error:
-    raise ImportError("Equinox is missing: pip install 'jaxprune[equinox]'") from error
+    raise ImportError(f"{error}: pip install 'jaxprune[equinox]'") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,12 @@ def from_equinox(
     arguments.check_kind("model", model, eqx.Module, "an Equinox module")
     if state is not None:
         arguments.check_kind("state", state, eqx.nn.State, "an Equinox State")
+        try:
+            jax.tree.leaves(state)
+        except ValueError as error:
+            raise InputError(
+                "the state has been used: give that of the module's last call"
+            ) from error
     arrays, rest = eqx.partition(eqx.nn.inference_mode(model), _is_parameter)
 
     def one(params: Any, x: Any) -> Any:
@@ -112,7 +118,7 @@ def to_equinox(whole: Network, small: Network, offsets: Mapping[str, Offset]) ->
     Args:
       whole: the network of the whole Equinox module.
       small: what is left of it, its arrays by path.
-      offsets: maps that are added to what layers return, by the layer's name.
+      offsets: maps that are added to what layers return, by the path of their kernel.
 
     Returns:
       The module; or the module and its state, where the whole one has a state.
@@ -127,22 +133,20 @@ def to_equinox(whole: Network, small: Network, offsets: Mapping[str, Offset]) ->
     own, rest = eqx.partition(origin.model, _is_parameter)
     leaves = jax.tree.leaves(arrays)
     model = eqx.combine(jax.tree.unflatten(jax.tree.structure(own), leaves), rest)
-    way: tuple | None
     prefix = "" if origin.state is None else "params/"
-    layers = small.layers
-    found = {layer.leaf: layer for layer in layers.values() if layer.leaf}
+    found = {layer.leaf: layer for layer in small.layers.values() if layer.leaf}
     paths = {f"{prefix}{'/'.join(map(str, keys))}": keys for keys, _ in _modules(model)}
+    for leaf, offset in offsets.items():
+        way = paths.get(leaf.rpartition("/")[0])
+        if way is None:
+            raise InputError(
+                f"'{leaf}' cannot be handed back: a map is to be added to what its "
+                "layer returns, and no module returns it alone"
+            )
+        model = _add(model, way, offset)
     for keys, module in [*_modules(model)]:
         path = "/".join(map(str, (*keys, "weight")))
         _resize(module, found.get(prefix + path))
-    for name, offset in offsets.items():
-        way = paths.get((layers[name].leaf or "").rpartition("/")[0])
-        if way is None:
-            raise InputError(
-                f"'{name}' cannot be handed back: a map is to be added to what it "
-                "returns, and no module returns it alone"
-            )
-        model = _add(model, way, offset)
     return model if origin.state is None else (model, params["state"])
 
 
@@ -163,6 +167,8 @@ def _modules(node: Any, keys: tuple = ()) -> Iterator[tuple[tuple, Any]]:
         ]
     elif isinstance(node, Mapping):
         parts = [*node.items()]
+    elif hasattr(node, "_fields"):
+        parts = [(name, getattr(node, name)) for name in node._fields]
     elif isinstance(node, list | tuple):
         parts = list(enumerate(node))
     for key, part in parts:
@@ -174,25 +180,29 @@ def _resize(module: Any, layer: Layer | None) -> None:
     shape: Any = getattr(getattr(module, "weight", None), "shape", ())
     numbers: dict[str, Any] = {}
     match module:
-        case eqx.nn.Conv() | eqx.nn.ConvTranspose():
+        case eqx.nn.Conv() | eqx.nn.ConvTranspose() if shape:
+            shape = shape[-2 - module.num_spatial_dims :]  # stacked ones have one more
             numbers["groups"] = module.groups if layer is None else layer.groups
             numbers["out_channels"] = shape[0]
             numbers["in_channels"] = shape[1] * numbers["groups"]
-        case eqx.nn.Linear():
-            for number, size in zip(
-                ("out_features", "in_features"), shape, strict=True
-            ):
-                if getattr(module, number) != "scalar":
-                    numbers[number] = size
+        case eqx.nn.Linear() if shape:
+            ends = zip(("out_features", "in_features"), shape[-2:], strict=True)
+            numbers = {n: s for n, s in ends if getattr(module, n) != "scalar"}
+        case eqx.nn.MLP():
+            first, last = module.layers[0], module.layers[-1]
+            ends = zip(("in_size", "width_size", "out_size"), (
+                first.weight.shape[-1], first.weight.shape[-2], last.weight.shape[-2],
+            ), strict=True)  # fmt: skip
+            numbers = {n: s for n, s in ends if getattr(module, n) != "scalar"}
         case eqx.nn.GroupNorm() if shape:
-            size = (module.channels or shape[0]) // module.groups
-            numbers = {"channels": shape[0], "groups": shape[0] // size}
+            size = (module.channels or shape[-1]) // module.groups
+            numbers = {"channels": shape[-1], "groups": shape[-1] // size}
         case eqx.nn.BatchNorm() if shape:
-            numbers["input_size"] = shape[0]
+            numbers["input_size"] = shape[-1]
         case eqx.nn.LayerNorm() | eqx.nn.RMSNorm() if shape:
-            numbers["shape"] = shape
-        case eqx.nn.Embedding():
-            numbers["num_embeddings"], numbers["embedding_size"] = shape
+            numbers["shape"] = shape[-len(module.shape) :]
+        case eqx.nn.Embedding() if shape:
+            numbers["num_embeddings"], numbers["embedding_size"] = shape[-2:]
         case eqx.nn.MultiheadAttention():
             _resize_attention(module)
     _set(module, numbers)
@@ -236,13 +246,15 @@ def _add(model: Any, keys: tuple, offset: Offset) -> Any:
 
     def layer_of(node: Any) -> Any:
         for key in keys:
-            node = getattr(node, key) if isinstance(key, str) else node[key]
+            inside = isinstance(node, Mapping) or not isinstance(key, str)
+            node = node[key] if inside else getattr(node, key)
         return node
 
-    layer = layer_of(model)
-    if offset.constant is not None and hasattr(layer, "bias"):
+    layer, constant = layer_of(model), offset.constant
+    own = isinstance(layer, eqx.nn.Conv | eqx.nn.ConvTranspose | eqx.nn.Linear)
+    if constant is not None and own:
         ones = (1,) * (layer.weight.ndim - 2)
-        bias = jnp.asarray(offset.constant).reshape(-1, *ones)
+        bias = jnp.asarray(constant, layer.weight.dtype).reshape(-1, *ones)
         bias = bias if layer.bias is None else layer.bias + bias
         _set(layer, {"bias": bias, "use_bias": True})
         return model

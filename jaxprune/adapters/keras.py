@@ -21,7 +21,7 @@ try:
     import keras
     from keras import tree
 except ImportError as error:
-    raise ImportError("Keras is missing: pip install 'jaxprune[keras]'") from error
+    raise ImportError(f"{error}: pip install 'jaxprune[keras]'") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def from_keras(model: Any, example: Any = None, **call: Any) -> Network:
     Args:
       model: the model, built; or the path of a file that Keras saved it to, `.keras` or
         `.h5`, which is read without running code that the file may hold.
-      example: a batch of inputs; by default of zeros, as the model says.
+      example: a batch of inputs; by default drawn, of the shape that the model says.
       call: keyword arguments of the model's call.
 
     Raises:
@@ -75,6 +75,8 @@ def from_keras(model: Any, example: Any = None, **call: Any) -> Network:
         raise InputError(f"model must be a Keras model or its file, got {kind}")
     if not model.built:
         raise InputError("the Keras model is not built: call it on a batch first")
+    if len(getattr(model, "inputs", ())) > 1:
+        raise InputError("the Keras model takes several inputs: a network takes one")
     variables = _variables(model)
     numbers = {path: v for path, v in variables.items() if _is_parameter(v)}
     fixed = {id(v): v.value for v in variables.values() if not _is_parameter(v)}
@@ -103,7 +105,7 @@ def to_keras(whole: Network, small: Network, offsets: Mapping[str, Offset]) -> A
     Args:
       whole: the network of the whole Keras model.
       small: what is left of it, its arrays by path.
-      offsets: maps that are added to what layers return, by the layer's name.
+      offsets: maps that are added to what layers return, by the path of their kernel.
 
     Raises:
       InputError: the model cannot be made from its layers' configurations.
@@ -114,9 +116,12 @@ def to_keras(whole: Network, small: Network, offsets: Mapping[str, Offset]) -> A
     cloner = _Cloner(small, offsets, paths)
     try:
         smaller = cloner.whole(model)
-    except (ValueError, TypeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever layers of somebody's own raise
         raise InputError(
-            f"the Keras model cannot be handed back: {first_line(error)}"
+            "the Keras model cannot be made again from its layers' configurations: "
+            f"{first_line(error)}"
         ) from error
     for each in cloner.made:
         _assign(each, paths, small.arrays)
@@ -145,7 +150,8 @@ class _Cloner:
         self.made: list[_Made] = []
         self._arrays, self._paths = small.arrays, paths
         self._layers = {x.leaf: x for x in small.layers.values() if x.leaf}
-        self._offsets = {small.layers[name].leaf: offsets[name] for name in offsets}
+        self._offsets = offsets
+        self._copies: dict[int, Any] = {}  # of a layer, wherever it is used
         # Models inside the model, by what stands for them until they are called.
         self._inner: dict[Any, Any] = {}
         self._called: dict[Any, Any] = {}
@@ -164,7 +170,14 @@ class _Cloner:
         )
 
     def layer(self, layer: Any) -> Any:
-        """A layer again."""
+        """A layer again; the same for the same one."""
+        if not isinstance(layer, keras.Layer):
+            return layer  # an operation on arrays
+        if id(layer) not in self._copies:
+            self._copies[id(layer)] = self._copy(layer)
+        return self._copies[id(layer)]
+
+    def _copy(self, layer: Any) -> Any:
         if isinstance(layer, keras.Sequential):
             # Without the input that it says, whose channels may be others.
             copies = [self.layer(one) for one in layer.layers]
@@ -181,6 +194,8 @@ class _Cloner:
             config |= _numbers(layer, arrays, calls)
         found = (self._offsets[path] for path in own if path in self._offsets)
         offset = next(found, None)
+        if any(n is not None and n > 1 for n in config.get("noise_shape") or ()):
+            raise InputError(f"'{layer.name}' keeps a number of channels: noise_shape")
         if offset is None:
             copy = together = type(layer).from_config(config)
         else:
@@ -240,11 +255,14 @@ def _is_parameter(variable: Any) -> bool:
 
 
 def _example(model: Any) -> Any:
-    """A batch of zeros of the shape that a model says it takes; None if it is open."""
-    shapes = [tuple(x.shape[1:]) for x in model.inputs]
-    if len(shapes) != 1 or None in shapes[0]:
+    """A drawn batch of the shape that a model says it takes; None if it is open."""
+    (given,) = model.inputs
+    if None in (shape := tuple(given.shape[1:])):
         return None
-    return np.zeros((2, *shapes[0]), model.inputs[0].dtype)
+    rng = np.random.default_rng(0)
+    if jnp.issubdtype(given.dtype, jnp.floating):
+        return rng.normal(size=(2, *shape)).astype(given.dtype)
+    return rng.integers(0, 2, (2, *shape)).astype(given.dtype)
 
 
 def _numbers(
@@ -282,6 +300,11 @@ def _numbers(
 
 def _with_offset(layer: Any, config: dict[str, Any], offset: Offset) -> tuple[Any, Any]:
     """A layer with a map added to what it returns: the layer itself, and both."""
+    if isinstance(layer, keras.layers.MultiHeadAttention):
+        raise InputError(
+            f"'{layer.name}' cannot be handed back: a map is to be added to what "
+            "a layer inside it returns"
+        )
     if "use_bias" in config and offset.constant is not None:
         copy = type(layer).from_config(config | {"use_bias": True})
         return copy, copy
@@ -315,8 +338,18 @@ def _assign(made: "_Made", paths: Mapping[int, str], arrays: Mapping[str, Any]) 
     layer, copy, together, offset = made
     # The bias that a copy may have besides is its last variable.
     for before, variable in zip(layer.variables, copy.variables, strict=False):
-        if id(before) in paths:
-            variable.assign(arrays[paths[id(before)]])
+        if id(before) not in paths:
+            continue
+        array = arrays[paths[id(before)]]
+        if array.shape != tuple(variable.shape):
+            raise InputError(
+                f"the Keras model cannot be handed back: '{layer.name}', a "
+                f"{type(layer).__name__}, has {tuple(variable.shape)} numbers by its "
+                f"configuration where {array.shape} are left"
+            )
+        variable.assign(array)
+    if hasattr(copy, "finalize_state"):
+        copy.finalize_state()
     if isinstance(copy, keras.layers.MultiHeadAttention):
         # Its logits are divided by the root of the key's width, which is its own.
         scale = (copy.key_dim / layer.key_dim) ** 0.5

@@ -93,7 +93,7 @@ def to_nnx(whole: Network, small: Network, offsets: Mapping[str, Offset]) -> nnx
     Args:
       whole: the network of the whole NNX module.
       small: what is left of it, its arrays by path.
-      offsets: maps that are added to what layers return, by the layer's name.
+      offsets: maps that are added to what layers return, by the path of their kernel.
 
     Raises:
       InputError: a map is added where no layer of Flax's can take one.
@@ -105,14 +105,12 @@ def to_nnx(whole: Network, small: Network, offsets: Mapping[str, Offset]) -> nnx
     modules = {
         "/".join(map(str, path)): module for path, module in nnx.iter_modules(model)
     }
-    layers = small.layers
-    found = {layer.leaf: layer for layer in layers.values() if layer.leaf}
+    for leaf, offset in offsets.items():
+        _add(modules.get(leaf.rpartition("/")[0]), leaf, offset)
+    by_leaf = {layer.leaf: layer for layer in small.layers.values() if layer.leaf}
     for path, module in modules.items():
-        layer = found.get(f"{path}/kernel" if path else "kernel")
+        layer = by_leaf.get(f"{path}/kernel" if path else "kernel")
         _resize(module, layer)
-    for name, offset in offsets.items():
-        leaf = layers[name].leaf or ""
-        _add(modules.get(leaf.rpartition("/")[0]), name, offset)
     return model
 
 
@@ -128,28 +126,28 @@ def _resize(module: Any, layer: Layer | None) -> None:
     shape: Any = module.kernel.shape if hasattr(module, "kernel") else ()
     match module:
         case nnx.Conv():
-            module.kernel_shape = shape
+            # Stacked modules have one axis more.
+            shape = module.kernel_shape = shape[-len(module.kernel_shape) :]
             if layer is not None:
                 module.feature_group_count = layer.groups
             module.in_features = shape[-2] * module.feature_group_count
             module.out_features = shape[-1]
         case nnx.ConvTranspose():
-            module.kernel_shape = shape
+            shape = module.kernel_shape = shape[-len(module.kernel_shape) :]
             ends = shape[-2:][::-1] if module.transpose_kernel else shape[-2:]
             module.in_features, module.out_features = ends
         case nnx.Linear():
-            module.in_features, module.out_features = shape
+            module.in_features, module.out_features = shape[-2:]
         case nnx.LinearGeneral():
-            given = len(module.in_features)
-            batch = len(module.batch_axis)
-            module.in_features = tuple(shape[batch : batch + given])
-            module.out_features = tuple(shape[batch + given :])
+            given, returned = len(module.in_features), len(module.out_features)
+            module.in_features = tuple(shape[-given - returned : -returned])
+            module.out_features = tuple(shape[-returned:])
         case nnx.Einsum():
-            module.kernel_shape = shape
+            module.kernel_shape = shape[-len(module.kernel_shape) :]
             if module.bias is not None:
-                module.bias_shape = module.bias.shape
+                module.bias_shape = module.bias.shape[-len(module.bias_shape or ()) :]
         case nnx.Embed():
-            module.num_embeddings, module.features = module.embedding.shape
+            module.num_embeddings, module.features = module.embedding.shape[-2:]
         case nnx.MultiHeadAttention():
             heads, dim = module.query.kernel.shape[-2:]
             # Its logits are divided by the root of the head's width, which is its own.
@@ -159,13 +157,13 @@ def _resize(module: Any, layer: Layer | None) -> None:
             module.num_heads, module.head_dim = heads, dim
             module.num_kv_heads = module.key.kernel.shape[-2]
             module.qkv_features = prod(module.query.kernel.shape[-2:])
-            module.in_features = module.query.kernel.shape[0]
-            module.in_kv_features = module.key.kernel.shape[0]
+            module.in_features = module.query.kernel.shape[-3]
+            module.in_kv_features = module.key.kernel.shape[-3]
             module.out_features = module.out.kernel.shape[-1]
         case nnx.GroupNorm() if module.scale is not None or module.bias is not None:
             module.num_groups = _features(module) // module.group_size
         case nnx.BatchNorm():
-            module.num_features = module.mean.shape[0]
+            module.num_features = module.mean.shape[-1]
         case nnx.LayerNorm() | nnx.RMSNorm() | nnx.InstanceNorm():
             module.num_features = _features(module)
 
@@ -178,20 +176,22 @@ def _features(module: Any) -> int:
     return int(module.num_features)
 
 
-def _add(module: Any, name: str, offset: Offset) -> None:
+def _add(module: Any, leaf: str, offset: Offset) -> None:
     """Adds a map to what a layer returns: to its bias, where it is a constant."""
-    if offset.constant is not None and hasattr(module, "bias"):
-        constant = jnp.asarray(offset.constant)
-        if module.bias is None:
-            module.bias, module.use_bias = nnx.Param(constant), True
-        else:
-            module.bias[...] += constant.reshape(module.bias.shape)
+    constant, bias = offset.constant, getattr(module, "bias", None)
+    if constant is not None and bias is not None and bias.size == constant.size:
+        sent = jnp.asarray(constant.reshape(bias.shape), bias.dtype)
+        bias[...] = bias[...] + sent
+    elif constant is not None and isinstance(module, nnx.Conv | nnx.Linear):
+        module.bias = nnx.Param(jnp.asarray(constant, module.kernel.dtype))
+        module.use_bias = True
     elif isinstance(module, nnx.Conv):
-        module.conv_general_dilated = WithOffset(module.conv_general_dilated, offset)
+        product = WithOffset(module.conv_general_dilated, offset)
+        module.conv_general_dilated = nnx.data(product)
     elif isinstance(module, nnx.Linear):
-        module.dot_general = WithOffset(module.dot_general, offset)
+        module.dot_general = nnx.data(WithOffset(module.dot_general, offset))
     else:
         raise InputError(
-            f"'{name}' cannot be handed back: a map is to be added to what it returns, "
+            f"'{leaf}' cannot be handed back: a map is to be added to what it returns, "
             "which no layer of its kind takes"
         )

@@ -175,8 +175,22 @@ class Compact:
         return self.network.with_params(flat(variables))
 
     def with_arrays(self, variables: Any) -> "Compact":
-        """The same network with other arrays, as when it has been trained."""
-        return dataclasses.replace(self, arrays=flat(variables), proof=None)
+        """The same network with other arrays, as when it has been trained.
+
+        Raises:
+          InputError: some are missing, of another shape, or of no place in it.
+        """
+        arrays = flat(variables)
+        if other := self.arrays.keys() ^ arrays.keys():
+            paths = ", ".join(sorted(other)[:3])
+            raise InputError(f"the arrays must be those of the network: not so {paths}")
+        for path, array in arrays.items():
+            if np.shape(array) != np.shape(self.arrays[path]):
+                raise InputError(
+                    f"{path} must be of shape {list(np.shape(self.arrays[path]))}, got "
+                    f"{list(np.shape(array))}"
+                )
+        return dataclasses.replace(self, arrays=arrays, proof=None)
 
     @cached_property
     def apply(self) -> Callable[..., Any]:
@@ -198,7 +212,17 @@ class Compact:
                 "the model's own code computes something else with fewer channels "
                 f"({why}): call the network itself, or its function"
             )
-        return apply
+        needed = set(self.variables)
+
+        def complete(variables: Any, *args: Any, **kwargs: Any) -> Any:
+            if missing := needed - set(variables):
+                raise InputError(
+                    f"the variables lack {', '.join(sorted(missing))}: give apply all "
+                    "collections of small.variables, also those that are not trained"
+                )
+            return apply(variables, *args, **kwargs)
+
+        return complete
 
     def to_nnx(self) -> Any:
         """The smaller Flax NNX module: of the same classes, in its caller's mode.
@@ -231,26 +255,45 @@ class Compact:
         origin = whole.origin
         if type(origin).__name__ != kind:
             raise InputError(f"the network was no {what}")
-        others = [path for path in self.arrays if path.startswith((KERNELS, STORED))]
-        if others:
-            name = others[0].partition("/")[2]
-            raise InputError(
-                f"the {what} cannot be handed back: the kernel of '{name}' is computed "
-                "of several arrays, or by several layers, and has one of its own now"
-            )
-        offsets = {
-            layer.name: Offset(*(self.arrays[path] for path in offset_paths(layer)))
-            for layer in self.network.layers.values()
-            if offset_paths(layer)[0] in self.arrays
-        }
-        model = origin.smaller(whole, self.network, offsets)
+        for path in self.arrays:
+            collection, _, name = path.partition("/")
+            if collection in (KERNELS, STORED):
+                read = f"'{name}' reads" if collection == KERNELS else "it reads"
+                raise InputError(
+                    f"the {what} cannot be handed back: {read} a kernel that is "
+                    "computed of several arrays, or read twice, and no longer follows "
+                    "from them"
+                )
+        model = origin.smaller(whole, self.network, self._offsets())
         again = origin.network(model)
-        if why := differs(again.function, again.params, self):
-            raise InputError(
-                f"the {what} cannot be handed back: its own code computes something "
-                f"else with fewer channels ({why}); call the network itself"
-            )
+        for batch in (self.example, _drawn_like(self.example)):
+            if why := differs(again.function, again.params, self, batch):
+                raise InputError(
+                    f"the {what} cannot be handed back: its own code computes "
+                    f"something else with fewer channels ({why}); call the network "
+                    "itself"
+                )
         return model
+
+    def _offsets(self) -> dict[str, Offset]:
+        """Maps that are added to what layers return, by the path of their kernel.
+
+        Raises:
+          InputError: a layer is called more than once, with another map each time.
+        """
+        found: dict[str, list[Offset | None]] = {}
+        for layer in self.network.layers.values():
+            paths = offset_paths(layer)
+            arrays = [self.arrays[path] for path in paths if path in self.arrays]
+            offset = Offset(*arrays) if arrays else None
+            found.setdefault(layer.leaf or layer.name, []).append(offset)
+        for leaf, (first, *rest) in found.items():
+            if not all(_same(first, other) for other in rest):
+                raise InputError(
+                    f"{leaf} is read {1 + len(rest)} times, and each time another map "
+                    "is added: no layer can do that; call the network itself"
+                )
+        return {leaf: each[0] for leaf, each in found.items() if each[0] is not None}
 
     def save(
         self,
@@ -354,19 +397,42 @@ def _keys(network: Network) -> dict[str, list[str]]:
     return found
 
 
-def differs(apply: Callable[..., Any], variables: Any, small: Compact) -> str:
-    """The difference of another function from the network on the example, if any."""
+def _same(one: Offset | None, other: Offset | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    rows = one.rows[one.index], other.rows[other.index]
+    return rows[0].shape == rows[1].shape and bool((rows[0] == rows[1]).all())
+
+
+def _drawn_like(example: np.ndarray) -> np.ndarray:
+    """Inputs as large as the example's, drawn: those may be zero, or all the same."""
+    rng = np.random.default_rng(0)
+    if not jnp.issubdtype(example.dtype, jnp.floating):
+        highest = int(example.max(initial=0)) + 1
+        return rng.integers(0, highest, example.shape).astype(example.dtype)
+    wide = example.astype(np.float64)
+    drawn = rng.normal(wide.mean(), wide.std() or 1.0, example.shape)
+    return drawn.astype(example.dtype)
+
+
+def differs(
+    apply: Callable[..., Any], variables: Any, small: Compact, batch: Any = None
+) -> str:
+    """The difference of another function from the network, on a batch, if any."""
+    batch = small.example if batch is None else batch
     try:
-        found = jax.jit(lambda v, x: apply(v, x))(variables, small.example)
+        found = jax.jit(lambda v, x: apply(v, x))(variables, batch)
     except Exception as error:  # whatever the model's own code raises
         return first_line(error)
-    expected = small(small.example)
+    expected = small(batch)
     ones, others = jax.tree.leaves(found), jax.tree.leaves(expected)
     if len(ones) != len(others):
         return "it returns something else"
     for one, other in zip(ones, others, strict=True):
         if one.shape != other.shape:
             return f"it returns {one.shape} for {other.shape}"
+        if one.dtype != other.dtype:
+            return f"it returns {one.dtype} for {other.dtype}"
         if not is_close(one, other):
             distance = float(np.abs(np.asarray(one) - np.asarray(other)).max())
             return f"it differs by {distance:.3g} on the example"
@@ -531,6 +597,9 @@ def _whole(
                 shape[int(axis)] = mask["size"]
             shapes[name] = jax.ShapeDtypeStruct(tuple(shape), array.dtype)
     if isinstance(model, Network):
+        if model.arrays.keys() != shapes.keys():
+            name = min(model.arrays.keys() ^ shapes.keys())
+            raise InputError(f"{path} is of another model than this: {name}")
         return model.with_params(model.tree(shapes))
     if call is None:
         call = spec["call"]

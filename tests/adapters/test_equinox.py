@@ -8,6 +8,7 @@ import pytest
 
 import jaxprune
 from jaxprune._base.errors import InputError
+from selected import quick
 
 eqx = pytest.importorskip("equinox")
 from jaxprune.adapters.equinox import WithOffset  # noqa: E402
@@ -122,7 +123,7 @@ def half(network, fill):
     return jaxprune.compact_groups(network, {n: (keep[n], fills[n]) for n in groups})
 
 
-@pytest.mark.parametrize("fill", ["drop", "mean"])
+@pytest.mark.parametrize("fill", quick(["drop", "mean"], ("mean",)))
 def test_the_smaller_module_with_its_state(fill):
     model, state = stateful()
     network = jaxprune.from_equinox(model, state, IMAGES)
@@ -138,6 +139,7 @@ def test_the_smaller_module_with_its_state(fill):
     assert model.blocks[0].depthwise.groups == 32
 
 
+@pytest.mark.slow
 def test_attention_and_layers_in_sequences():
     model = ViT()
     network = jaxprune.from_equinox(model, example=IMAGES)
@@ -148,6 +150,7 @@ def test_attention_and_layers_in_sequences():
     assert module.mlp.layers[0].out_features == module.mlp.layers[2].in_features == 16
 
 
+@pytest.mark.slow
 def test_weights_really_zeroed_in_the_module():
     model, state = stateful()
     gone = np.arange(8) % 3 == 0
@@ -167,6 +170,7 @@ def test_weights_really_zeroed_in_the_module():
     np.testing.assert_allclose(evaluated(*small.to_equinox()), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_trained_saved_and_loaded(tmp_path):
     model, state = stateful()
     network = jaxprune.from_equinox(model, state, IMAGES)
@@ -200,10 +204,9 @@ def test_it_is_trained_saved_and_loaded(tmp_path):
             module, now, held, value = step(module, now, held, key)
             losses.append(float(value))
     assert losses[-1] < 0.9 * losses[0]
-    assert any(
-        np.abs(a - b).max() > 1e-3
-        for a, b in zip(before, jax.tree.leaves(now), strict=True)
-    )
+    pairs = zip(before, jax.tree.leaves(now), strict=True)
+    moved = [np.abs(np.asarray(a, float) - np.asarray(b)).max() for a, b in pairs]
+    assert max(moved) > 1e-3  # of the statistics
     for added, rows in zip(with_offsets(module), maps, strict=True):
         np.testing.assert_array_equal(added.rows, rows)
     eqx.tree_serialise_leaves(tmp_path / "module.eqx", (module, now))
