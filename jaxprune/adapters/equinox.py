@@ -57,13 +57,13 @@ class WithOffset(eqx.Module):
       index: the row of each position [*positions].
     """
 
-    layer: eqx.Module
+    layer: Any
     rows: jax.Array
     index: jax.Array
 
     def __call__(self, x: Any, **kwargs: Any) -> Any:
         """The layer's output, and the map."""
-        y = self.layer(x, **kwargs)  # type: ignore[operator]
+        y = self.layer(x, **kwargs)
         offset = jnp.moveaxis(jax.lax.stop_gradient(self.rows)[self.index], -1, 0)
         return y + offset.astype(y.dtype)
 

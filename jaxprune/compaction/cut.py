@@ -31,11 +31,11 @@ from jaxprune.fills.fill import ConstantFill, LinearFill, MeanFill
 from jaxprune.fills.masked import Pruning, kept_of, mask_changes
 from jaxprune.graph.evaluate import Change, Narrowing, bind, run
 from jaxprune.graph.groups import kept_indices
-from jaxprune.graph.layers import Layer, moved_leaf, undo_moves
+from jaxprune.graph.layers import OFFSETS, Layer, moved_leaf, undo_moves
 from jaxprune.graph.network import Graph, Network
 from jaxprune.graph.trace import Program
 
-OFFSETS, KERNELS, STORED = "offsets", "kernels", "stored"
+KERNELS, STORED = "kernels", "stored"
 
 
 class Extras(NamedTuple):

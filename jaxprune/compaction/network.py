@@ -24,7 +24,6 @@ from jaxprune.adapters.offsets import Offset
 from jaxprune.compaction import artefact
 from jaxprune.compaction.cut import (
     KERNELS,
-    OFFSETS,
     STORED,
     exactly,
     extras,
@@ -34,6 +33,7 @@ from jaxprune.compaction.proof import Proof
 from jaxprune.fills.masked import Pruning, kept_of
 from jaxprune.graph.evaluate import Narrowing, run
 from jaxprune.graph.groups import LeafAxis
+from jaxprune.graph.layers import OFFSETS
 from jaxprune.graph.network import Graph, Network
 from jaxprune.graph.trace import path_name, shape_of
 

@@ -33,10 +33,11 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxprune._base.arguments import half_of_digits
 from jaxprune._base.errors import InputError
-from jaxprune.compaction.cut import KERNELS, OFFSETS, cpu, extras
+from jaxprune.compaction.cut import KERNELS, cpu, extras
 from jaxprune.fills.masked import Mask, mask_changes
 from jaxprune.graph.evaluate import Narrowing, Runner
 from jaxprune.graph.labels import ELEMENTWISE, RULES
+from jaxprune.graph.layers import OFFSETS
 from jaxprune.graph.network import Graph, Network
 from jaxprune.graph.trace import CONTRACTIONS, Equation
 

@@ -340,7 +340,8 @@ def _with_bias(layer: Layer) -> Layer:
         if len(others) != 1 or others[0] in program.live:
             break
         leaves = leaves_behind(program, others[0])
-        if not leaves or {layer_of(path, program) for path in leaves} != {own}:
+        owners = {layer_of(p, program).removeprefix(f"{OFFSETS}/") for p in leaves}
+        if owners != {own}:
             break
         value = eqn.outputs[0]
         adds.append(eqn)
@@ -357,6 +358,8 @@ def _with_bias(layer: Layer) -> Layer:
     )  # fmt: skip
 
 
+# Where a compact network keeps the maps that it adds to what layers return.
+OFFSETS = "offsets"
 _CASTS = ("convert_element_type", "reduce_precision")
 _SPREADS = (*MOVES, "broadcast_in_dim")
 

@@ -16,6 +16,7 @@ from jaxprune.compaction import compact
 from jaxprune.compaction.network import load_compact
 from jaxprune.fills.calibration import linear_fills, mean_fills
 from jaxprune.fills.masked import make_pruning
+from jaxprune.graph.network import Network
 from masked import given_to, masked_logits, network_of
 from random_data import random_split, random_variables
 from zoo import CLASSES, EXAMPLE_SHAPE, ZOO
@@ -227,3 +228,35 @@ def test_a_compact_network_is_a_pytree():
     each = jax.vmap(lambda image: small(image[None])[0])(x)
     np.testing.assert_allclose(each, expected, atol=1e-5)
     assert len(repr(small)) < 500
+
+
+@pytest.mark.parametrize("first", ["drop", "mean", "linear"])
+@pytest.mark.parametrize("then", ["drop", "mean", "linear"])
+def test_what_has_been_pruned_is_pruned_again(first, then):
+    """The second layer has no bias: a map of its own is folded into again."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 10, 6)).astype(np.float32)
+    shapes = {"a": (6, 8), "b": (8, 8), "out": (8, 3)}
+    params = {
+        name: {"kernel": rng.normal(size=shape).astype(np.float32)}
+        for name, shape in shapes.items()
+    }
+    params["a"]["bias"] = rng.normal(size=8).astype(np.float32)
+
+    def function(params, x):
+        x = jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"])
+        return jax.nn.relu(x @ params["b"]["kernel"]).mean(1) @ params["out"]["kernel"]
+
+    def half(network, fill):
+        groups = network.groups.groups
+        fills = dict.fromkeys(groups, fill)
+        if fill != "drop":
+            fit = mean_fills if fill == "mean" else linear_fills
+            fills = fit(network, x, groups.values())
+        how = {n: (np.arange(g.units) % 2 == 0, fills[n]) for n, g in groups.items()}
+        return compact.compact_groups(network, how)
+
+    whole = Network(function, params, x)
+    small = half(half(whole, first).network, then)
+    assert small.arrays["b/kernel"].shape == (2, 2)
+    assert small.proof.different_predictions == 0
