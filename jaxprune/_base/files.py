@@ -3,12 +3,13 @@
 What is under way is called `.NAME.PID.tmp`; `clean` removes what a killed process left.
 """
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _UNDER_WAY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.(?P<kind>tmp|old)(\..*)?")
@@ -54,16 +55,21 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 def _put_in_place(new: Path, folder: Path) -> None:
     """Makes `new` the folder; what was there is removed."""
-    if not folder.exists():
-        new.rename(folder)
-        return
     old = new.with_suffix(".old")
-    shutil.rmtree(old, ignore_errors=True)
     try:
-        folder.rename(old)
-        new.rename(folder)
+        while new.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(
+                FileNotFoundError
+            ):  # none, or another process has put it away
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError as error:  # another process has put its own there
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
     except BaseException:
-        if not folder.exists():
+        if not folder.exists() and old.exists():
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
