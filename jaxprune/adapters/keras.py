@@ -279,7 +279,8 @@ def _numbers(
     if isinstance(layer, transposed):
         return {"filters": kernel[-2]}
     if isinstance(layer, found.Conv1D | found.Conv2D | found.Conv3D):
-        return {"filters": kernel[-1], "groups": calls[0].groups if calls else 1}
+        groups = calls[0].groups if calls else layer.groups
+        return {"filters": kernel[-1], "groups": groups}
     if isinstance(layer, found.Dense):
         return {"units": kernel[-1]}
     if isinstance(layer, found.EinsumDense):

@@ -53,13 +53,14 @@ def sequential():
 
 
 def shared():
-    """A model that is called twice inside another."""
+    """A model that is called twice inside another, and operations on arrays."""
     x = keras.Input((8, 8, 8))
     y = layers.Conv2D(8, 3, padding="same", activation="relu", name="conv")(x)
     block = keras.Model(x, layers.Add()([x, y]), name="block")
     image = keras.Input((16, 16, 3))
     x = layers.Conv2D(8, 3, strides=2, padding="same", name="conv")(image)
-    x = layers.Conv2D(8, 3, activation="relu", name="last")(block(block(x)))
+    x = keras.ops.tanh(block(block(x))) * 1.5
+    x = layers.Conv2D(8, 3, activation="relu", name="last")(x)
     return keras.Model(image, layers.Dense(5)(layers.GlobalAveragePooling2D()(x)))
 
 
@@ -113,7 +114,8 @@ def test_the_smaller_model_is_the_smaller_network(name, fill, tmp_path):
         return
     back = small.to_keras()
     np.testing.assert_allclose(evaluated(back), small(IMAGES), atol=2e-5)
-    assert len(back.variables) >= len(model.variables)
+    if fill == "drop":
+        assert len(back.variables) == len(model.variables)
     if fill == "drop":  # else there are maps
         assert back.count_params() < model.count_params()
     # In Keras alone, without code of ours.
