@@ -15,9 +15,9 @@ from .adapters.queries import list_layers as list_layers
 from .compaction.compact import compact as compact
 from .compaction.compact import compact_groups as compact_groups
 from .compaction.compact import compact_layers as compact_layers
+from .compaction.load import load_compact as load_compact
 from .compaction.network import Compact as Compact
 from .compaction.network import PrunedLayer as PrunedLayer
-from .compaction.network import load_compact as load_compact
 from .compaction.proof import Proof as Proof
 from .compaction.recalibrate import recalibrate as recalibrate
 from .costs.cost import Cost as Cost

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class Equinox:
       call: keyword arguments of its call, the same for each input.
     """
 
+    framework: ClassVar[str] = "Equinox module"
     model: eqx.Module
     state: Any
     call: Mapping[str, Any]

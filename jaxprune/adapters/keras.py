@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +33,7 @@ class Keras:
       call: keyword arguments of its call.
     """
 
+    framework: ClassVar[str] = "Keras model"
     model: Any
     call: Mapping[str, Any]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class NNX:
       call: keyword arguments of its call.
     """
 
+    framework: ClassVar[str] = "NNX module"
     model: nnx.Module
     call: Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""The network that is left when channels are removed: called, saved and loaded."""
+"""The network that is left when channels are removed: called, trained, saved."""
 
 import dataclasses
 import importlib.metadata
@@ -12,28 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Num
 
 from jaxprune._base import arguments, schema
-from jaxprune._base.arguments import is_close
-from jaxprune._base.errors import InputError, first_line
+from jaxprune._base.errors import InputError
 from jaxprune.adapters import linen
-from jaxprune.adapters.offsets import Offset
 from jaxprune.compaction import artefact
-from jaxprune.compaction.cut import (
-    KERNELS,
-    STORED,
-    exactly,
-    extras,
-    offset_paths,
-)
+from jaxprune.compaction.cut import STORED, exactly, extras
+from jaxprune.compaction.hand_back import differs, hand_back
 from jaxprune.compaction.proof import Proof
 from jaxprune.fills.masked import Pruning, kept_of
 from jaxprune.graph.evaluate import Narrowing, run
 from jaxprune.graph.groups import LeafAxis
-from jaxprune.graph.layers import OFFSETS
 from jaxprune.graph.network import Graph, Network
 from jaxprune.graph.trace import path_name, shape_of
 
@@ -234,66 +225,21 @@ class Compact:
           InputError: the network was no NNX module; or its code computes something else
             with fewer channels, as one that keeps a number of channels of its own.
         """
-        return self._handed_back("NNX module", "NNX")
+        return hand_back(self, self._of("framework of its own"), "NNX module")
 
     def to_equinox(self) -> Any:
         """The smaller Equinox module, with its state if it has one: (module, state).
 
         See `to_nnx`, which holds for it too.
         """
-        return self._handed_back("Equinox module", "Equinox")
+        return hand_back(self, self._of("framework of its own"), "Equinox module")
 
     def to_keras(self) -> Any:
         """The smaller Keras model, made of its configuration with other numbers.
 
         See `to_nnx`, which holds for it too.
         """
-        return self._handed_back("Keras model", "Keras")
-
-    def _handed_back(self, what: str, kind: str) -> Any:
-        whole = self._of("framework of its own")
-        origin = whole.origin
-        if type(origin).__name__ != kind:
-            raise InputError(f"the network was no {what}")
-        for path in self.arrays:
-            collection, _, name = path.partition("/")
-            if collection in (KERNELS, STORED):
-                read = f"'{name}' reads" if collection == KERNELS else "it reads"
-                raise InputError(
-                    f"the {what} cannot be handed back: {read} a kernel that is "
-                    "computed of several arrays, or read twice, and no longer follows "
-                    "from them"
-                )
-        model = origin.smaller(whole, self.network, self._offsets())
-        again = origin.network(model)
-        for batch in (self.example, _drawn_like(self.example)):
-            if why := differs(again.function, again.params, self, batch):
-                raise InputError(
-                    f"the {what} cannot be handed back: its own code computes "
-                    f"something else with fewer channels ({why}); call the network "
-                    "itself"
-                )
-        return model
-
-    def _offsets(self) -> dict[str, Offset]:
-        """Maps that are added to what layers return, by the path of their kernel.
-
-        Raises:
-          InputError: a layer is called more than once, with another map each time.
-        """
-        found: dict[str, list[Offset | None]] = {}
-        for layer in self.network.layers.values():
-            paths = offset_paths(layer)
-            arrays = [self.arrays[path] for path in paths if path in self.arrays]
-            offset = Offset(*arrays) if arrays else None
-            found.setdefault(layer.leaf or layer.name, []).append(offset)
-        for leaf, (first, *rest) in found.items():
-            if not all(_same(first, other) for other in rest):
-                raise InputError(
-                    f"{leaf} is read {1 + len(rest)} times, and each time another map "
-                    "is added: no layer can do that; call the network itself"
-                )
-        return {leaf: each[0] for leaf, each in found.items() if each[0] is not None}
+        return hand_back(self, self._of("framework of its own"), "Keras model")
 
     def save(
         self,
@@ -397,48 +343,6 @@ def _keys(network: Network) -> dict[str, list[str]]:
     return found
 
 
-def _same(one: Offset | None, other: Offset | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    rows = one.rows[one.index], other.rows[other.index]
-    return rows[0].shape == rows[1].shape and bool((rows[0] == rows[1]).all())
-
-
-def _drawn_like(example: np.ndarray) -> np.ndarray:
-    """Inputs as large as the example's, drawn: those may be zero, or all the same."""
-    rng = np.random.default_rng(0)
-    if not jnp.issubdtype(example.dtype, jnp.floating):
-        highest = int(example.max(initial=0)) + 1
-        return rng.integers(0, highest, example.shape).astype(example.dtype)
-    wide = example.astype(np.float64)
-    drawn = rng.normal(wide.mean(), wide.std() or 1.0, example.shape)
-    return drawn.astype(example.dtype)
-
-
-def differs(
-    apply: Callable[..., Any], variables: Any, small: Compact, batch: Any = None
-) -> str:
-    """The difference of another function from the network, on a batch, if any."""
-    batch = small.example if batch is None else batch
-    try:
-        found = jax.jit(lambda v, x: apply(v, x))(variables, batch)
-    except Exception as error:  # whatever the model's own code raises
-        return first_line(error)
-    expected = small(batch)
-    ones, others = jax.tree.leaves(found), jax.tree.leaves(expected)
-    if len(ones) != len(others):
-        return "it returns something else"
-    for one, other in zip(ones, others, strict=True):
-        if one.shape != other.shape:
-            return f"it returns {one.shape} for {other.shape}"
-        if one.dtype != other.dtype:
-            return f"it returns {one.dtype} for {other.dtype}"
-        if not is_close(one, other):
-            distance = float(np.abs(np.asarray(one) - np.asarray(other)).max())
-            return f"it differs by {distance:.3g} on the example"
-    return ""
-
-
 def as_compact(network: Network) -> Compact:
     """A network of which nothing has been removed yet, or not by this call.
 
@@ -452,7 +356,7 @@ def as_compact(network: Network) -> Compact:
         )
     arrays = {path: np.asarray(leaf) for path, leaf in network.arrays.items()}
     shapes = network.with_params(jax.tree.map(shape_of, network.params))
-    return Compact(arrays, _narrower(shapes, {}), {}, example, None, shapes)
+    return Compact(arrays, narrower(shapes, {}), {}, example, None, shapes)
 
 
 def removed(
@@ -477,12 +381,12 @@ def removed(
     if any(path.startswith(f"{STORED}/") for path in arrays) and before.kept:
         arrays = _stored_again(before, whole, kept, arrays)
     return dataclasses.replace(
-        before, arrays=arrays, function=_narrower(whole, kept), layers=layers,
+        before, arrays=arrays, function=narrower(whole, kept), layers=layers,
         kept=kept, proof=None,
     )  # fmt: skip
 
 
-def _narrower(
+def narrower(
     whole: Network, kept: Mapping[LeafAxis, np.ndarray]
 ) -> Callable[[Any, Any], Any]:
     """The whole network's function on what is left of its parameters."""
@@ -537,85 +441,8 @@ def _pruned(before: Compact, pruning: Pruning) -> PrunedLayer:
     )
 
 
-def load_compact(
-    path: Path | str,
-    model: nn.Module | Network | Callable[..., Any] | None = None,
-    *,
-    call: Mapping[str, Any] | None = None,
-) -> Compact:
-    """Reads what `Compact.save` wrote. Its program runs without the model's code.
-
-    Args:
-      path: the folder.
-      model: the linen model that it was made of, to fine-tune or prune the network
-        further; it must compute what the program does on the stored example.
-      call: keyword arguments of the model's call; by default those that were saved.
-
-    Raises:
-      InputError: no artefact, a damaged or changed one, or of another model.
-    """
-    arrays, spec, function, example = artefact.read(Path(path))
-    where = Path(path) / artefact.SPEC
-    small = Compact(
-        arrays=arrays,
-        function=function,
-        layers={name: _layer(spec, name, where) for name in spec["layers"]},
-        example=example,
-        proof=schema.check(spec["proof"], Proof | None, f"the proof in {where}"),
-    )
-    try:
-        jax.eval_shape(function, arrays, example)
-    except Exception as error:  # of JAX, where shapes do not fit
-        raise InputError(
-            f"{path} does not run on its own weights: {first_line(error)}"
-        ) from error
-    if model is None:
-        return small
-    whole = _whole(model, spec, arrays, call, path).with_example(example)
-    kept = artefact.masks(spec)
-    own = dataclasses.replace(
-        small, function=_narrower(whole, kept), whole=whole, kept=kept
-    )
-    if why := differs(own.function, dict(arrays), small):
-        raise InputError(f"{path} is of another model than this: {why}")
-    return own
-
-
-def _whole(
-    model: Any,
-    spec: artefact.Spec,
-    arrays: Mapping[str, Any],
-    call: Mapping[str, Any] | None,
-    path: Path | str,
-) -> Network:
-    """The network that channels were removed of, with shapes for parameters."""
-    shapes = {}
-    for name, array in arrays.items():
-        if name.partition("/")[0] not in (OFFSETS, KERNELS, STORED):
-            shape = list(np.shape(array))
-            for axis, mask in spec["kept"].get(name, {}).items():
-                shape[int(axis)] = mask["size"]
-            shapes[name] = jax.ShapeDtypeStruct(tuple(shape), array.dtype)
-    if isinstance(model, Network):
-        if model.arrays.keys() != shapes.keys():
-            name = min(model.arrays.keys() ^ shapes.keys())
-            raise InputError(f"{path} is of another model than this: {name}")
-        return model.with_params(model.tree(shapes))
-    if call is None:
-        call = spec["call"]
-        if missing := call.get(_NOT_KEPT):
-            raise InputError(
-                f"{path} was made with arguments of the model's call that no file "
-                f"keeps ({missing}): give load_compact(path, model, call=...)"
-            )
-    tree = nested(shapes, spec["keys"])
-    if isinstance(model, nn.Module):
-        return linen.from_linen(model, tree, **call)
-    return Network(model, tree)
-
-
 # In a saved call, the names of the arguments that are no JSON.
-_NOT_KEPT = "..."
+NOT_KEPT = "..."
 
 
 def _described(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -627,18 +454,7 @@ def _described(call: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = value
         except (TypeError, ValueError):
             others.append(name)
-    return {**found, _NOT_KEPT: ", ".join(others)} if others else found
-
-
-def _layer(spec: artefact.Spec, name: str, where: Path) -> PrunedLayer:
-    """The removed channels of a layer."""
-    layer = schema.check(spec["layers"][name], PrunedLayer, where)
-    if not set(layer.kept) <= set(range(layer.channels)):
-        raise InputError(
-            f"{where} is damaged: of '{name}', kept holds more than its "
-            f"{layer.channels} channels"
-        )
-    return layer
+    return {**found, NOT_KEPT: ", ".join(others)} if others else found
 
 
 def _facts(layer: PrunedLayer) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxprune
+from halved import halved
 from jaxprune._base.errors import InputError
 from selected import quick
 
@@ -113,22 +114,12 @@ def with_offsets(module):
     return [node for node in jax.tree.leaves(module, is_leaf=is_one) if is_one(node)]
 
 
-def half(network, fill):
-    """The network with half of every group."""
-    groups = network.groups.groups
-    fills = dict.fromkeys(groups, "drop")
-    if fill == "mean":
-        fills = jaxprune.mean_fills(network, IMAGES, groups.values())
-    keep = {name: np.arange(group.units) % 2 == 0 for name, group in groups.items()}
-    return jaxprune.compact_groups(network, {n: (keep[n], fills[n]) for n in groups})
-
-
 @pytest.mark.parametrize("fill", quick(["drop", "mean"], ("mean",)))
 def test_the_smaller_module_with_its_state(fill):
     model, state = stateful()
     network = jaxprune.from_equinox(model, state, IMAGES)
     np.testing.assert_allclose(network(IMAGES), evaluated(model, state), atol=1e-5)
-    small = half(network, fill)
+    small = halved(network, IMAGES, fill)
     module, smaller = small.to_equinox()
     assert bool(with_offsets(module)) == (fill == "mean")
     assert type(module) is CNN and not module.blocks[0].drop.inference
@@ -144,7 +135,7 @@ def test_attention_and_layers_in_sequences():
     model = ViT()
     network = jaxprune.from_equinox(model, example=IMAGES)
     np.testing.assert_allclose(network(IMAGES), evaluated(model), atol=1e-5)
-    small = half(network, "drop")
+    small = halved(network, IMAGES)
     module = small.to_equinox()
     np.testing.assert_allclose(evaluated(module), small(IMAGES), atol=1e-5)
     assert module.mlp.layers[0].out_features == module.mlp.layers[2].in_features == 16
@@ -174,7 +165,7 @@ def test_weights_really_zeroed_in_the_module():
 def test_it_is_trained_saved_and_loaded(tmp_path):
     model, state = stateful()
     network = jaxprune.from_equinox(model, state, IMAGES)
-    small = half(network, "mean")
+    small = halved(network, IMAGES, "mean")
     module, now = small.to_equinox()
     optimiser = optax.adam(1e-2)
     labels = jnp.asarray(np.arange(len(IMAGES)) % 5)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import jaxprune
+from halved import halved
 from jaxprune._base.errors import InputError
 from selected import quick
 
@@ -87,15 +88,6 @@ def build(name):
     return model, jaxprune.from_keras(model, IMAGES)
 
 
-def half(network, fill):
-    groups = network.groups.groups
-    fills = dict.fromkeys(groups, "drop")
-    if fill == "mean":
-        fills = jaxprune.mean_fills(network, IMAGES, groups.values())
-    keep = {name: np.arange(group.units) % 2 == 0 for name, group in groups.items()}
-    return jaxprune.compact_groups(network, {n: (keep[n], fills[n]) for n in groups})
-
-
 def evaluated(model):
     return np.asarray(model(IMAGES, training=False))
 
@@ -107,7 +99,7 @@ def test_the_smaller_model_is_the_smaller_network(name, fill, tmp_path):
     np.testing.assert_allclose(network(IMAGES), evaluated(model), atol=1e-5)
     if (name, fill) == ("transformer", "mean"):
         return  # products of two values take 'drop' alone
-    small = half(network, fill)
+    small = halved(network, IMAGES, fill)
     if (name, fill) == ("shared", "mean"):
         with pytest.raises(InputError, match="kernel is read 2 times"):
             small.to_keras()
@@ -139,7 +131,7 @@ def test_weights_really_zeroed_in_the_model():
 
 def test_it_is_trained_and_loaded(tmp_path):
     _, network = build("functional")
-    back = half(network, "mean").to_keras()
+    back = halved(network, IMAGES, "mean").to_keras()
     norm = next(x for x in back.layers if isinstance(x, layers.BatchNormalization))
     before = np.array(norm.moving_mean)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -190,7 +182,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"jaxprune\.from_keras\(model\)"):
         jaxprune.find_groups(model, IMAGES)
     with pytest.raises(InputError, match="was no NNX module"):
-        half(network, "drop").to_nnx()
+        halved(network, IMAGES).to_nnx()
 
 
 def test_an_architecture_that_keeps_a_width_is_not_handed_back():
@@ -198,6 +190,6 @@ def test_an_architecture_that_keeps_a_width_is_not_handed_back():
     x = layers.Conv2D(8, 3, 2, padding="same", activation="relu")(image)
     x = layers.Reshape((64, 8))(x)  # says how many channels there are
     model = keras.Model(image, layers.Dense(5)(layers.Flatten()(x)))
-    small = half(jaxprune.from_keras(model, IMAGES), "drop")
+    small = halved(jaxprune.from_keras(model, IMAGES), IMAGES)
     with pytest.raises(InputError, match="cannot be made again"):
         small.to_keras()

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import jaxprune
+from halved import halved
 from jaxprune._base.errors import InputError
 from selected import quick
 
@@ -116,31 +117,23 @@ def evaluated(model, images=IMAGES):
     return np.asarray(model(jnp.asarray(images)))
 
 
-def half(network):
-    found = network.groups.groups.items()
-    return {name: (np.arange(g.units) % 2 == 0, "drop") for name, g in found}
-
-
 @pytest.mark.parametrize("name", quick(ALL, ("vgg",)))
 @pytest.mark.parametrize("fill", ["drop", "mean", "linear"])
 def test_the_smaller_module_is_the_smaller_network(name, fill):
     model, network = build(name)
     np.testing.assert_allclose(network(IMAGES), evaluated(model), atol=1e-5)
+    groups = network.groups.groups
     if fill == "drop":
-        small = jaxprune.compact_groups(network, half(network))
+        small = halved(network, IMAGES)
     elif fill == "mean":
-        groups = network.groups.groups
-        # A transposed convolution of Flax's takes no map.
-        takes = {n for n, g in groups.items() if "up" not in g.consumers}
-        names = [n for n in groups if n in takes and not n.startswith("attention")]
-        fills = jaxprune.mean_fills(network, IMAGES, [groups[n] for n in names])
-        keep = {n: half(network)[n][0] for n in names}
-        small = jaxprune.compact_groups(
-            network, {n: (keep[n], fills[n]) for n in names}
-        )
+        # Products of two values take 'drop' alone; a transposed convolution no map.
+        but = [
+            n for n, g in groups.items() if n[:9] == "attention" or "up" in g.consumers
+        ]
+        small = halved(network, IMAGES, "mean", but)
         assert name == "vit" or "offsets/" in "".join(small.arrays)
     else:
-        keep = [n for n in network.groups.groups if n.startswith("attention")]
+        keep = [n for n in groups if n.startswith("attention")]
         small = jaxprune.shrink(network, IMAGES, speedup=1.3, keep_whole=keep)
     module = small.to_nnx()
     assert type(module) is ALL[name]
@@ -171,7 +164,7 @@ def test_weights_really_zeroed_in_the_module():
 @pytest.mark.slow
 def test_numbers_beside_the_arrays_are_set():
     _, network = build("resnet")
-    module = jaxprune.compact_groups(network, half(network)).to_nnx()
+    module = halved(network, IMAGES).to_nnx()
     assert module.depthwise.feature_group_count == module.depthwise.in_features == 8
     assert module.norm.num_groups == 4 and module.norm.scale.shape == (8,)
     assert (
@@ -242,7 +235,7 @@ def test_code_that_keeps_a_number_of_channels_is_not_handed_back():
 
     for kind in (Counted, Split):
         network = jaxprune.from_nnx(kind(nnx.Rngs(0)), IMAGES)
-        small = jaxprune.compact_groups(network, half(network))
+        small = halved(network, IMAGES)
         with pytest.raises(InputError, match="cannot be handed back: its own code"):
             small.to_nnx()
 

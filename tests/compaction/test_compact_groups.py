@@ -10,10 +10,11 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from halved import halved
 from jaxprune._base.errors import InputError
 from jaxprune.adapters.queries import find_groups
 from jaxprune.compaction import compact
-from jaxprune.compaction.network import load_compact
+from jaxprune.compaction.load import load_compact
 from jaxprune.fills.calibration import linear_fills, mean_fills
 from jaxprune.fills.masked import make_pruning
 from jaxprune.graph.network import Network
@@ -247,16 +248,7 @@ def test_what_has_been_pruned_is_pruned_again(first, then):
         x = jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"])
         return jax.nn.relu(x @ params["b"]["kernel"]).mean(1) @ params["out"]["kernel"]
 
-    def half(network, fill):
-        groups = network.groups.groups
-        fills = dict.fromkeys(groups, fill)
-        if fill != "drop":
-            fit = mean_fills if fill == "mean" else linear_fills
-            fills = fit(network, x, groups.values())
-        how = {n: (np.arange(g.units) % 2 == 0, fills[n]) for n, g in groups.items()}
-        return compact.compact_groups(network, how)
-
     whole = Network(function, params, x)
-    small = half(half(whole, first).network, then)
+    small = halved(halved(whole, x, first).network, x, then)
     assert small.arrays["b/kernel"].shape == (2, 2)
     assert small.proof.different_predictions == 0

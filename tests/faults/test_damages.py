@@ -29,7 +29,7 @@ from jaxprune.cli import lock, run_directory
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.cli.shrink import ladder
 from jaxprune.compaction import artefact
-from jaxprune.compaction.network import load_compact
+from jaxprune.compaction.load import load_compact
 from jaxprune.costs.clock import Clock
 from jaxprune.data import tfds
 from jaxprune.evaluation import every_pair

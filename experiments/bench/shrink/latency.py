@@ -19,7 +19,7 @@ from experiments.bench.race import Child
 from experiments.bench.shrink.stages import ContestSettings
 from jaxprune.cli import run_directory
 from jaxprune.cli.weights import train_or_restore
-from jaxprune.compaction.network import load_compact
+from jaxprune.compaction.load import load_compact
 
 WHOLE = "whole network"
 WHAT = "latency"
