@@ -5,6 +5,8 @@
     spec.json             what it is, with the sha256 of every file and of itself
     function.stablehlo    (weights, inputs) -> what the network returns
     model.stablehlo       on request: pixels -> the same, its weights and scaling inside
+    model.onnx            on request: the same for other runtimes
+    model.keras           on request, by the commands: the smaller Keras model
 
 Programs take any number of inputs, on any platform: `jax.export.deserialize(data)`
 reads them. Nothing is pickled. Every hash and shape is checked before anything is used.
@@ -21,12 +23,13 @@ from pydantic import Field
 from safetensors import numpy as safetensors
 from typing_extensions import TypedDict
 
-from jaxprune._base import manifest, schema
+from jaxprune._base import arguments, manifest, schema
 from jaxprune._base.errors import InputError, first_line
 from jaxprune._base.files import replacing_folder
 
 WEIGHTS, EXAMPLE, SPEC = "weights.safetensors", "example.safetensors", "spec.json"
 FUNCTION, PROGRAM = "function.stablehlo", "model.stablehlo"
+ONNX, KERAS = "model.onnx", "model.keras"
 FORMAT = 3
 PLATFORMS = ("cpu", "cuda", "tpu")
 # JAX's option: how many lines of code a program names for each operation.
@@ -95,7 +98,7 @@ def write(
     folder: Path,
     arrays: Mapping[str, Any],
     spec: Mapping[str, Any],
-    programs: Mapping[str, bytes],
+    files: Mapping[str, bytes],
     example: np.ndarray,
 ) -> None:
     """Writes an artefact, whole or not at all, in place of one that is there.
@@ -104,7 +107,7 @@ def write(
       folder: the folder to write.
       arrays: weights by path.
       spec: JSON-able facts.
-      programs: by the name of their file, see `export`.
+      files: programs, see `export`, and others, by name.
       example: a few inputs.
 
     Raises:
@@ -121,8 +124,8 @@ def write(
     with replacing_folder(folder) as new:
         (new / WEIGHTS).write_bytes(safetensors.save(weights))
         (new / EXAMPLE).write_bytes(safetensors.save({"inputs": example}))
-        for name, program in programs.items():
-            (new / name).write_bytes(program)
+        for name, content in files.items():
+            (new / name).write_bytes(content)
         manifest.write(new, SPEC, {"format": FORMAT, **spec, "tensors": tensors})
 
 
@@ -132,6 +135,18 @@ def check_target(folder: Path) -> None:
         raise InputError(
             f"{folder} exists and is no compact network: give another path"
         )
+
+
+def check_names(files: Mapping[str, bytes]) -> None:
+    """Raises InputError if further files are not to lie beside the artefact's own."""
+    arguments.check_kind("files", files, Mapping, "a dictionary")
+    own = (WEIGHTS, EXAMPLE, SPEC, FUNCTION, PROGRAM)
+    for name, content in files.items():
+        if Path(name).name != name or name in own or not isinstance(content, bytes):
+            raise InputError(
+                f"files takes bytes by the name of their file, and none of the "
+                f"artefact's own: not so '{name}'"
+            )
 
 
 def read(

@@ -1,5 +1,6 @@
 """The network that is left when channels are removed: called, trained, saved."""
 
+import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -21,6 +22,8 @@ from jaxprune.adapters import linen
 from jaxprune.compaction import artefact
 from jaxprune.compaction.cut import STORED, exactly, extras
 from jaxprune.compaction.hand_back import differs, hand_back
+from jaxprune.compaction.onnx import to_onnx
+from jaxprune.compaction.pixels import check_pixels
 from jaxprune.compaction.proof import Proof
 from jaxprune.fills.masked import Pruning, kept_of
 from jaxprune.graph.evaluate import Narrowing, run
@@ -102,6 +105,20 @@ class Compact:
         )
         sizes = sum(np.size(array) for array in self.arrays.values())
         return f"Compact({removed or 'nothing removed'}; {sizes:,} numbers)"
+
+    def __copy__(self) -> "Compact":
+        return dataclasses.replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Compact":
+        """With arrays of its own; what the functions are is never changed."""
+        arrays, example = copy.deepcopy((dict(self.arrays), self.example), memo)
+        return dataclasses.replace(self, arrays=arrays, example=example)
+
+    def __reduce__(self) -> Any:
+        raise InputError(
+            "a compact network holds functions, which are not pickled: "
+            "small.save(path), and load_compact(path)"
+        )
 
     def tree_flatten_with_keys(self) -> Any:
         """Its arrays by path, and everything else."""
@@ -197,7 +214,13 @@ class Compact:
         if not isinstance(whole.origin, linen.Linen):
             raise InputError("the network was no linen model: call it, or its function")
         apply = linen.narrowed(whole)
-        why = differs(apply, self.variables, self)
+        if any(isinstance(x, jax.core.Tracer) for x in self.arrays.values()):
+            raise InputError(
+                "apply is compared with the network when it is first used: take it "
+                "before a step is traced, apply = small.apply"
+            )
+        with jax.ensure_compile_time_eval():  # this may be inside a step's trace
+            why = differs(apply, self.variables, self)
         if why:
             raise InputError(
                 "the model's own code computes something else with fewer channels "
@@ -251,25 +274,36 @@ class Compact:
         pixels: Any = np.uint8,
         about: Mapping[str, Any] | None = None,
         stablehlo: bool = False,
+        onnx: bool = False,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         """Writes the network to a folder; see `jaxprune.compaction.artefact`.
 
         Args:
           path: the folder.
-          pixel_mean: subtracted from an image's pixels before the network takes them.
-          pixel_std: divides them then.
+          pixel_mean: subtracted from an image's pixels before the network takes them:
+            one number, or one for each channel. Channels are on the last axis or, where
+            that has another size, on the first.
+          pixel_std: divides them then; as `pixel_mean`.
           class_names: name of each class.
           pixels: their type, uint8 or float32.
           about: more JSON-able facts, such as measurements.
           stablehlo: also writes the program: images -> logits, scaling included.
+          onnx: also writes it as an ONNX model, which onnxruntime has run on the
+            example.
+          files: more files for the folder, by name.
 
         Raises:
-          InputError: the folder holds something else, or arguments that are not those.
+          InputError: the folder holds something else, or arguments that are not those;
+            or the network cannot be exported in that form. Nothing is written then.
         """
+        self._of("equations to export")
         artefact.check_target(Path(path))
+        files = {} if files is None else files
+        artefact.check_names(files)
         schema.check_json("about", {} if about is None else about)
         names = class_names and arguments.check_names("class_names", class_names)
-        mean, std = _scaling(pixel_mean, pixel_std, self.input_shape[-1])
+        given = check_pixels(pixels, pixel_mean, pixel_std, self.network)
         origin = self.whole.origin if self.whole else None
         spec = {
             "model": type(origin.model).__name__ if origin else "",
@@ -278,44 +312,28 @@ class Compact:
             "kept": artefact.describe_masks(self.kept),
             "keys": _keys(self.whole) if self.whole else {},
             "input_shape": list(self.input_shape),
-            "preprocessing": {
-                "input": f"{np.dtype(pixels)} pixels",
-                "mean": mean.tolist(),
-                "std": std.tolist(),
-            },
+            "preprocessing": given.to_json(),
             "class_names": list(names),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "proof": self.proof.to_json() if self.proof else None,
             "about": dict(about or {}),
         }
 
-        def of_pixels(images: Array) -> Any:
-            arrays = jax.tree.map(jnp.asarray, dict(self.arrays))
-            return self.function(arrays, (images.astype(jnp.float32) - mean) / std)
-
         shapes = jax.tree.map(shape_of, dict(self.arrays))
         programs = {
             artefact.FUNCTION: artefact.export(self.function, self.example, shapes)
         }
         if stablehlo:
-            image = np.zeros((1, *self.input_shape), pixels)
-            programs[artefact.PROGRAM] = artefact.export(of_pixels, image)
-        artefact.write(Path(path), self.arrays, spec, programs, self.example)
-
-
-def _scaling(
-    mean: Sequence[float], std: Sequence[float], channels: int
-) -> list[np.ndarray]:
-    """Mean and deviation of pixels, one number or one for each channel."""
-    found = [
-        arguments.check_numbers(name, value, (np.size(value),)).astype(np.float32)
-        for name, value in (("pixel_mean", mean), ("pixel_std", std))
-    ]
-    if {numbers.size for numbers in found} - {1, channels}:
-        raise InputError(f"pixel_mean and pixel_std take 1 or {channels} numbers")
-    if not (found[1] > 0).all():
-        raise InputError(f"pixel_std must be positive, got {found[1].tolist()}")
-    return found
+            arrays = jax.tree.map(jnp.asarray, dict(self.arrays))
+            image = np.zeros((1, *self.input_shape), given.dtype)
+            programs[artefact.PROGRAM] = artefact.export(
+                lambda images: self.function(arrays, given.scale(images)), image
+            )
+        if onnx:
+            programs[artefact.ONNX] = to_onnx(self.network, given, names)
+        artefact.write(
+            Path(path), self.arrays, spec, {**programs, **files}, self.example
+        )
 
 
 def flat(variables: Any) -> dict[str, Any]:

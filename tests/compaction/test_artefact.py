@@ -1,7 +1,9 @@
 """What is saved: loads as it was, runs with jax alone, and refuses what was changed."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
+from safetensors.numpy import load_file
 
 import jaxprune
+from halved import halved
 from jaxprune._base.errors import InputError
 from jaxprune.compaction import artefact
 from jaxprune.compaction.network import as_compact
@@ -96,6 +101,172 @@ def test_program_runs_with_jax_alone(pair, tmp_path):
     logits = run_program(tmp_path / "a", images)
     # The same float32 operations, fused in another way.
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
+
+
+MEAN, STD = (100.0, 90.0, 80.0), (50.0, 60.0, 70.0)
+PIXELS = random_split(n=5, shape=(8, 8, 3)).images
+SCALED = ((PIXELS - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+
+
+def of_nnx():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.convs = nnx.List([nnx.Conv(3, 8, (3, 3), rngs=rngs)])
+            self.out = nnx.Linear(8, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(nnx.relu(self.convs[0](x)).mean((1, 2)))
+
+    network = jaxprune.from_nnx(Net(nnx.Rngs(0)), SCALED)
+    return network, PIXELS, {
+        "convs/0/kernel", "convs/0/bias", "out/kernel", "out/bias"
+    }  # fmt: skip
+
+
+def of_equinox():
+    """Channels first."""
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        convs: list
+        out: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.out(jax.nn.relu(self.convs[0](x)).mean((1, 2)))
+
+    conv = eqx.nn.Conv2d(3, 8, 3, padding=1, key=jax.random.key(0))
+    module = Net([conv], eqx.nn.Linear(8, 4, key=jax.random.key(1)))
+    network = jaxprune.from_equinox(module, example=SCALED.transpose(0, 3, 1, 2))
+    paths = {"convs/0/weight", "convs/0/bias", "out/weight", "out/bias"}
+    return network, PIXELS.transpose(0, 3, 1, 2), paths
+
+
+def of_keras():
+    keras = pytest.importorskip("keras")
+    layers = keras.layers
+    conv = layers.Conv2D(8, 3, activation="relu", name="conv")
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), conv, layers.GlobalAveragePooling2D(),
+         layers.Dense(4, name="out")],
+        name="net",
+    )  # fmt: skip
+    paths = {f"net/{path}" for path in
+             ("conv/kernel", "conv/bias", "out/kernel", "out/bias")}  # fmt: skip
+    return jaxprune.from_keras(model, SCALED), PIXELS, paths
+
+
+def of_function():
+    """Channels first."""
+    rng = np.random.default_rng(0)
+    params = {
+        "convs": [rng.normal(size=(8, 3, 3, 3)).astype(np.float32)],
+        "out": {"w": rng.normal(size=(8, 4)).astype(np.float32)},
+    }
+
+    def function(params, x):
+        x = jax.lax.conv_general_dilated(x, params["convs"][0], (1, 1), "SAME")
+        return jax.nn.relu(x).mean((2, 3)) @ params["out"]["w"]
+
+    images = PIXELS.transpose(0, 3, 1, 2)
+    example = SCALED.transpose(0, 3, 1, 2)
+    network = jaxprune.Network(function, params, example)
+    return network, images, {"convs/0", "out/w"}
+
+
+@pytest.mark.parametrize("make", [of_nnx, of_equinox, of_keras, of_function])
+def test_networks_of_every_framework(make, tmp_path):
+    network, pixels, paths = make()
+    small = halved(network, network.example)
+    small.save(tmp_path / "a", pixel_mean=MEAN, pixel_std=STD, stablehlo=True)
+    assert set(load_file(tmp_path / "a" / artefact.WEIGHTS)) == paths
+    expected = small(network.example)
+    # The same float32 operations, fused in another way.
+    alone = jaxprune.load_compact(tmp_path / "a")(network.example)
+    np.testing.assert_allclose(alone, expected, atol=1e-5)
+    logits = run_program(tmp_path / "a", pixels)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    spec = json.loads((tmp_path / "a" / artefact.SPEC).read_text())
+    layout = "N C H W" if pixels.shape[1] == 3 else "N H W C"
+    assert spec["preprocessing"]["layout"] == layout
+
+
+@pytest.mark.parametrize(
+    ("shape", "mean", "axes", "layout"),
+    [
+        ((3, 8, 8), (1.0, 2.0, 3.0), "NCHW", "N C H W"),
+        ((8, 8, 3), (1.0, 2.0, 3.0), "NHWC", "N H W C"),
+        ((3, 8, 3), (1.0, 2.0, 3.0), "NHWC", "N H W C"),  # of both, the last
+        ((8, 8, 3), (1.0,), "NCHW", "N C H W"),  # as its convolution reads them
+        ((8, 8, 3), (1.0,), "NHWC", "N H W C"),
+        ((8, 3), (1.0,), None, "N 8 3"),  # which has no convolution
+        ((6,), (1.0,), None, "N 6"),
+    ],
+)
+def test_the_layout_of_the_input(shape, mean, axes, layout, tmp_path):
+    def function(params, x):
+        if axes:
+            sides = (axes, "OIHW", axes)
+            kernel = params["kernel"]
+            x = jax.lax.conv_general_dilated(
+                jnp.tanh(x), kernel, (1, 1), "SAME", dimension_numbers=sides
+            )
+        return x * params["scale"]
+
+    channels = shape[0 if axes == "NCHW" else -1]
+    params = {"kernel": np.ones((4, channels, 1, 1), np.float32)} if axes else {}
+    params["scale"] = np.ones(1, np.float32)
+    example = np.ones((2, *shape), np.float32)
+    small = as_compact(jaxprune.Network(function, params, example))
+    small.save(tmp_path / "a", pixel_mean=mean)
+    spec = json.loads((tmp_path / "a" / artefact.SPEC).read_text())
+    assert spec["preprocessing"]["layout"] == layout
+
+
+def test_numbers_for_channels_that_are_on_no_axis(pair, tmp_path):
+    with pytest.raises(InputError, match="take 1 or 2 or 14 numbers"):
+        pair[0].save(tmp_path / "a", pixel_mean=(1.0, 2.0, 3.0))
+    with pytest.raises(InputError, match="take 1 or 2 or 14 numbers"):
+        pair[0].save(tmp_path / "a", pixel_mean=(1.0, 2.0), pixel_std=(1.0,) * 14)
+
+
+def test_more_files(pair, tmp_path):
+    pair[0].save(tmp_path / "a", files={"notes.txt": b"of mine"})
+    assert (tmp_path / "a" / "notes.txt").read_bytes() == b"of mine"
+    (tmp_path / "a" / "notes.txt").write_bytes(b"of another")
+    with pytest.raises(InputError, match=r"notes.txt does not match its sha256"):
+        jaxprune.load_compact(tmp_path / "a")
+    for name in ("../b", artefact.SPEC):
+        with pytest.raises(InputError, match=f"not so '{name}'"):
+            pair[0].save(tmp_path / "b", files={name: b""})
+
+
+def test_without_the_packages_for_onnx(pair, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(InputError, match=r"pip install 'jaxprune\[onnx\]'"):
+        pair[0].save(tmp_path / "a", onnx=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_copies(pair):
+    small, images = pair
+    x = jnp.asarray(images, jnp.float32) / 255
+    other = copy.deepcopy(small)
+    name = "params/conv1/kernel"
+    other.arrays[name][:] = 0
+    assert np.abs(small.arrays[name]).max() > 0
+    assert np.abs(other(x) - small(x)).max() > 1e-3
+    np.testing.assert_array_equal(copy.copy(small)(x), small(x))
+    with pytest.raises(InputError, match=r"small\.save\(path\)"):
+        pickle.dumps(small)
+
+
+def test_apply_is_first_used_inside_a_step(pair):
+    small, images = pair
+    fresh, x = copy.copy(small), jnp.asarray(images, jnp.float32) / 255
+    logits = jax.jit(lambda variables: fresh.apply(variables, x))(small.variables)
+    np.testing.assert_allclose(logits, small(x), atol=1e-5)
+    with pytest.raises(InputError, match="before a step is traced"):
+        jax.jit(lambda network: network.apply(network.variables, x))(fresh)
 
 
 BUILD = """
