@@ -125,17 +125,27 @@ class Baseline:
             partial(jax.jit(network.function), jax.device_put(network.params))
             for network in (self.network, small.network)
         ]
-        latency = {}
-        for batch in batches:
-            x = jnp.resize(self.example, (batch, *self.example.shape[1:]))
-            pair = cost.latencies(programs, x, repeats)
-            latency[str(batch)] = {
-                "before": asdict(pair[0]),
-                "after": asdict(pair[1]),
-                "speedup": pair[0].median / pair[1].median,
-            }
         return {
             **sizes,
             "theoretical_speedup": self.cost.multiply_adds / after.multiply_adds,
-            "latency": latency,
+            "latency": in_turns(programs, self.example, batches, repeats),
         }
+
+
+def in_turns(
+    programs: Sequence[Callable[[jax.Array], Any]],
+    example: jax.Array,
+    batches: Sequence[int],
+    repeats: int,
+) -> dict[str, dict[str, Any]]:
+    """Times of a program before and after, by batch size."""
+    found = {}
+    for batch in batches:
+        x = jnp.resize(example, (batch, *example.shape[1:]))
+        before, after = cost.latencies(programs, x, repeats)
+        found[str(batch)] = {
+            "before": asdict(before),
+            "after": asdict(after),
+            "speedup": before.median / after.median,
+        }
+    return found

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from jaxprune._base.errors import InputError, check_choice
+from jaxprune._base.errors import InputError
 from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.criteria import CRITERIA
 from jaxprune.recipes import config
@@ -23,7 +23,7 @@ from jaxprune.recipes.recipe import RECIPES
 from jaxprune.sweep.maps import KINDS
 from jaxprune.sweep.taps import TAPS
 
-EXPORTS = ("stablehlo",)
+EXPORTS = ("stablehlo", "onnx", "keras")
 # A field of settings, of which a flag is made.
 flag = functools.partial(config.flag, default=None)
 AnySettings = TypeVar("AnySettings", bound="Settings")
@@ -219,12 +219,9 @@ class TimingSettings(Settings):
 class SmallerSettings(FinetuningSettings, MaxDropSettings, TimingSettings):
     """How far a network is pruned, what follows, and in which form it is written."""
 
-    export: str | None = flag(f"Also write: {', '.join(EXPORTS)}.")
-
-    def check_export(self) -> None:
-        """Raises InputError if an unknown form is to be written."""
-        if self.export is not None:
-            check_choice("export", self.export, EXPORTS)
+    export: tuple[str, ...] = flag(
+        f"Also write: one or several of {', '.join(EXPORTS)}.", default=()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

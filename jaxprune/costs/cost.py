@@ -81,7 +81,7 @@ class Latency:
 
 
 def latencies(
-    functions: Sequence[Callable[[Array], Array]], x: Array, repeats: int
+    functions: Sequence[Callable[[Array], Any]], x: Array, repeats: int
 ) -> list[Latency]:
     """Times functions of the same inputs, in turn, so that all meet the same noise.
 

@@ -73,6 +73,22 @@ def test_one_k(run):
     assert sorted(small.layers["conv3"].kept) == sorted(order[3:])
 
 
+def test_an_onnx_model_is_run_on_all_images(run):
+    pytest.importorskip("jax2onnx", reason="pip install -e '.[onnx]'")
+    (code, out, err), workdir = run("--k=3", *QUICK, "--recalibrate", "--export=onnx")
+    assert code == 0, err
+    folder = workdir / "compact-conv3-abs_mean-bias-k3"
+    measured = json.loads((folder / "spec.json").read_text())["about"]["measured"]
+    found = measured["exports"]["onnx"]
+    assert found["different_predictions"] == 0
+    assert found["accuracy"] == measured["accuracy_recalibrated"]
+    assert set(found["latency"]) == {"1", "4"}
+    assert "  onnx       100 images: 0 predictions differ from the compact" in out
+    times = [line.split()[:2] for line in out.splitlines() if "by onnxruntime" in line]
+    assert times == [["batch", "1"], ["batch", "4"]]
+    assert (folder / "model.onnx").is_file()
+
+
 def test_a_trained_network_has_no_proof(run):
     (code, _, err), workdir = run("--k=3", *QUICK, "--recalibrate")
     assert code == 0, err
@@ -96,10 +112,10 @@ def test_a_folder_of_something_else_is_refused_before_any_work(run):
 def test_an_interrupted_table_keeps_what_is_finished(run, monkeypatch, finished):
     one = compact._one
 
-    def interrupt(run, settings, plan, whole, k):
+    def interrupt(run, settings, plan, whole, exported, k):
         if plan.ks.index(k) == finished:
             raise KeyboardInterrupt
-        return one(run, settings, plan, whole, k)
+        return one(run, settings, plan, whole, exported, k)
 
     monkeypatch.setattr(compact, "_one", interrupt)
     (code, _, err), workdir = run("--ks=1,4", *QUICK)
@@ -219,7 +235,8 @@ def test_table_with_training(run):
         (["--max_drop=0.1", "--fill=drop"], "needs a sweep in"),
         (["--k=1", "--fill=all"], "takes one of zero, bias, mean, drop"),
         (["--k=1", "--fill=nil"], "unknown fill 'nil'"),
-        (["--k=1", "--export=onnx"], "unknown export 'onnx'"),
+        (["--k=1", "--export=tflite"], "unknown export 'tflite'"),
+        (["--k=1", "--export=stablehlo,keras"], "digits_pair is no Keras model"),
         (["--k=1", "--layer=conv4"], "unknown layer 'conv4'"),
         (["--k=1", "--layer=dense1"], "is no convolution"),
         (["--k=1", "--latency_batches=0"], "positive numbers"),

@@ -30,7 +30,7 @@ from experiments.bench.torch_models import TWINS, Twin
 from jaxprune._base.errors import InputError
 from jaxprune._base.journal import Journal
 from jaxprune.cli import cluster, finetuning, process, run_directory
-from jaxprune.cli.baseline import splits
+from jaxprune.cli.baseline import Baseline, splits
 from jaxprune.cli.finetuning import Finetuning
 from jaxprune.cli.shrink.ladder import Ladder
 from jaxprune.cli.weights import train_or_restore
@@ -53,7 +53,8 @@ def main(settings: ContestSettings) -> None:
     _check(run, settings, calibration)
     variables = train_or_restore(run)
     images = calibration.read(np.arange(len(calibration)))
-    ladder = Ladder(run, settings, variables, split, images)
+    whole = Baseline(run, variables, split, run.batch_size(split))
+    ladder = Ladder(settings, whole, images)
     ladder.candidates(budget)  # raises now where it is out of reach
     twin = ready(Twin(run.model, jax.device_get(variables), run.scale(run.image)))
     target = run.workdir / f"bench-speedup{settings.speedup:g}"

@@ -18,6 +18,7 @@ from jaxprune._base.errors import InputError
 from jaxprune.cli import (
     calibration,
     cluster,
+    exports,
     finetuning,
     process,
     provenance,
@@ -72,11 +73,13 @@ def main(settings: Settings) -> None:
     calibration.check(run, chosen, chosen.fill)
     scoring.check(run, chosen, chosen.criterion)
     finetuning.check(run, settings)
+    exports.check(run, settings)
     variables = train_or_restore(run)
     plan = make_plan(run, chosen, variables, ks, batch_size)
     if settings.ks is None:
         artefact.check_target(plan.folder(run.workdir, plan.ks[0]))
     whole = Masked(run, variables, split, plan, batch_size)
+    exported = exports.Exports(settings, whole) if settings.ks is None else None
     rows: list[dict[str, Any]] = []
     interrupted = False
     try:
@@ -84,7 +87,7 @@ def main(settings: Settings) -> None:
             total=len(plan.ks), unit="network", desc="every K", hide=len(plan.ks) < 2
         ) as bar:
             for k in plan.ks:
-                rows.append(_one(run, settings, plan, whole, k))
+                rows.append(_one(run, settings, plan, whole, exported, k))
                 bar.update()
     except KeyboardInterrupt:
         if settings.ks is None or not rows:
@@ -119,7 +122,7 @@ def _check_flags(settings: Settings) -> None:
         raise InputError(f"--fill takes one of {', '.join(FILLS)} here")
     check_names(settings, tuple(FILLS))
     finetuning.check_flags(settings)
-    settings.check_export()
+    exports.check_flags(settings)
 
 
 def _ks(settings: Settings, p: int) -> tuple[int, ...] | Allowed:
@@ -132,7 +135,12 @@ def _ks(settings: Settings, p: int) -> tuple[int, ...] | Allowed:
 
 
 def _one(
-    run: Run, settings: Settings, plan: Plan, whole: Masked, k: int
+    run: Run,
+    settings: Settings,
+    plan: Plan,
+    whole: Masked,
+    exported: exports.Exports | None,
+    k: int,
 ) -> dict[str, Any]:
     """Prunes k channels; returns the figures, and saves the network for a single K."""
     small = compact(whole.network, plan.choices.layer, plan.keep(k), fill=plan.fill)
@@ -153,6 +161,8 @@ def _one(
     row |= changes
     if len(lines) > 1:
         row["epochs"] = lines
-    if settings.ks is None:
-        save(run, settings, plan, whole, Pruned(k, small, proof, row, lines))
+    if exported is not None:
+        files, figures = exported.of(small)
+        row |= figures
+        save(run, settings, plan, whole, Pruned(k, small, proof, row, lines, files))
     return row

@@ -19,7 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxprune._base.errors import InputError
-from jaxprune.cli import baseline, cluster, finetuning, process, run_directory
+from jaxprune.cli import (
+    baseline,
+    cluster,
+    exports,
+    finetuning,
+    process,
+    run_directory,
+)
 from jaxprune.cli.settings import BatchSettings, SmallerSettings, flag
 from jaxprune.cli.shrink.ladder import Ladder, LadderSettings, Rung
 from jaxprune.cli.shrink.report import print_rung, save_network, write_files
@@ -51,24 +58,21 @@ def main(settings: Settings) -> None:
     """Restores, analyses, cuts, proves, measures, saves."""
     budget = _budget(settings)
     steps = _steps(settings)
-    settings.check_export()
+    exports.check_flags(settings)
     settings.batches()  # raises now where they are none
     finetuning.check_flags(settings)
     run = run_directory.load(settings, train_imported=False)
     cluster.require_one_process("jaxprune shrink")
     split, calibration = baseline.splits(run, settings)
     finetuning.check(run, settings)
+    exports.check(run, settings)
     folder = run.workdir / f"shrink-{_name(settings, budget)}"
     artefact.check_target(folder)
     variables = train_or_restore(run)
-    ladder = Ladder(
-        run,
-        settings,
-        variables,
-        split,
-        calibration.read(np.arange(len(calibration))),
-        budget,
-    )
+    whole = baseline.Baseline(run, variables, split, run.batch_size(split))
+    exported = exports.Exports(settings, whole)
+    images = calibration.read(np.arange(len(calibration)))
+    ladder = Ladder(settings, whole, images, budget)
     if budget is not None:
         ladder.candidates(budget)  # raises now where it is out of reach
     budgets = [Budget(speedup=step) for step in steps]
@@ -87,18 +91,19 @@ def main(settings: Settings) -> None:
         else:
             chosen = ladder.rung(budget)  # remembered
         small, changes, lines = finetuning.train_on(
-            run, settings, ladder.whole, ladder.cut(chosen).small,
-            chosen.row["accuracy"],
-        )  # fmt: skip
+            run, settings, whole, ladder.cut(chosen).small, chosen.row["accuracy"]
+        )
+        files, figures = exported.of(small)
     except KeyboardInterrupt:
         if ladder.rungs:
-            write_files(ladder, chosen)
+            write_files(ladder, chosen, {})
         raise process.Interrupted(
             f"interrupted: {ladder.folder} keeps what is measured and "
             f"{len(ladder.rungs)} finished budgets; run the same command again to go on"
         ) from None
-    write_files(ladder, chosen)
-    save_network(folder, settings, ladder, chosen, small, changes, lines)
+    write_files(ladder, chosen, figures)
+    changes |= figures
+    save_network(folder, settings, ladder, chosen, small, changes, lines, files)
     process.finish(folder, ladder.folder / "pareto.png", ladder.folder / "layers.csv")
 
 

@@ -21,6 +21,7 @@ class Pruned(NamedTuple):
       proof: its comparison with the masked one, before any training.
       row: its figures.
       lines: one for each epoch of fine-tuning; the first is before it.
+      files: its other forms, by the name of their file.
     """
 
     k: int
@@ -28,6 +29,7 @@ class Pruned(NamedTuple):
     proof: Proof
     row: dict[str, Any]
     lines: list[dict[str, Any]]
+    files: dict[str, bytes]
 
 
 def save(
@@ -50,7 +52,8 @@ def save(
             "after_the_proof": finetuning.describe(run, settings),
             "measured": pruned.row,
         },
-        stablehlo=settings.export == "stablehlo",
+        stablehlo="stablehlo" in settings.export,
+        files=pruned.files,
     )
     if len(pruned.lines) > 1:
         what = f"K = {pruned.k} of {len(plan.order)}"

@@ -12,12 +12,10 @@ from jaxprune._base.errors import InputError
 from jaxprune._base.journal import Journal, OtherKeyError
 from jaxprune.cli import cluster, provenance
 from jaxprune.cli.baseline import Baseline
-from jaxprune.cli.run_directory import Run
 from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
 from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import machine
 from jaxprune.data.cache import cache_folder
-from jaxprune.data.splits import Split
 from jaxprune.results.confidence import discordant, largest_drop
 from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
@@ -60,34 +58,31 @@ class Ladder:
 
     def __init__(
         self,
-        run: Run,
         settings: LadderSettings,
-        variables: Any,
-        split: Split,
+        whole: Baseline,
         images: np.ndarray,
         budget: Budget | None = None,
     ):
-        self.run, self.settings = run, settings
+        self.run = run = whole.run
+        self.settings, self.whole = settings, whole
         self.batches = sorted({*settings.batches(), settings.batch})
         self._budget = budget
         self.folder = run.workdir / "shrink"
         self.facts = {
-            **provenance.network(run, variables),
+            **provenance.network(run, whole.variables),
             "eval_split": settings.eval_split,
             "calibration_split": settings.calibration_split,
         }
         decisive = {name: self.facts[name] for name in _DECISIVE}
         self._journal = Journal(self.folder / "state.json", decisive)
         self._state = _read(self._journal)
-        self.whole = Baseline(run, variables, split, run.batch_size(split))
         analysis = self._analyse(run.scale(jnp.asarray(images)))
         self.analysis = self._timed(analysis)
-        network = self.whole.network
-        program = self.whole.program(network.function)
-        self._whole_logits = self.whole.evaluate(
-            program, network.params, "whole network"
+        program = whole.program(whole.network.function)
+        self._whole_logits = whole.evaluate(
+            program, whole.network.params, "whole network"
         )
-        self.baseline = self.whole.accuracy(self._whole_logits)
+        self.baseline = whole.accuracy(self._whole_logits)
         self.rungs: dict[str, Rung] = {}
         self._last: tuple[dict[str, int], Cut] | None = None
 

@@ -50,8 +50,14 @@ def print_rung(rung: Rung, predicted_batch: int) -> None:
         cluster.say(line)
 
 
-def write_files(ladder: Ladder, chosen: Rung | None) -> None:
-    """Writes layers.csv, pareto.csv, pareto.png and summary.json."""
+def write_files(ladder: Ladder, chosen: Rung | None, figures: dict[str, Any]) -> None:
+    """Writes layers.csv, pareto.csv, pareto.png and summary.json.
+
+    Args:
+      ladder: the networks.
+      chosen: the one that is saved.
+      figures: of its other forms.
+    """
     folder = ladder.folder
     rungs = sorted(ladder.rungs.values(), key=lambda rung: rung.row["multiply_adds"])
     rows = [_flat(rung) for rung in rungs[::-1]]
@@ -74,6 +80,7 @@ def write_files(ladder: Ladder, chosen: Rung | None) -> None:
             }
             for rung in rungs
         ],
+        **figures,
     }
     write_text(folder / "summary.json", json.dumps(text, indent=2) + "\n")
     for layer, reason in ladder.analysis.groups.whole.items():
@@ -88,6 +95,7 @@ def save_network(
     small: Compact,
     changes: dict[str, Any],
     lines: Sequence[dict[str, Any]],
+    files: dict[str, bytes],
 ) -> None:
     """Writes the network and, if it was fine-tuned, a picture beside it."""
     config = ladder.run.config
@@ -103,7 +111,8 @@ def save_network(
             "after_the_proof": finetuning.describe(ladder.run, settings),
             "measured": {**chosen.row, **changes},
         },
-        stablehlo=settings.export == "stablehlo",
+        stablehlo="stablehlo" in settings.export,
+        files=files,
     )
     if len(lines) > 1:
         title = f"{config.model}, {chosen.budget.kind} {chosen.budget.value:g}"
