@@ -99,6 +99,8 @@ def test_readme(dtype, capsys):
 def test_a_page(page):
     names = dict(after_readme())
     for block in blocks(page):
+        if "onnx" in block:
+            pytest.importorskip("jax2onnx", reason="pip install -e '.[onnx]'")
         exec(block, names)
 
 
