@@ -108,6 +108,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
+        if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip file, or it ends too early")
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
