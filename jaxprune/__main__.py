@@ -51,7 +51,7 @@ def _usage() -> str:
 def _summary(name: str) -> str:
     """The first line of a command's docstring."""
     path = Path(__file__).parent / "cli" / "commands" / f"{name}.py"
-    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
     return text.splitlines()[0]
 
 

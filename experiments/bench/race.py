@@ -98,7 +98,7 @@ class Child:
 
     def __enter__(self) -> "Child":
         cluster.say(f"measuring {', '.join(self.key)} ...")
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")
         # A session of its own: Ctrl-C reaches this process alone, which ends the child.
         self._process = subprocess.Popen(
             self._command, env=self._environment, text=True, start_new_session=True,

@@ -93,7 +93,7 @@ def write_csv(
     target: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> None:
     """Writes the columns of the rows; what a row lacks stays empty."""
-    with replacing(target) as path, open(path, "w") as file:
+    with replacing(target) as path, open(path, "w", encoding="utf-8") as file:
         table = csv.DictWriter(
             file, columns, extrasaction="ignore", restval="", lineterminator="\n"
         )

@@ -98,8 +98,8 @@ def check_labels(what: str, value: Any, classes: int) -> np.ndarray:
         )
     if array.size and not 0 <= array.min() <= array.max() < classes:
         raise InputError(
-            f"{what} must lie in 0 .. {classes - 1}, as there are {classes} class "
-            f"names; got {array.min()} .. {array.max()}"
+            f"{what} must lie in 0 .. {classes - 1}, as there are {classes} classes; "
+            f"got {array.min()} .. {array.max()}"
         )
     return array
 

@@ -1,6 +1,7 @@
 """The one exception that means: the input is wrong, and here is what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -32,5 +33,9 @@ choices: zero, bias, mean
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """The first line of an exception's message, or its type where it has none.
+
+    Without the address that Flax and JAX end it with.
+    """
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\s*\(?https?://\S+\)?\s*$", "", line)[:200]

@@ -37,7 +37,8 @@ def write(folder: Path, record: str, facts: Mapping[str, Any]) -> None:
     }
     whole = {**facts, "files": sums}
     whole["sha256"] = digest(whole)
-    (folder / record).write_text(json.dumps(whole, indent=2) + "\n")
+    text = json.dumps(whole, indent=2) + "\n"
+    (folder / record).write_text(text, encoding="utf-8")
 
 
 def read(folder: Path, record: str, kind: Any, needs: tuple[str, ...]) -> Any:

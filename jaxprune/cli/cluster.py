@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxprune._base import mesh, processes
-from jaxprune._base.errors import InputError
+from jaxprune._base.errors import InputError, first_line
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data.cache import cache_folder
 
@@ -35,7 +35,24 @@ def start(settings: NetworkSettings) -> None:
     if jax.distributed.is_initialized():
         return
     _join_others(settings)
+    _check_platform()
+    if jax.process_count() > 1:
+        _check_hosts(settings.devices)
+        if not processes.is_first():
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lasts
+            sys.stdout = nowhere
     local_mesh(settings.devices)  # raises now where there are not as many devices
+
+
+def _check_platform() -> None:
+    """Raises InputError where JAX has no device of the kind that is asked for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise InputError(
+            f"JAX finds no device for JAX_PLATFORMS={asked}: {first_line(error)}"
+        ) from error
 
 
 def _join_others(settings: NetworkSettings) -> None:
@@ -57,10 +74,6 @@ def _join_others(settings: NetworkSettings) -> None:
         _join(address, count, index)
     elif _is_cluster():
         _join(None, None, None)
-    if jax.process_count() > 1:
-        _check_hosts(settings.devices)
-        if not processes.is_first():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as it runs
 
 
 def require_one_process(script: str) -> None:

@@ -58,7 +58,7 @@ def _held(workdir: Path) -> Iterator[None]:
         ) from None
     try:
         remove(about)  # whatever it is
-        about.write_text(json.dumps(_this_process()))
+        about.write_text(json.dumps(_this_process()), encoding="utf-8")
         clean(workdir)
         yield
     finally:
@@ -90,7 +90,7 @@ def _this_process() -> dict[str, str]:
 def _holder(path: Path) -> str:
     """Who holds the lock, as far as it says."""
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
         return f"process {about['process']} since {about['since']} ({about['command']})"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -1,5 +1,6 @@
 """How a script starts and ends: flags in, one clear line and an exit code out."""
 
+import io
 import logging
 import math
 import os
@@ -37,6 +38,7 @@ def run(main: Callable[[Any], None]) -> None:
     first = getattr(module, "FIRST", ())
     parser = partial(parse, module.Settings, first=first, values=flags.FLAGS)
     signals.quit_at_once()
+    _ignore_surroundings()
     # Their warnings about platforms and file systems are not the user's business.
     absl_logging.set_verbosity(absl_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -44,6 +46,25 @@ def run(main: Callable[[Any], None]) -> None:
     # Orbax's tasks that a full disk has ended: the error is one line already.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     app.run(lambda parsed: guard(main, parsed), flags_parser=parser)
+
+
+# JAX's options that are for finding errors in one's own code.
+_FOR_DEBUGGING = {
+    "jax_disable_jit": False,
+    "jax_numpy_rank_promotion": "allow",
+    "jax_transfer_guard": "allow",
+}
+
+
+def _ignore_surroundings() -> None:
+    """Leaves settings of the terminal, of JAX and of matplotlib out of account."""
+    for stream in (sys.stdout, sys.stderr):  # a file or a locale may not take all
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for option, value in _FOR_DEBUGGING.items():
+        jax.config.update(option, value)
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].rcdefaults()
 
 
 def finish(*paths: Path) -> None:

@@ -10,7 +10,7 @@ from jaxprune.cli.run_directory import Run
 from jaxprune.cli.settings import PruningSettings
 from jaxprune.data import datasets
 from jaxprune.ranking.criteria import CRITERIA
-from jaxprune.sweep.taps import TAPS
+from jaxprune.sweep.taps import TAPS, default_tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +81,15 @@ def resolve(run: Run, settings: PruningSettings) -> PruningOptions:
         datasets.choose_split(run.splits, split)
     if settings.ridge is not None and not settings.ridge > 0:
         raise InputError(f"--ridge must be positive, got {settings.ridge}")
-    layer = settings.layer or run.defaults.layer
+    layer = settings.layer or run.defaults.layer or run.network().graph().last_conv()
+    tap = settings.tap or run.defaults.tap or default_tap(run.network(), layer)
     values = {
         field.name: getattr(settings, field.name) for field in fields(PruningSettings)
     }
     chosen = {
-        "layer": layer or run.network().graph().last_conv(),
+        "layer": layer,
         "criterion": settings.criterion or run.defaults.criterion,
-        "tap": settings.tap or run.defaults.tap,
+        "tap": tap,
         "fill": settings.fill or run.defaults.fill,
         "select_split": select_split,
     }

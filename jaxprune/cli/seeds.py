@@ -166,7 +166,7 @@ def _write(
             f"{name}_seed{seed}": row for seed, row in zip(seeds, values, strict=True)
         }
     with replacing_folder(folder) as new:
-        with open(new / "seeds.csv", "w") as file:
+        with open(new / "seeds.csv", "w", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["k", *columns])
             for row, k in enumerate(results[0].ks):

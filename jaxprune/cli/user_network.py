@@ -34,7 +34,7 @@ from jaxprune.recipes import config
 from jaxprune.recipes.config import Config, UserConfig
 from jaxprune.recipes.recipe import Defaults
 
-DEFAULTS = Defaults(criterion="abs_mean", tap="conv", fill="linear")
+DEFAULTS = Defaults(criterion="abs_mean", tap=None, fill="linear")
 _FORM = "(linen model, variables, example, keyword arguments of the model's call)"
 _FILE = "sha256:"
 

@@ -131,6 +131,8 @@ def write(
 
 def check_target(folder: Path) -> None:
     """Raises InputError if the folder holds something that is not to be replaced."""
+    if there := [parent for parent in folder.parents if parent.is_file()]:
+        raise InputError(f"{there[0]} is a file: give another path")
     if folder.exists() and not (folder / SPEC).is_file():
         raise InputError(
             f"{folder} exists and is no compact network: give another path"

@@ -129,6 +129,8 @@ def _with_example(network: Network, given: Any, what: str, example: Any) -> Netw
         raise InputError("say which layers are pruned: there is none")
     if example is None:
         example = network.example
+    if example is None:
+        raise InputError("give example=, a batch of inputs [N, ...], a few images")
     example = np.asarray(arguments.check_finite("example", example))
     if example.ndim < 2 or not len(example):
         raise InputError(

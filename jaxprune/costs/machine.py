@@ -20,7 +20,7 @@ def machine() -> dict[str, str]:
 def _processor() -> str:
     """The name that Linux knows, or whatever the system calls it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = (line.split(":", 1)[1] for line in lines if line.startswith("model name"))

@@ -84,7 +84,7 @@ def _written(entry: Path, split: str) -> int | None:
 def about(entry: Path, split: str) -> dict[str, Any]:
     """The entry's description; empty strings where it cannot be read."""
     try:
-        found = json.loads((entry / f"{split}.json").read_text())
+        found = json.loads((entry / f"{split}.json").read_bytes())
         return {"source": str(found["source"]), **found}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"source": f"{entry} (damaged)"}

@@ -36,7 +36,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 _RESIZED = 256 / 224
 _CHUNK = 2**26  # bytes of images that are decoded together
 # Part of what a decoded split is known by: to be changed with the pixels.
-_DECODER = "RGB, bicubic 256/224, centre crop"
+_DECODER = "RGB, bicubic 256/224, centre crop, unless of this size"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def load_folder(
 ) -> Splits:
     """The images of a folder as uint8 [N, size, size, 3].
 
-    The shorter side is resized to size * 256 / 224 (bicubic), and the centre is taken.
+    The shorter side is resized to size * 256 / 224 (bicubic), and the centre is taken;
+    images of this size are left as they are.
     Greyscale becomes RGB; transparency and the camera's orientation are ignored.
     Decoded images are kept as memory-mapped arrays, and used again as long as paths,
     lengths and times of the files stay the same.
@@ -305,7 +306,12 @@ def _image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:
-    """The centre of a resized image, without computing the rest of it."""
+    """The centre of a resized image, without computing the rest of it.
+
+    An image that has the size already is left as it is.
+    """
+    if image.size == (size, size):
+        return image
     shorter = round(_RESIZED * size)
     box: list[float] = []
     for side in image.size:

@@ -9,6 +9,7 @@ One of the three is enough. With `images` and without `train_images`, a fifth of
 images are drawn for `train`, at most `_MOST`, and the others are left for `test`.
 """
 
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -30,6 +31,12 @@ _KNOWN = (*(name for names in _ARRAYS.values() for name in names), "class_names"
 # Ends of two ranges that are further apart than this share of all values, as those of
 # 0 .. 1 and 0 .. 255 or -1 .. 1 are, are not of the same kind of pixels.
 _APART = 15 / 16
+# Raised by NumPy, zipfile and what unpacks its entries; RuntimeError by one that is
+# encrypted, NotImplementedError by another way of packing.
+_UNREADABLE = (
+    ValueError, EOFError, OSError, RuntimeError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 def load(path: Path, classes: int, seed: int = 0) -> Splits:
@@ -101,17 +108,26 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
+        if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip file, or it ends too early")
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError("it is one array without a name")
             held = loaded.files
             arrays = {name: loaded[name] for name in _KNOWN if name in held}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError as error:
+        raise InputError(
+            f"{path} claims to hold more than fits into memory: {first_line(error)}"
+        ) from error
+    except _UNREADABLE as error:
         why = first_line(error)
         if "allow_pickle" in why:
             why = "it holds Python objects, which are not read"
-        raise InputError(f"{path} is no .npz file of plain arrays: {why}") from error
+        raise InputError(
+            f"{path} is no .npz file of plain arrays: {why}; np.savez(path, "
+            "images=..., labels=...) writes one"
+        ) from error
     pairs = [[name in arrays for name in names] for names in _ARRAYS.values()]
     if not any(map(all, pairs)):
         missing = [name for name in _ARRAYS["test"] if name not in arrays]
@@ -129,6 +145,12 @@ def _split(
     arrays: dict[str, Any], of_images: str, of_labels: str, names: tuple[str, ...]
 ) -> Split:
     images, labels = arrays[of_images], arrays[of_labels]
+    if labels.ndim == 2 and len(labels) == len(images):
+        cure = "[:, 0]" if labels.shape[1] == 1 else ".argmax(1)"
+        raise InputError(
+            f"{of_labels} must be [N], the index of a class each, got "
+            f"{list(labels.shape)}: give {of_labels}{cure}"
+        )
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
         raise InputError(
             f"{of_images} must be [N, H, W, C] and {of_labels} [N], N at least 1; got "
@@ -146,7 +168,10 @@ def _class_names(given: np.ndarray | None, classes: int) -> tuple[str, ...]:
     if given is None:
         return tuple(str(c) for c in range(classes))
     if given.dtype.kind != "U" or given.ndim != 1:
-        raise InputError(f"class_names must be [classes] of text, got {given.dtype}")
+        cure = ": give class_names.astype(str)" if given.dtype.kind == "S" else ""
+        raise InputError(
+            f"class_names must be [classes] of text, got {given.dtype}{cure}"
+        )
     if len(given) != classes:
         raise InputError(
             f"there are {len(given)} class_names, and the network tells {classes} "

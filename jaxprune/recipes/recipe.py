@@ -49,13 +49,14 @@ class Defaults(NamedTuple):
 
     Attributes:
       criterion: that ranks the channels.
-      tap: the place of the feature map, one of `TAPS`.
+      tap: the place of the feature map, one of `TAPS`; None for that after the ReLU
+        where one follows the layer directly.
       fill: the fill of pruned channels.
       layer: whose channels; None for the last convolution.
     """
 
     criterion: str
-    tap: str
+    tap: str | None
     fill: str
     layer: str | None = None
 

@@ -138,7 +138,7 @@ class Comparison:
         with replacing_folder(folder) as new:
             arrays = {name: getattr(self, name) for name in _ARRAYS}
             np.savez_compressed(new / "criteria.npz", **arrays)
-            with open(new / "criteria.csv", "w") as file:
+            with open(new / "criteria.csv", "w", encoding="utf-8") as file:
                 rows = csv.writer(file, lineterminator="\n")
                 rows.writerow(["criterion", "k", "accuracy", "balanced_accuracy"])
                 for name, *curves in self._curves():

@@ -179,10 +179,25 @@ class SweepResult:
     def largest_safe_k(self, drop: float = 0.01) -> int:
         """Largest k such that it and all before it lose less than `drop` of accuracy.
 
-        With 95 % confidence for the choice as a whole, see `certainty.largest_safe_k`.
+        With 95 % confidence for the choice as a whole, see
+        `confidence.largest_safe_k`.
         """
         counts = confidence.discordant(self._chooser.right)
         return confidence.largest_safe_k(self.ks, counts, drop)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Remarks that whoever reads the result should bear in mind."""
+        classes = len(self.class_names)
+        balanced = self.balanced_accuracy[0]
+        if balanced > 1 / classes:
+            return self.overlaps
+        return [
+            *self.overlaps,
+            f"the whole network is no better than a guess, balanced accuracy "
+            f"{balanced:.3f} with {classes} classes: are pixels scaled, and classes in "
+            "order, as in its training?",
+        ]
 
     @property
     def overlaps(self) -> list[str]:

@@ -33,7 +33,7 @@ def write(
     check_target(folder)
     with replacing_folder(folder) as new:
         np.savez_compressed(new / "sweep.npz", **dict(arrays))
-        with open(new / "sweep.csv", "w") as file:
+        with open(new / "sweep.csv", "w", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
         manifest.write(new, "summary.json", summary)
 
@@ -45,7 +45,7 @@ def read(folder: Path) -> dict[str, Any]:
       Exception: of any kind; a file is missing or damaged.
     """
     summary: Any = manifest.read(folder, "summary.json", _Summary, _FILES[:2])
-    with open(folder / "sweep.csv", newline="") as file:
+    with open(folder / "sweep.csv", encoding="utf-8", newline="") as file:
         ks = tuple(int(row["k"]) for row in csv.DictReader(file))
     with (
         open(folder / "sweep.npz", "rb") as npz,
@@ -59,7 +59,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def read_columns(folder: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Columns of sweep.csv, those of `names` that it has."""
-    with open(folder / "sweep.csv", newline="") as file:
+    with open(folder / "sweep.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {
         name: np.array([float(row[name]) for row in rows])

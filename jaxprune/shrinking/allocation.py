@@ -37,9 +37,15 @@ def allocate(
     widths = {name: curve.widths[0] for name, curve in curves.items()}
     narrowest = {name: of[-1] for name, of in steps.items()}
     if cost(narrowest) > budget:
+        least = cost(narrowest) / cost(widths)
+        if least > 1:
+            raise InputError(
+                f"the narrowest network costs {least:.3g} times the whole one: if that "
+                "is time, it was measured on a busy machine: measure it again"
+            )
         raise InputError(
             f"the budget is {budget / cost(widths):.3g} of the whole network; the "
-            f"least possible is {cost(narrowest) / cost(widths):.3g}"
+            f"least possible is {least:.3g}, {1 / least:.4g} times less"
         )
     while (now := cost(widths)) > budget:
         best = None

@@ -34,6 +34,8 @@ def needs_of(criteria: Collection[str | Criterion]) -> frozenset[str]:
     Raises:
       InputError: an unknown criterion, or one that asks for what is not in NEEDS.
     """
+    if isinstance(criteria, str):
+        raise InputError(f"criteria must be a list of names, got '{criteria}'")
     return frozenset(need for c in criteria for need in find_criterion(c).needs)
 
 

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Num
 
 from jaxprune.adapters.networks import takes_network
-from jaxprune.graph.evaluate import run
+from jaxprune.graph.evaluate import is_relu, run
 from jaxprune.graph.network import Network
 
 Activation = Callable[[Array], Array]
@@ -24,6 +24,16 @@ def _identity(x: Array) -> Array:
 # that follows it. relu(relu(x)) = relu(x), so a map taken after the ReLU can be put
 # back at the convolution's output, and no model needs a module for its ReLU.
 TAPS: dict[str, Activation] = {"conv": _identity, "relu": jax.nn.relu}
+
+
+def default_tap(network: Network, layer: str) -> str:
+    """The tap that shows what a layer sends on: "relu" where a ReLU alone reads it."""
+    graph = network.graph()
+    program, output = graph.program, graph.conv(layer).output
+    consumers = program.read_by[output]
+    alone = program.used_by(output) == len(consumers) > 0
+    rectified = alone and all(is_relu(program, eqn) for eqn in consumers)
+    return "relu" if rectified else "conv"
 
 
 def capture_map(

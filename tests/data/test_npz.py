@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -155,7 +156,12 @@ BAD = [
     ({"images": IMAGES, "labels": LABELS + 1}, "must lie in 0 .. 2"),
     ({"images": IMAGES, "labels": LABELS - 1}, "got -1 .. 1"),
     ({"images": IMAGES, "labels": LABELS / 1}, "labels must be integers"),
-    ({"images": IMAGES, "labels": np.eye(3)[LABELS]}, "got [50, 3, 4, 2] and [50, 3]"),
+    (
+        {"images": IMAGES, "labels": np.eye(3)[LABELS]},
+        "labels must be [N], the index of a class each, got [50, 3]: give "
+        "labels.argmax(1)",
+    ),
+    ({"images": IMAGES, "labels": LABELS[:, None]}, "got [50, 1]: give labels[:, 0]"),
     ({"images": NAN, "labels": LABELS}, "finite, got nan at [3, 1, 2, 0]"),
     ({"images": IMAGES.astype("U"), "labels": LABELS}, "images must be real numbers"),
     ({"images": IMAGES[:4], "labels": LABELS[:4]}, "4 images are too few to draw"),
@@ -167,6 +173,10 @@ BAD = [
     (
         {"images": IMAGES, "labels": LABELS, "class_names": np.arange(3)},
         "class_names must be [classes] of text, got int64",
+    ),
+    (
+        {"images": IMAGES, "labels": LABELS, "class_names": np.array([b"a", b"b"])},
+        "of text, got |S1: give class_names.astype(str)",
     ),
     (
         {"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", 1, None])},
@@ -224,3 +234,79 @@ def test_files_that_are_none(tmp_path, save, capsys):
     with pytest.raises(InputError, match="Bad CRC-32"):
         npz.load(other, 3)
     assert capsys.readouterr().out == ""
+
+
+def zipped(path, method, patch=lambda content: content):
+    """An npz packed in another way, with bytes of it changed."""
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, array in (("images", IMAGES), ("labels", LABELS)):
+            with file.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, array)
+    path.write_bytes(patch(path.read_bytes()))
+
+
+def with_method(number):
+    """Another way of packing, in the entries' headers."""
+
+    def patch(content):
+        content = bytearray(content)
+        for mark, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+            start = content.find(mark)
+            while start >= 0:
+                content[start + offset] = number
+                start = content.find(mark, start + 1)
+        return bytes(content)
+
+    return patch
+
+
+def encrypted(content):
+    content = bytearray(content)
+    for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.find(mark) + offset] |= 1
+    return bytes(content)
+
+
+def with_damage(content):
+    """Damage in the middle of the first entry's data."""
+    middle = content.find(b"PK\3\4", 1) // 2
+    return content[:middle] + bytes(16) + content[middle + 16 :]
+
+
+@pytest.mark.parametrize(
+    ("method", "patch"),
+    [
+        (zipfile.ZIP_DEFLATED, with_method(9)),  # Deflate64
+        (zipfile.ZIP_STORED, encrypted),
+        (zipfile.ZIP_LZMA, with_damage),
+        (zipfile.ZIP_BZIP2, with_damage),
+        (zipfile.ZIP_BZIP2, with_method(14)),
+    ],
+)
+def test_files_packed_in_other_ways(tmp_path, method, patch):
+    path = tmp_path / "packed.npz"
+    zipped(path, method)
+    assert len(npz.load(path, 3)["test"]) == 40
+    zipped(path, method, patch)
+    with pytest.raises(
+        InputError, match=r"packed.npz is no .npz file of plain"
+    ) as error:
+        npz.load(path, 3)
+    assert "\n" not in str(error.value)
+
+
+def test_a_header_that_claims_more_than_memory(tmp_path):
+    path = tmp_path / "huge.npz"
+    with zipfile.ZipFile(path, "w") as file, file.open("images.npy", "w") as entry:
+        shape = (10**9, 32, 32, 30)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(entry, header)
+    with pytest.raises(InputError, match=r"huge.npz claims to hold more than"):
+        npz.load(path, 3)
+
+
+def test_a_table_is_no_such_file(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text("label,pixel\n0,1\n")
+    with pytest.raises(InputError, match=r"my.csv is no .*np.savez\(path, images"):
+        npz.load(path, 3)

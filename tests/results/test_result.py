@@ -35,6 +35,23 @@ def saved(tmp_path):
     return tmp_path / "sweep"
 
 
+@pytest.mark.parametrize(
+    ("predicted", "no_better"),
+    [
+        (lambda labels: labels * 0 + 1, True),  # always one class
+        (lambda labels: (labels + 1) % 3, True),
+        (lambda labels: labels, False),
+        (lambda labels: np.where(labels == 2, 0, labels), False),
+    ],
+)
+def test_a_network_that_guesses_is_pointed_out(predicted, no_better):
+    r = result()
+    predictions = r.predictions.copy()
+    predictions[0] = predicted(r.labels)
+    found = replace(r, predictions=predictions).remarks
+    assert any("no better than a guess" in line for line in found) == no_better
+
+
 def test_a_digit_changed_in_the_table(saved):
     path = saved / "sweep.csv"
     text = path.read_text()

@@ -77,7 +77,7 @@ def test_widths_are_multiples_or_whole(multiple):
 
 
 def test_an_unreachable_budget_names_the_least_possible():
-    with pytest.raises(InputError, match=r"least possible is 0\.1$"):
+    with pytest.raises(InputError, match=r"least possible is 0\.1, 10 times less$"):
         allocate(CURVES, units, 2)
 
 

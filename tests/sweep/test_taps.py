@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ from flax import linen as nn
 import jaxprune
 from jaxprune._base.errors import InputError
 from jaxprune.recipes.models import CifarVGG, PairCNN
-from random_data import random_variables
+from jaxprune.sweep.taps import default_tap
+from random_data import random_split, random_variables
 
 
 class Block(nn.Module):
@@ -47,6 +50,43 @@ def build(model, channels=3, size=6):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(2, size, size, channels)), jnp.float32)
     return model.apply, random_variables(model, x), x
+
+
+class Rectified(nn.Module):
+    """A convolution, and what follows it."""
+
+    then: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(self.then(nn.Conv(3, (3, 3), name="conv")(x)).mean((1, 2)))
+
+
+def normed(x):
+    return nn.relu(nn.BatchNorm(use_running_average=True)(x))
+
+
+@pytest.mark.parametrize(
+    ("then", "tap"),
+    [
+        (nn.relu, "relu"), (lambda x: jnp.maximum(x, 0), "relu"), (nn.gelu, "conv"),
+        (normed, "conv"), (lambda x: x, "conv"), (lambda x: x + nn.relu(x), "conv"),
+        (lambda x: jnp.maximum(x, 1), "conv"),
+        (lambda x: nn.relu(x) + 2 * nn.relu(x), "relu"),
+    ],
+)  # fmt: skip
+def test_the_default_tap_is_behind_a_relu_that_alone_is_given_the_map(then, tap):
+    apply, variables, x = build(Rectified(then))
+    network = jaxprune.Network(
+        lambda v, x: apply(v, jnp.float32(x) / 255), variables, x
+    )
+    assert default_tap(network, "conv") == tap
+    split = random_split(n=8, shape=(6, 6, 3), classes=2)
+    tapped = jaxprune.tap_layer(network, split, layer="conv", tap=tap)
+    assert (tapped.mean_feature_map >= 0).all() == (tap == "relu")
+    if then is nn.gelu:
+        with pytest.raises(InputError, match="give tap 'conv'"):
+            jaxprune.tap_layer(network, split, layer="conv", tap="relu")
 
 
 @pytest.mark.parametrize(

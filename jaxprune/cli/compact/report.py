@@ -74,7 +74,10 @@ def write_table(
         }
         for row in rows
     ]
-    with replacing(base.with_suffix(".csv")) as path, open(path, "w") as file:
+    with (
+        replacing(base.with_suffix(".csv")) as path,
+        open(path, "w", encoding="utf-8") as file,
+    ):
         table = csv.DictWriter(file, flat[0], lineterminator="\n")
         table.writeheader()
         table.writerows(flat)

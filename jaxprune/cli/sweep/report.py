@@ -43,7 +43,7 @@ def print_curve(result: SweepResult, folder: Path) -> None:
         if k != result.ks[0]:
             print(f"             {_with_ends(at, 'change')}", end="")
             print(f"  McNemar's p = {at['mcnemar_p']:.2g}")
-    for line in result.overlaps:
+    for line in result.remarks:
         print(f"  note       {line}")
     print(f"  files      {folder}/")
 

@@ -169,7 +169,7 @@ def _render(
             {
                 "name": sweep.name,
                 "facts": facts.rows(sweep.result),
-                "overlaps": sweep.result.overlaps,
+                "remarks": sweep.result.remarks,
                 "allowed": points(sweep.result.max_drop),
                 "colour": charts.colour(i),
                 "safe": sweep.marked["largest_safe_k"],

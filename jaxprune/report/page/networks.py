@@ -128,7 +128,7 @@ def ladder(workdir: Path) -> list[Rung]:
     path = workdir / "shrink" / "pareto.csv"
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
         return [_rung(row) for row in rows]
