@@ -161,8 +161,11 @@ def _prepare(settings: Settings, by: str, what: str) -> tuple[Prepared, dict[str
     split = split.select(np.arange(settings.images or len(split)))
     if what == "scaling":
         # Drawn weights: the width is not that of the checkpoint.
-        widths = (*run.training.widths[:-1], settings.channels)
-        run = dataclasses.replace(run, model=run.model.clone(widths=widths))
+        *others, last = run.training.widths
+        widths = (*others, settings.channels or last)
+        conf = dataclasses.replace(run.training, widths=widths)
+        whole = run_directory.untrained(conf, run.splits)
+        run = dataclasses.replace(run, config=conf, whole=whole)
         variables = jax.device_get(run.init())
     else:
         variables = jax.device_get(train_or_restore(run))

@@ -11,7 +11,6 @@ import numpy as np
 
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import Sharded
-from jaxprune.adapters.linen import from_linen
 from jaxprune.cli import cluster
 from jaxprune.cli.run_directory import Run
 from jaxprune.cli.settings import ImageSettings
@@ -67,7 +66,7 @@ class Baseline:
         self.batch_size = batch_size
         index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
         self.example = run.scale(jnp.asarray(split.read(np.unique(index))))
-        self.network = from_linen(run.model, variables, self.example, **run.call)
+        self.network = run.whole.with_params(variables).with_example(self.example)
         self.cost = cost.cost(self.network, self._batch)
 
     @property

@@ -190,11 +190,7 @@ class Finetuning:
         """The whole network on scaled images, with its variables on the device."""
         if not self.settings.distill:
             return None
-
-        def logits(variables: Any, x: Array) -> Any:
-            return self.run.model.apply(variables, x, **self.run.call)
-
-        return Partial(logits, jax.tree.map(jnp.asarray, variables))
+        return Partial(self.run.whole.function, jax.tree.map(jnp.asarray, variables))
 
 
 def check_flags(settings: EpochSettings) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.sharding import Mesh
 
 from jaxprune._base import processes
 from jaxprune._base.errors import InputError, check_choice
-from jaxprune.adapters.linen import plain
+from jaxprune.adapters.linen import from_linen, plain
 from jaxprune.cli import cluster, lock, user_network
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data import datasets
@@ -35,20 +36,22 @@ class Run:
       config: configuration of the weights.
       workdir: the run directory.
       splits: the images.
-      model: the network.
-      call: keyword arguments of its call.
+      whole: the network, on scaled images: with its weights where it comes trained,
+        with their shapes where they are trained or imported here.
       defaults: layer, criterion, tap and fill where no flag says otherwise.
-      variables: its weights, where they are not trained or imported here.
     """
 
     settings: NetworkSettings
     config: AnyConfig
     workdir: Path
     splits: datasets.Splits
-    model: nn.Module
-    call: Mapping[str, Any]
+    whole: Network
     defaults: Defaults
-    variables: Any = None
+
+    @property
+    def comes_trained(self) -> bool:
+        """Whether it is a user's network, which has its weights."""
+        return isinstance(self.config, UserConfig)
 
     @property
     def training(self) -> Config:
@@ -68,6 +71,12 @@ class Run:
     def recipe(self) -> Recipe:
         """The recipe of the model."""
         return RECIPES[self.training.model]
+
+    @property
+    def model(self) -> nn.Module:
+        """The recipe's linen model, which is trained."""
+        model: nn.Module = self.whole.origin.model
+        return model
 
     @property
     def l2(self) -> Mapping[str, float]:
@@ -96,26 +105,19 @@ class Run:
         std = jnp.asarray(self.config.pixel_std, jnp.float32)
         return (images.astype(jnp.float32) - mean) / std
 
-    def apply(self, variables: Any, images: Array, **kwargs: Any) -> Any:
-        """Logits of images; `kwargs` go to the model's apply."""
-        return self.model.apply(variables, self.scale(images), **self.call, **kwargs)
+    def apply(self, variables: Any, images: Array) -> Any:
+        """Logits of images as they are."""
+        return self.whole.function(variables, self.scale(images))
 
     def network(self, variables: Any = None) -> Network:
-        """The network on images as they are; by default with shapes for variables."""
+        """The network on images as they are; by default with `whole`'s parameters."""
         if variables is None:
             return self._network
         return self._network.with_params(plain(variables))
 
     @cached_property
     def _network(self) -> Network:
-        return Network(self.apply, plain(self.shapes), self.image)
-
-    @cached_property
-    def shapes(self) -> Any:
-        """Shapes and types of the variables."""
-        if self.variables is not None:
-            return jax.eval_shape(lambda: self.variables)
-        return jax.eval_shape(self.init)
+        return Network(self.apply, self.whole.params, self.image)
 
     def init(self) -> Any:
         """Freshly drawn variables."""
@@ -173,10 +175,17 @@ def load(settings: NetworkSettings, *, train_imported: bool, alone: bool = True)
     )
     recipe = RECIPES[conf.model]
     _check_images(conf, splits, recipe.smallest_image)
-    model = recipe.build(conf, len(splits.first.class_names))
-    return Run(
-        settings, conf, workdir, splits, model, {"train": False}, recipe.defaults(conf)
-    )
+    whole = untrained(conf, splits)
+    return Run(settings, conf, workdir, splits, whole, recipe.defaults(conf))
+
+
+def untrained(conf: Config, splits: datasets.Splits) -> Network:
+    """A recipe's network on scaled images, with shapes for its weights."""
+    first = splits.first
+    model = RECIPES[conf.model].build(conf, len(first.class_names))
+    image = jax.ShapeDtypeStruct((1, *first.image_shape), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    return from_linen(model, shapes, image, train=False)
 
 
 def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
@@ -190,10 +199,8 @@ def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
     conf = saved if isinstance(saved, UserConfig) else user_network.configure(given)
     splits = user_network.images(settings, conf, network, folder)
     _check_images(conf, splits)
-    return Run(
-        settings, conf, workdir, splits, network.model, network.call,
-        user_network.DEFAULTS, network.variables,
-    )  # fmt: skip
+    defaults = user_network.DEFAULTS
+    return Run(settings, conf, workdir, splits, network.network, defaults)
 
 
 def checkpoints(workdir: Path) -> Path:
@@ -308,6 +315,6 @@ def kept(run: Run) -> str:
     """The message of an interrupted sweep."""
     network = f"the trained network is kept in {run.checkpoints}, and "
     return (
-        f"interrupted: {network if run.variables is None else ''}every finished sweep "
+        f"interrupted: {network if not run.comes_trained else ''}every finished sweep "
         f"is kept in {run.workdir}; run the same command again to go on with this one"
     )

@@ -11,11 +11,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import numpy as np
 from flax import linen as nn
@@ -23,12 +21,14 @@ from flax import linen as nn
 from jaxprune._base import arguments, manifest, processes, schema
 from jaxprune._base.errors import InputError, check_choice, first_line
 from jaxprune._base.files import sha256
+from jaxprune.adapters.linen import from_linen, plain
 from jaxprune.cli import cluster
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data import datasets, npz, slices
 from jaxprune.data import images as folders
 from jaxprune.data.datasets import Splits
 from jaxprune.data.images import ImageFolder
+from jaxprune.graph.network import Network
 from jaxprune.graph.trace import trace
 from jaxprune.recipes import config
 from jaxprune.recipes.config import Config, UserConfig
@@ -43,17 +43,13 @@ class UserNetwork(NamedTuple):
     """A network that the user's function returned.
 
     Attributes:
-      model: the network.
-      variables: its weights, as NumPy arrays.
+      network: the network, its weights as NumPy arrays.
       shape: of the images that it is given, H, W, C.
-      call: keyword arguments of its call.
       classes: number of classes.
     """
 
-    model: nn.Module
-    variables: Any
+    network: Network
     shape: tuple[int, ...]
-    call: Mapping[str, Any]
     classes: int
 
 
@@ -91,15 +87,16 @@ def build(name: str, image_size: int | None = None) -> UserNetwork:
                 f"the model must be a flax.linen Module, got {_described(model)}"
             )
         arguments.check_variables(variables)
-        variables = jax.tree.map(np.asarray, flax.core.unfreeze(variables))
+        variables = jax.tree.map(np.asarray, plain(variables))
         schema.check_json("the keyword arguments", call)
         shape = _shape(example)
         if image_size is not None:
             shape = (image_size, image_size, shape[2])
-        classes = _classes(partial(model.apply, **call), variables, shape)
+        network = from_linen(model, variables, **call)
+        classes = _classes(network, shape)
     except InputError as error:
         raise InputError(f"{name}(): {error}") from None
-    return UserNetwork(model, variables, shape, call, classes)
+    return UserNetwork(network, shape, classes)
 
 
 def _function(name: str) -> Callable[[], Any]:
@@ -158,11 +155,11 @@ def _shape(example: Any) -> tuple[int, ...]:
     return shape[1:]
 
 
-def _classes(apply: Callable[..., Any], variables: Any, shape: tuple[int, ...]) -> int:
+def _classes(network: Network, shape: tuple[int, ...]) -> int:
     """How many the network tells apart, by its logits of two images."""
     images = jax.ShapeDtypeStruct((2, *shape), np.float32)
-    trace(apply, variables, images)  # or says why that cannot be
-    logits = jax.eval_shape(apply, variables, images)
+    trace(network.function, network.params, images)  # or says why that cannot be
+    logits = jax.eval_shape(network.function, network.params, images)
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
         got = jax.tree.map(lambda leaf: list(leaf.shape), logits)
         raise InputError(f"the network must return logits [N, classes], got {got}")
@@ -218,7 +215,7 @@ def given(
         if field.name not in fields:
             raise InputError(f"--{field.name} is an experiment's: {name} has its own")
         values[field.name] = config.parse(field, settings.overrides[field.name])
-    values["weights"] = f"{_FILE}{manifest.fingerprint(network.variables)}"
+    values["weights"] = f"{_FILE}{manifest.fingerprint(network.network.params)}"
     everywhere = processes.gather(np.frombuffer(values["weights"].encode(), np.uint8))
     if len({text.tobytes() for text in everywhere}) > 1:
         raise InputError(f"{name}() returned other weights in another process")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from jaxprune.results import metrics
 
 def train_or_restore(run: Run) -> Any:
     """The run's trained variables; trains, continues or imports where it must."""
-    if run.variables is not None:
+    if run.comes_trained:
         if processes.is_first():
             config.write(run.config, run.workdir)
-        return run.variables
+        return run.whole.params
     done = checkpoint.latest(run.checkpoints)
     lines = training_log.read(run.workdir)
     processes.wait()  # until all have looked: the first may write now
@@ -38,7 +39,7 @@ def train_or_restore(run: Run) -> Any:
     epochs = run.training.epochs
     if done is not None and done >= epochs:
         print(f"weights: {run.checkpoints / str(done)}")
-        return checkpoint.restore(run.checkpoints, done, run.shapes)[0]
+        return checkpoint.restore(run.checkpoints, done, run.whole.params)[0]
     if epochs == 0:
         variables = _initial(run)
         if processes.is_first():
@@ -74,7 +75,8 @@ def _initial(run: Run) -> Any:
     path = run.settings.overrides.get("init_from")
     if path is None:
         raise InputError(f"{run.workdir} begins with a Keras file: give --init_from")
-    return import_keras(Path(path), run.apply, run.shapes, run.image)
+    apply = partial(run.model.apply, train=False)
+    return import_keras(Path(path), apply, run.whole.params, run.scale(run.image))
 
 
 def _train(run: Run, done: int | None, before: Sequence[Any]) -> Any:

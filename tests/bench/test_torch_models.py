@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
-from jaxprune.adapters.linen import from_linen
 from jaxprune.cli import finetuning, process, run_directory
 from jaxprune.cli.settings import EpochSettings
 from jaxprune.compaction.network import as_compact
@@ -98,7 +97,7 @@ def digits(tmp_path, monkeypatch):
 def as_it_is(run, variables):
     """The network as a compact one, of which nothing is cut."""
     x = run.scale(run.image)
-    return as_compact(from_linen(run.model, variables, x, **run.call))
+    return as_compact(run.whole.with_params(variables).with_example(x))
 
 
 def test_the_same_statistics_when_recalibrated(digits):

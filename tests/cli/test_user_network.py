@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 import jaxprune
 from experiments.bench import __main__ as bench
+from jaxprune._base import manifest
 from jaxprune.cli.commands import compact, plot, shrink, sweep, train
 from jaxprune.data import images
 from random_data import random_split
@@ -194,6 +195,7 @@ def test_what_a_run_directory_is_of_is_never_changed(script, swept):
         "model", "weights", "dataset", "seed", "pixel_mean", "pixel_std"
     }  # fmt: skip
     assert conf["pixel_mean"] == [100, 90, 80]
+    assert conf["weights"] == f"sha256:{manifest.fingerprint(build()[1])}"
 
     def refused(*arguments):
         code, _, err = script(sweep, *arguments)

@@ -100,8 +100,8 @@ Calls = dict[str, dict[int, Callable[[], Any]]]
 def _ours(
     run: run_directory.Run, folder: Path, images: Mapping[int, np.ndarray]
 ) -> Calls:
-    whole = partial(run.model.apply, **run.call)
-    networks: dict[str, tuple[Any, Any]] = {WHOLE: (whole, train_or_restore(run))}
+    whole = run.whole.function, train_or_restore(run)
+    networks: dict[str, tuple[Any, Any]] = {WHOLE: whole}
     for path in folder.iterdir():
         small = load_compact(path)
         networks[path.name] = small.function, dict(small.arrays)
