@@ -21,6 +21,7 @@ from jaxprune.fills.fill import LinearFill
 from jaxprune.fills.linear import Nested
 from jaxprune.fills.masked import Mask, run_masked
 from jaxprune.graph.groups import PruningGroup
+from jaxprune.graph.logits import are_probabilities, log_probabilities
 from jaxprune.graph.network import Network
 from jaxprune.ranking.order import prefix_masks
 from jaxprune.shrinking.selection import selection_order
@@ -94,10 +95,18 @@ def loss_curves(
         )
 
 
-def divergence(logits: Float[Array, "N C"], whole: Float[Array, "N C"]) -> Array:
-    """Kullback-Leibler divergence from the whole network's predictions, in nats [N]."""
-    target = jax.nn.log_softmax(whole.astype(jnp.float32))
-    found = jax.nn.log_softmax(logits.astype(jnp.float32))
+def divergence(outputs: Float[Array, "N C"], whole: Float[Array, "N C"]) -> Array:
+    """Kullback-Leibler divergence from the whole network's predictions, in nats [N].
+
+    Both networks return logits or, where the whole one's outputs say so, probabilities.
+    """
+    probabilities = are_probabilities(whole)
+
+    def log_softmax(x: Array) -> Array:
+        x = x.astype(jnp.float32)
+        return jax.nn.log_softmax(jnp.where(probabilities, log_probabilities(x), x))
+
+    target, found = log_softmax(whole), log_softmax(outputs)
     return (jnp.exp(target) * (target - found)).sum(-1)
 
 

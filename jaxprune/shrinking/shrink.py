@@ -53,7 +53,7 @@ def analyse(
     Args:
       network: the network; or in its place a linen model, or a network that has been
         compacted before, and its variables, with the keyword `call` the arguments of
-        the model's call.
+        the model's call. It returns logits, or probabilities.
       images: a few hundred that it was made for, as the network takes them; no labels.
         Widths are found on the first 512, layers fitted on all.
       keep_whole: groups, or layers of groups, of which nothing is pruned.

@@ -57,7 +57,7 @@ class TappedLayer:
       batch_size: images in a batch, B.
       bias: a channel's output at the tap when its kernel is zeroed.
       mean_feature_map: mean over the ranking split.
-      network: the network, from which all this was computed.
+      network: the network, from which all this was computed; it returns logits.
       arrays: its parameters by path, on every device.
       mesh: the devices.
       trunk_seconds: time to compute the feature maps.
@@ -140,7 +140,8 @@ def tap_layer(
     Args:
       network: the network, images -> logits, which takes the split's images as they
         are, so it scales them; or in its place a function or `apply`, and its
-        variables.
+        variables. Of one that returns probabilities (a softmax at its end), the
+        logarithms of these are the logits.
       split: the images to evaluate.
       layer: name of the convolution; by default the last one.
       tap: one of `TAPS`, where the feature map is taken.
@@ -179,7 +180,8 @@ def tap_layer(
     if maps == "disk":
         kept = sum(len(processes.own(n)) for n in (len(split), *counts))
         places.check_space(maps_dir, kept * one.size * one.dtype.itemsize)
-    check_seconds = check_tap(network, images, name, tap, len(split.class_names))
+    classes = len(split.class_names)
+    network, check_seconds = check_tap(network, images, name, tap, classes)
     arrays = replicate(network.arrays, mesh)
     specs = (REPLICATED, SPREAD, SPREAD)
     program = Sharded(_only_maps(network, name, tap), mesh, specs, SPREAD)

@@ -15,6 +15,11 @@ from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import REPLICATED, Sharded, make_mesh
 from jaxprune.evaluation.head import shuffled_with_repeats
 from jaxprune.graph.evaluate import run
+from jaxprune.graph.logits import (
+    are_probabilities,
+    log_probabilities,
+    with_log_probabilities,
+)
 from jaxprune.graph.network import Network
 from jaxprune.sweep.taps import TAPS, capture_map, run_from_map
 
@@ -39,13 +44,14 @@ def map_of_one(network: Network, images: Array, name: str) -> jax.ShapeDtypeStru
 
 def check_tap(
     network: Network, images: Array, name: str, tap: str, classes: int
-) -> float:
+) -> tuple[Network, float]:
     """Raises unless the unmasked feature map, put back, gives the network's logits.
 
     Also where an image's logits depend on the images beside it.
 
     Returns:
-      Seconds that compilation took.
+      The network as it is evaluated, which returns logits: of one that returns
+      probabilities, their logarithms. Seconds that compilation took.
     """
 
     def both_ways(arrays: Any, images: Array) -> tuple[Any, Any]:
@@ -56,6 +62,8 @@ def check_tap(
     one = make_mesh(jax.local_devices()[:1])
     both = Sharded(both_ways, one, (REPLICATED, REPLICATED), REPLICATED)
     whole, put_back = both(network.arrays, images)
+    index = shuffled_with_repeats(len(images))
+    shuffled, _ = both(network.arrays, images[index])
     if getattr(whole, "shape", None) != (len(images), classes):
         raise InputError(
             f"the network must return logits [N, {classes}], one for each class name, "
@@ -63,8 +71,10 @@ def check_tap(
         )
     if not np.isfinite(whole).all():
         raise InputError("the network's logits are not finite: check its weights")
-    index = shuffled_with_repeats(len(images))
-    if not is_close(whole[index], both(network.arrays, images[index])[0]):
+    if are_probabilities(whole):
+        network = with_log_probabilities(network)
+        whole, put_back, shuffled = map(log_probabilities, (whole, put_back, shuffled))
+    if not is_close(whole[index], shuffled):
         raise InputError(
             "the network's logits of an image depend on the other images of its batch, "
             "or on chance: give an apply for evaluation, as with train=False"
@@ -74,4 +84,4 @@ def check_tap(
             f"tap '{tap}' is not what follows layer '{name}': the network changes when "
             f"its feature map is put back: give tap 'conv'"
         )
-    return both.compile_seconds
+    return network, both.compile_seconds
