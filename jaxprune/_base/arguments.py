@@ -27,15 +27,24 @@ _READERS = {
 }
 
 
-def check_function(value: Any) -> None:
-    """Raises InputError if `value` is no function, or a network that is more than one.
+def reader_of(value: Any) -> tuple[str, str] | None:
+    """What kind of another framework's network `value` is, and what reads it.
 
     No framework is imported for that.
+
+    >>> reader_of(3)
     """
     for base in type(value).__mro__:
         if found := _READERS.get(f"{base.__module__}.{base.__qualname__}"):
-            kind, reader = found
-            raise InputError(f"{kind} is no function of arrays: jaxprune.{reader}")
+            return found
+    return None
+
+
+def check_function(value: Any) -> None:
+    """Raises InputError if `value` is no function, or a framework's network."""
+    if found := reader_of(value):
+        kind, reader = found
+        raise InputError(f"{kind} is no function of arrays: jaxprune.{reader}")
     if not callable(value):
         raise InputError(
             "a network is a function of parameters and a batch, got "

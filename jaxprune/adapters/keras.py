@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -228,11 +229,13 @@ def _load(path: Path) -> Any:
         raise InputError(f"there is no file {path}")
     if path.name.endswith(".weights.h5"):
         raise InputError(
-            f"{path} holds weights alone: build the model, call its load_weights, and "
-            "give the model"
+            f"{path} holds weights alone, without the architecture: build the model, "
+            "call its load_weights, and save all of it with model.save"
         )
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        # The only generator that Keras draws with, which layers do when they are made.
+        with jax.default_prng_impl("threefry2x32"):
+            return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a damaged file makes Keras raise
         raise InputError(f"Keras cannot read {path}: {first_line(error)}") from error
 

@@ -7,7 +7,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from flax import linen as nn
 
 from jaxprune._base import arguments
-from jaxprune._base.errors import InputError
+from jaxprune._base.errors import InputError, first_line
 from jaxprune.adapters import linen
 from jaxprune.graph.network import Network
 
@@ -72,3 +72,20 @@ def as_network(model: Any, variables: Any, call: Any = None) -> Network:
     if call:
         raise InputError("only a linen model takes `call`: give a function of its own")
     return Network(model, linen.plain(variables))
+
+
+def of_keras(model: Any, example: Any = None) -> Network:
+    """A Keras model, or its file, as a network; Keras is imported by this call.
+
+    Args:
+      model: the model, or the path of its file; see `from_keras`.
+      example: a batch of inputs.
+
+    Raises:
+      InputError: see `from_keras`; or Keras is not installed.
+    """
+    try:
+        from jaxprune.adapters.keras import from_keras
+    except ImportError as error:
+        raise InputError(first_line(error)) from error
+    return from_keras(model, example)

@@ -25,6 +25,8 @@ _OF_A_SWEEP = (
     "calibration_split", "ridge", "loss_images", "config", "data",
 )  # fmt: skip
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "optax", "numpy")
+# Of a network's framework, where it is no other's than these.
+_FRAMEWORKS = {"Keras model": ("keras",), "Equinox module": ("equinox",)}
 
 
 def describe(
@@ -90,6 +92,8 @@ def _listed(words: Sequence[str]) -> str:
 
 def network(run: Run, variables: Any) -> dict[str, Any]:
     """Network, device, versions and commit; JSON-able."""
+    framework = getattr(run.whole.origin, "framework", "")
+    packages = (*_PACKAGES, *_FRAMEWORKS.get(framework, ()))
     return {
         "model": run.config.model,
         "dataset": run.config.dataset,
@@ -101,7 +105,7 @@ def network(run: Run, variables: Any) -> dict[str, Any]:
         "device": device(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            **{name: importlib.metadata.version(name) for name in packages},
         },
         "commit": _commit(),
     }

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxprune._base import processes
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune.adapters.linen import from_linen, plain
-from jaxprune.cli import cluster, lock, user_network
+from jaxprune.cli import cluster, lock, user_images, user_network
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
@@ -39,6 +39,7 @@ class Run:
       whole: the network, on scaled images: with its weights where it comes trained,
         with their shapes where they are trained or imported here.
       defaults: layer, criterion, tap and fill where no flag says otherwise.
+      channels_first: whether the network takes [N, C, H, W], unlike the images.
     """
 
     settings: NetworkSettings
@@ -47,6 +48,7 @@ class Run:
     splits: datasets.Splits
     whole: Network
     defaults: Defaults
+    channels_first: bool = False
 
     @property
     def comes_trained(self) -> bool:
@@ -100,10 +102,11 @@ class Run:
         return jnp.zeros((1, *first.image_shape), first.images.dtype)
 
     def scale(self, images: Array) -> Array:
-        """Images -> what the network takes: (pixel - mean) / std."""
+        """Images [N, H, W, C] -> what the network takes: (pixel - mean) / std."""
         mean = jnp.asarray(self.config.pixel_mean, jnp.float32)
         std = jnp.asarray(self.config.pixel_std, jnp.float32)
-        return (images.astype(jnp.float32) - mean) / std
+        scaled = (images.astype(jnp.float32) - mean) / std
+        return jnp.moveaxis(scaled, -1, 1) if self.channels_first else scaled
 
     def apply(self, variables: Any, images: Array) -> Any:
         """Logits of images as they are."""
@@ -161,8 +164,8 @@ def load(settings: NetworkSettings, *, train_imported: bool, alone: bool = True)
     for flag in ("data", "image_size"):
         if getattr(settings, flag) is not None:
             raise InputError(
-                f"--{flag} is for a network of your own, --model=my_module:build; "
-                f"{conf.model} takes --dataset"
+                f"--{flag} is for a network of your own, --model=my_module:build or "
+                f"net.keras; {conf.model} takes --dataset"
             )
     splits = datasets.load(
         conf.dataset,
@@ -190,17 +193,22 @@ def untrained(conf: Config, splits: datasets.Splits) -> Network:
 
 def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
     """The run of a user's network, as the settings and the run directory agree."""
-    folder = user_network.folder(settings)
+    folder = user_images.folder(settings)
     network = user_network.build(name, settings.image_size)
-    given = user_network.given(settings, name, network, folder)
+    dataset = user_images.described(settings.data, network, folder)
+    given = user_network.given(settings, name, network, dataset)
     saved = _saved(workdir)
     if saved is not None:
         config.check_same(saved, given, workdir)
     conf = saved if isinstance(saved, UserConfig) else user_network.configure(given)
-    splits = user_network.images(settings, conf, network, folder)
+    splits = user_images.images(settings, conf, network, folder)
     _check_images(conf, splits)
-    defaults = user_network.DEFAULTS
-    return Run(settings, conf, workdir, splits, network.network, defaults)
+    first = bool(network.channels_first(splits.first.image_shape))
+    if first:
+        print(f"{name} takes channels first: images [H, W, C] are given as [C, H, W]")
+    return Run(
+        settings, conf, workdir, splits, network.network, user_network.DEFAULTS, first
+    )
 
 
 def checkpoints(workdir: Path) -> Path:
@@ -218,13 +226,13 @@ def directory(settings: NetworkSettings) -> Path:
     if name is None and settings.workdir is None:
         raise InputError(
             f"say which network with --model: {', '.join(RECIPES)}; or "
-            "my_module:build, a function that returns one of your own"
+            "my_module:build, a function that returns one of your own; or its file"
         )
     if name is not None and config.is_own(name):
-        user_network.parse(name)
+        name = user_network.folder_name(name)
     elif name is not None:
         check_choice("model", name, RECIPES)
-    return Path(settings.workdir or f"runs/{str(name).replace(':', '.')}")
+    return Path(settings.workdir or f"runs/{name}")
 
 
 def resolve(settings: NetworkSettings, *, train_imported: bool) -> Config:

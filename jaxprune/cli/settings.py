@@ -75,9 +75,10 @@ class NetworkSettings(WorkdirSettings):
     """
 
     model: str | None = flag(
-        f"Experiment: {', '.join(RECIPES)}; or my_package.my_module:build, a "
-        "function that returns a network of your own: (linen model, variables, "
-        "example, keyword arguments of its call)."
+        f"Experiment: {', '.join(RECIPES)}; or a network of your own: "
+        "my_package.my_module:build, a function that returns a jaxprune.Network with "
+        "an example, a Keras model, or (linen model, variables, example, keyword "
+        "arguments of its call); or a file that Keras has saved, net.keras or net.h5."
     )
     overrides: Mapping[str, Any] = dataclasses.field(
         default_factory=dict,

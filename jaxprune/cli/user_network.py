@@ -1,8 +1,14 @@
-"""A user's network on the command line: --model=my_package.my_module:build.
+"""A user's network on the command line.
 
-`build` takes nothing and returns the linen model, its trained variables, an example of
-what it takes, [1, H, W, C], and the keyword arguments of its call, such as
-{"train": False}. It is imported from the current folder, as `python -m` would.
+--model=my_package.my_module:build names a function that takes nothing and returns one
+of
+
+    (linen model, variables, example [1, H, W, C], keyword arguments of its call)
+    a jaxprune.Network with an example, from any framework or none
+    a Keras model
+
+The module is imported from the current folder, as `python -m` would. --model=net.keras,
+or net.h5, is a file that Keras has saved.
 """
 
 import dataclasses
@@ -10,7 +16,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +27,10 @@ from flax import linen as nn
 from jaxprune._base import arguments, manifest, processes, schema
 from jaxprune._base.errors import InputError, check_choice, first_line
 from jaxprune._base.files import sha256
-from jaxprune.adapters.linen import from_linen, plain
-from jaxprune.cli import cluster
+from jaxprune.adapters.linen import from_linen
+from jaxprune.adapters.networks import of_keras
 from jaxprune.cli.settings import NetworkSettings
-from jaxprune.data import datasets, npz, slices
-from jaxprune.data import images as folders
-from jaxprune.data.datasets import Splits
-from jaxprune.data.images import ImageFolder
+from jaxprune.data import datasets
 from jaxprune.graph.network import Network
 from jaxprune.graph.trace import trace
 from jaxprune.recipes import config
@@ -35,22 +38,55 @@ from jaxprune.recipes.config import Config, UserConfig
 from jaxprune.recipes.recipe import Defaults
 
 DEFAULTS = Defaults(criterion="abs_mean", tap=None, fill="linear")
-_FORM = "(linen model, variables, example, keyword arguments of the model's call)"
-_FILE = "sha256:"
+_FORM = (
+    "a jaxprune.Network with an example, a Keras model, or (linen model, variables, "
+    "example, keyword arguments of the model's call)"
+)
+_SHA256 = "sha256:"
+_COLOURS = 3  # channels of the images in a folder
 
 
 class UserNetwork(NamedTuple):
-    """A network that the user's function returned.
+    """A network that the user's function returned, or that a file holds.
 
     Attributes:
       network: the network, its weights as NumPy arrays.
-      shape: of the images that it is given, H, W, C.
+      shape: of an image as it takes it, [H, W, C] or [C, H, W]; None where it takes
+        any size.
       classes: number of classes.
+      weights: SHA-256 of its weights, or of its file.
     """
 
     network: Network
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     classes: int
+    weights: str
+
+    def channels_first(self, image: tuple[int, ...]) -> bool | None:
+        """Whether it takes images [H, W, C] of this shape as [C, H, W].
+
+        None where it does not take them at all.
+        """
+        moved = (image[-1], *image[:-1])
+        for first, shape in ((False, image), (True, moved)):
+            pairs = zip(self.shape, shape, strict=True)
+            if all(own in (None, size) for own, size in pairs):
+                return first
+        return None
+
+    @property
+    def side(self) -> int:
+        """Height and width of a folder's images.
+
+        Raises:
+          InputError: it takes any.
+        """
+        size = self.shape[1 if _is_colours_first(self.shape) else 0]
+        if size is None:
+            raise InputError(
+                "the network takes images of any size: say which with --image_size"
+            )
+        return size
 
 
 def parse(name: str) -> tuple[str, str]:
@@ -62,47 +98,59 @@ def parse(name: str) -> tuple[str, str]:
     module, _, function = name.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), function)):
         raise InputError(
-            f"--model={name}: a network of your own is my_package.my_module:build"
+            f"--model={name}: a network of your own is my_package.my_module:build, or "
+            "a file of Keras's, net.keras"
         )
     return module, function
 
 
+def folder_name(name: str) -> str:
+    """The name of a network's run directory.
+
+    >>> folder_name("nets.small:build"), folder_name("there/net.keras")
+    ('nets.small.build', 'net.keras')
+
+    Raises:
+      InputError: it is no name of a network.
+    """
+    return Path(name).name if config.is_keras_file(name) else ".".join(parse(name))
+
+
 def build(name: str, image_size: int | None = None) -> UserNetwork:
-    """Imports the module, calls the function, and looks at what it returns.
+    """Reads the file, or calls the function and looks at what it returns.
 
     Args:
-      name: my_package.my_module:build.
+      name: my_package.my_module:build, or a file.
       image_size: height and width of the images; by default those of the example.
 
     Raises:
-      InputError: one of the three fails; names what, and where in the user's code.
+      InputError: something fails; names what, and where in the user's code.
     """
-    found = _call(f"{name}()", _function(name))
-    if not isinstance(found, tuple | list) or len(found) != 4:
-        raise InputError(f"{name}() must return {_FORM}, got {_described(found)}")
-    model, variables, example, call = found
+    if config.is_keras_file(name):
+        what, network, weights = name, of_keras(name), sha256(Path(name))
+    else:
+        what, weights = f"{name}()", ""
+        found = _call(what, _function(name))
     try:
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"the model must be a flax.linen Module, got {_described(model)}"
-            )
-        arguments.check_variables(variables)
-        variables = jax.tree.map(np.asarray, plain(variables))
-        schema.check_json("the keyword arguments", call)
-        shape = _shape(example)
+        if not weights:
+            network = _as_network(found)
+            weights = manifest.fingerprint(network.params)
+        shape = _shape(network)
         if image_size is not None:
-            shape = (image_size, image_size, shape[2])
-        network = from_linen(model, variables, **call)
-        classes = _classes(network, shape)
+            first = _is_colours_first(shape)
+            size, channels = (image_size, image_size), shape[0 if first else 2]
+            shape = (channels, *size) if first else (*size, channels)
+        return UserNetwork(network, shape, _classes(network, shape), weights)
     except InputError as error:
-        raise InputError(f"{name}(): {error}") from None
-    return UserNetwork(network, shape, classes)
+        raise InputError(f"{what}: {error}") from None
 
 
 def _function(name: str) -> Callable[[], Any]:
     module_name, function = parse(name)
     if os.getcwd() not in sys.path:  # where the console command has another folder
         sys.path.insert(0, os.getcwd())
+    if "keras" not in sys.modules:  # which the module may import
+        os.environ.setdefault("KERAS_BACKEND", "jax")
     parents = module_name.split(".")
     known = {".".join(parents[: i + 1]) for i in range(len(parents))}
     try:
@@ -144,10 +192,60 @@ def _failed(what: str, error: BaseException) -> InputError:
     )
 
 
-def _shape(example: Any) -> tuple[int, ...]:
-    """H, W, C of what the network takes."""
-    shape, dtype = np.shape(example), getattr(example, "dtype", None)
-    if len(shape) != 4 or dtype not in (np.float32, np.float64):
+def _as_network(found: Any) -> Network:
+    """What a user's function returned, as a network with NumPy arrays.
+
+    Raises:
+      InputError: it is none of the three.
+    """
+    if isinstance(found, Network):
+        network = found
+    elif isinstance(found, tuple | list) and len(found) == 4:
+        network = _of_linen(*found)
+    else:
+        kind, reader = arguments.reader_of(found) or ("", "")
+        if not kind:
+            raise InputError(f"it must return {_FORM}, got {_described(found)}")
+        if reader.startswith("from_keras"):
+            network = of_keras(found)
+        else:
+            how = reader.replace(")", ", example=images)")
+            raise InputError(f"it must not return {kind} alone, but jaxprune.{how}")
+    try:
+        return network.with_params(jax.tree.map(np.asarray, network.params))
+    except TypeError as error:
+        raise InputError(
+            f"the parameters must be arrays of numbers: {first_line(error)}"
+        ) from error
+
+
+def _of_linen(model: Any, variables: Any, example: Any, call: Any) -> Network:
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"the model must be a flax.linen Module, got {_described(model)}"
+        )
+    arguments.check_variables(variables)
+    schema.check_json("the keyword arguments", call)
+    return from_linen(model, variables, example, **call)
+
+
+def _shape(network: Network) -> tuple[int | None, ...]:
+    """The shape of an image as the network takes it; None where a size is open.
+
+    Raises:
+      InputError: it says no shape, or not that of images.
+    """
+    is_keras = getattr(network.origin, "framework", "") == "Keras model"
+    inputs: Any = getattr(network.origin.model, "inputs", ()) if is_keras else ()
+    if network.example is None and not inputs:
+        raise InputError(
+            "the network must have an example of the images that it takes: "
+            "jaxprune.Network(..., example=images)"
+        )
+    example = inputs[0] if network.example is None else network.example
+    shape = tuple(getattr(example, "shape", ()))
+    dtype = str(getattr(example, "dtype", None))
+    if len(shape) != 4 or dtype not in ("float32", "float64"):
         raise InputError(
             "the example must be float32 images [1, H, W, C], which is what the "
             f"network is given; got {_described(example)}"
@@ -155,15 +253,27 @@ def _shape(example: Any) -> tuple[int, ...]:
     return shape[1:]
 
 
-def _classes(network: Network, shape: tuple[int, ...]) -> int:
+def _is_colours_first(shape: tuple[int | None, ...]) -> bool:
+    """Whether images in colours are taken as [C, H, W]."""
+    return shape[0] == _COLOURS and shape[2] != _COLOURS
+
+
+def _classes(network: Network, shape: tuple[int | None, ...]) -> int:
     """How many the network tells apart, by its logits of two images."""
+    if None in shape:  # a Keras model says
+        found = tuple(network.origin.model.output_shape)
+        if len(found) != 2 or not isinstance(found[1], int):
+            raise InputError(
+                f"the network must return logits [N, classes], got {found}"
+            )
+        return found[1]
     images = jax.ShapeDtypeStruct((2, *shape), np.float32)
     trace(network.function, network.params, images)  # or says why that cannot be
     logits = jax.eval_shape(network.function, network.params, images)
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
         got = jax.tree.map(lambda leaf: list(leaf.shape), logits)
         raise InputError(f"the network must return logits [N, classes], got {got}")
-    return logits.shape[1]
+    return int(logits.shape[1])
 
 
 def _described(value: Any) -> str:
@@ -176,30 +286,16 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def folder(settings: NetworkSettings) -> ImageFolder | None:
-    """The folder of images that --data names; None where it names something else.
-
-    Raises:
-      InputError: it holds something else, or --image_size has no folder to go with.
-    """
-    data = settings.data
-    if data is not None and data not in datasets.DATASETS and Path(data).is_dir():
-        return folders.find(data)
-    if settings.image_size is not None:
-        raise InputError(
-            "--image_size is of a folder of images, and --data names "
-            f"{'none' if data is None else data}"
-        )
-    return None
-
-
 def given(
-    settings: NetworkSettings,
-    name: str,
-    network: UserNetwork,
-    folder: ImageFolder | None,
+    settings: NetworkSettings, name: str, network: UserNetwork, dataset: str | None
 ) -> dict[str, Any]:
     """The fields of the configuration that settings, weights and images fix.
+
+    Args:
+      settings: the flags.
+      name: of the network.
+      network: the network.
+      dataset: the images as the configuration has them; None where no flag says.
 
     Raises:
       InputError: flags that only an experiment has, or processes that were given
@@ -215,16 +311,12 @@ def given(
         if field.name not in fields:
             raise InputError(f"--{field.name} is an experiment's: {name} has its own")
         values[field.name] = config.parse(field, settings.overrides[field.name])
-    values["weights"] = f"{_FILE}{manifest.fingerprint(network.network.params)}"
+    values["weights"] = f"{_SHA256}{network.weights}"
     everywhere = processes.gather(np.frombuffer(values["weights"].encode(), np.uint8))
     if len({text.tobytes() for text in everywhere}) > 1:
-        raise InputError(f"{name}() returned other weights in another process")
-    if settings.data is not None:
-        values["dataset"] = settings.data
-        if folder is not None:
-            values["dataset"] = f"{_FILE}{folder.fingerprint(network.shape[0])}"
-        elif _is_file(settings.data):
-            values["dataset"] = f"{_FILE}{sha256(_existing(settings.data))}"
+        raise InputError(f"{name} has other weights in another process")
+    if dataset is not None:
+        values["dataset"] = dataset
     return values
 
 
@@ -243,85 +335,3 @@ def configure(given: Mapping[str, Any]) -> UserConfig:
     conf = UserConfig(**given)
     config.check_numbers(conf)
     return conf
-
-
-def images(
-    settings: NetworkSettings,
-    conf: UserConfig,
-    network: UserNetwork,
-    folder: ImageFolder | None,
-) -> Splits:
-    """The images that the network is tested on, and those that fits are made on.
-
-    Raises:
-      InputError: they are not to be had, or not what the network takes.
-    """
-    data = settings.data or conf.dataset
-    if folder is not None:
-        size = network.shape[0]
-        _check(conf, data, network, (size, size, 3), folder.class_names)
-        _check_splits(settings, folder.files)
-        with cluster.progress(
-            total=len(folder), unit="img", desc="decoding", delay=1
-        ) as bar:
-            return folders.decode(
-                folder, size, cache_dir=settings.cache_dir, on_images=bar.update
-            )
-    if data.startswith(_FILE):
-        raise InputError("the images are a file's or folder's: say which with --data")
-    if _is_file(data):
-        splits = npz.load(_existing(data), network.classes, conf.seed)
-    else:
-        splits = datasets.load_any(
-            data,
-            data_dir=settings.data_dir,
-            cache_dir=settings.cache_dir,
-            seed=conf.seed,
-        )
-    first = splits.first
-    _check(conf, data, network, first.image_shape, first.class_names)
-    _check_splits(settings, splits.names)
-    return splits
-
-
-def _check_splits(settings: NetworkSettings, names: Collection[str]) -> None:
-    """Raises InputError where a flag names a split that there is not."""
-    for flag in ("rank_split", "eval_split", "select_split", "calibration_split"):
-        which = getattr(settings, flag, None)  # of those that the command has
-        try:
-            for part in slices.parse(which) if which is not None else ():
-                check_choice("split", part.name, names)
-        except InputError as error:
-            raise InputError(f"--{flag}: {error}") from None
-
-
-def _check(
-    conf: UserConfig,
-    data: str,
-    network: UserNetwork,
-    shape: tuple[int, ...],
-    names: tuple[str, ...],
-) -> None:
-    """Raises InputError if images or classes are not what the network takes."""
-    if shape != network.shape:
-        raise InputError(
-            f"{data} has images [{', '.join(map(str, shape))}], and {conf.model} takes "
-            f"[{', '.join(map(str, network.shape))}], by its example"
-        )
-    if len(names) != network.classes:
-        raise InputError(
-            f"{data} has {len(names)} classes, and {conf.model} tells "
-            f"{network.classes} apart"
-        )
-
-
-def _is_file(data: str) -> bool:
-    """Whether --data names a file, and no dataset of TFDS."""
-    return data.endswith(".npz") or "/" in data or Path(data).is_file()
-
-
-def _existing(data: str) -> Path:
-    if not Path(data).is_file():
-        kind = "file" if data.endswith(".npz") else "file or folder"
-        raise InputError(f"--data: there is no {kind} {data}")
-    return Path(data)

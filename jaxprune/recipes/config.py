@@ -68,12 +68,12 @@ class Config:
     test_pairs: int = flag("Test pairs.", at_least=1, default=0)
     pixel_mean: tuple[float, ...] = flag("Subtracted from pixels, per channel or one.")
     pixel_std: tuple[float, ...] = flag("Divides pixels then, per channel or one.")
-    init_from: str = flag("Keras .h5 file with weights to begin with.", default="")
+    init_from: str = flag("Keras file with weights to begin with.", default="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserConfig:
-    """The configuration of a user's network: function, weights and images.
+    """The configuration of a user's network: function or file, weights and images.
 
     It comes trained, so that nobody has said on what; it is given float32.
     """
@@ -82,8 +82,8 @@ class UserConfig:
     dtype: ClassVar[str] = "float32"
     train_split: ClassVar[str | None] = None
 
-    model: str = flag("The function that returns it, as my_package.my_module:build.")
-    weights: str = flag("Their SHA-256.")
+    model: str = flag("The function that returns it, or its file; as it was given.")
+    weights: str = flag("Their SHA-256; of a file, that of all of it.")
     dataset: str = flag("A TFDS name, or the SHA-256 of a file or folder.")
     seed: int = flag("Seed of everything drawn.", at_least=0, default=0)
     pixel_mean: tuple[float, ...] = flag("Subtracted from pixels.", default=(0.0,))
@@ -94,8 +94,13 @@ AnyConfig = Config | UserConfig
 
 
 def is_own(model: str) -> bool:
-    """Whether a network is a user's, `my_package.my_module:build`."""
-    return ":" in model
+    """Whether a network is a user's: `my_package.my_module:build`, or a Keras file."""
+    return ":" in model or is_keras_file(model)
+
+
+def is_keras_file(model: str) -> bool:
+    """Whether a network is that of a file that Keras has saved."""
+    return model.endswith((".keras", ".h5"))
 
 
 def parse(field: dataclasses.Field, value: Any) -> Any:

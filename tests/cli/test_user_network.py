@@ -1,6 +1,7 @@
-"""--model=my_module:build: a network of one's own, by the same scripts."""
+"""--model=my_module:build or net.keras: a network of one's own, by the same scripts."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from jaxprune.cli.commands import compact, plot, shrink, sweep, train
 from jaxprune.data import images
 from random_data import random_split
 from run_directories import opened
+from selected import quick
 
 SOURCE = """
 import sys
@@ -81,6 +83,113 @@ def raises():
 def ends():
     sys.exit("usage")
 """
+# One function in every form that `build` may return it in.
+OTHERS = """
+import jax, jax.numpy as jnp, numpy as np
+import jaxprune
+
+IMAGES = np.zeros((2, 8, 8, 3), np.float32)
+rng = np.random.default_rng(2)
+SHAPES = {"first": (3, 3, 3, 6), "second": (3, 3, 6, 5), "out": (5, 4)}
+PARAMS = {
+    name: {"kernel": rng.normal(0, 0.3, shape).astype(np.float32),
+           "bias": rng.normal(0, 0.1, shape[-1:]).astype(np.float32)}
+    for name, shape in SHAPES.items()
+}
+
+
+def function(params, x):
+    for name in ("first", "second"):
+        layer = params[name]
+        x = jax.lax.conv_general_dilated(
+            x, layer["kernel"], (1, 1), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = jax.nn.relu(x + layer["bias"])
+    return x.mean((1, 2)) @ params["out"]["kernel"] + params["out"]["bias"]
+
+
+# Every class is some image's.
+PARAMS["out"]["bias"] += np.float32([0.54, 1.96, 0.96, 0.22])
+
+
+def plain():
+    return jaxprune.Network(function, PARAMS, IMAGES)
+
+
+def nnx():
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.first = nnx.Conv(3, 6, (3, 3), rngs=rngs)
+            self.second = nnx.Conv(6, 5, (3, 3), rngs=rngs)
+            self.out = nnx.Linear(5, 4, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.relu(self.second(nnx.relu(self.first(x))))
+            return self.out(x.mean((1, 2)))
+
+    net = Net()
+    for name, layer in PARAMS.items():
+        own = getattr(net, name)
+        own.kernel[...], own.bias[...] = map(jnp.asarray, layer.values())
+    return jaxprune.from_nnx(net, IMAGES)
+
+
+def bare_equinox():
+    import equinox as eqx
+
+    class Net(eqx.Module):
+        first: eqx.nn.Conv2d
+        second: eqx.nn.Conv2d
+        out: eqx.nn.Linear
+
+        def __call__(self, x):
+            x = jax.nn.relu(self.second(jax.nn.relu(self.first(x))))
+            return self.out(x.mean((1, 2)))
+
+    def conv(name):
+        kernel, bias = PARAMS[name].values()
+        layer = eqx.nn.Conv2d(*kernel.shape[2:], 3, padding=1, key=jax.random.key(0))
+        arrays = kernel.transpose(3, 2, 0, 1), bias[:, None, None]
+        return eqx.tree_at(lambda l: (l.weight, l.bias), layer, arrays)
+
+    out = eqx.nn.Linear(5, 4, key=jax.random.key(0))
+    arrays = PARAMS["out"]["kernel"].T, PARAMS["out"]["bias"]
+    out = eqx.tree_at(lambda l: (l.weight, l.bias), out, arrays)
+    return Net(conv("first"), conv("second"), out)
+
+
+def equinox():
+    return jaxprune.from_equinox(bare_equinox(), example=IMAGES.transpose(0, 3, 1, 2))
+
+
+def keras(shape=(8, 8, 3)):
+    import keras
+    from keras import layers
+
+    with jax.default_prng_impl("threefry2x32"):  # the only one that Keras draws with
+        return keras_model(keras, layers, shape)
+
+
+def keras_model(keras, layers, shape):
+    image = keras.Input(shape)
+    x = layers.Conv2D(6, 3, padding="same", activation="relu", name="first")(image)
+    x = layers.Conv2D(5, 3, padding="same", activation="relu", name="second")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, layers.Dense(4, "softmax", name="out")(x))
+    for name, layer in PARAMS.items():
+        model.get_layer(name).set_weights([*layer.values()])
+    return model
+
+
+bare_nnx = lambda: nnx().origin.model
+a_layer = lambda: keras().get_layer("first")
+no_example = lambda: plain().with_example(None)
+of_bytes = lambda: plain().with_example(IMAGES.astype(np.uint8))
+"""
 SPLIT = random_split(n=90, shape=(8, 8, 3), classes=4)
 ARRAYS = {
     "images": SPLIT.images[:60], "labels": SPLIT.labels[:60],
@@ -102,6 +211,7 @@ def nets(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "nets").mkdir()
     (tmp_path / "nets" / "small.py").write_text(SOURCE)
+    (tmp_path / "nets" / "others.py").write_text(OTHERS)
     np.savez(tmp_path / "my.npz", **ARRAYS)
     monkeypatch.chdir(tmp_path)
     yield
@@ -267,6 +377,82 @@ def test_the_whole_network(script, layers_untimed):
     assert small.variables["params"]["first"]["kernel"].shape[-1] < 6
 
 
+def saved(path, **options):
+    """A file of the Keras model of OTHERS."""
+    pytest.importorskip("keras")
+    sys.path.insert(0, os.getcwd())
+    from nets import others
+
+    others.keras(**options).save(path)
+    return path
+
+
+FORMS = {
+    "plain": "nets.others:plain", "nnx": "nets.others:nnx",
+    "equinox": "nets.others:equinox", "keras": "nets.others:keras",
+    "file": "net.keras", "file of any size": "any.h5",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", quick(FORMS, ("plain", "equinox", "file of any size")))
+def test_every_form_of_a_network(script, form):
+    """The same sweep, whatever the network is written in."""
+    name = FORMS[form]
+    if form in ("equinox", "keras"):
+        pytest.importorskip(form)
+    if form.startswith("file"):
+        saved(name, shape=(8, 8, 3) if form == "file" else (None, None, 3))
+    data = ("--data=my.npz", "--pixel_mean=100,90,80", "--pixel_std=50")
+    flags = (f"--model={name}", *data, "--ks=0,2,4", "--fill=drop")
+    code, out, err = script(sweep, *flags)
+    assert code == 0, err
+    assert ("takes channels first" in out) == (form == "equinox")
+    (folder,) = Path("runs", name.replace(":", ".")).glob("sweep-*-abs_mean-drop")
+    result = jaxprune.SweepResult.load(folder)
+    from nets import others
+
+    scaled = np.float32((ARRAYS["images"] - np.array([100.0, 90, 80])) / 50)
+    for row, k in enumerate(result.ks):
+        params = jax.tree.map(np.copy, others.PARAMS)
+        for array in params["second"].values():
+            array[..., result.order[:k]] = 0
+        logits = np.asarray(others.function(params, scaled), np.float64)
+        np.testing.assert_array_equal(result.predictions[row], logits.argmax(-1))
+        losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(60), result.labels]
+        np.testing.assert_allclose(result.cross_entropy[row], losses.mean(), rtol=1e-4)
+    assert len({tuple(row) for row in result.predictions}) > 1
+    assert result.about["model"] == name
+
+
+@pytest.mark.parametrize("form", quick(("file", "equinox"), ("file",)))
+def test_the_smaller_network_of_another_framework(script, form, layers_untimed):
+    name = FORMS[form]
+    pytest.importorskip(form if form == "equinox" else "keras")
+    if form == "file":
+        saved(name)
+    flags = (f"--model={name}", "--data=my.npz", "--pixel_mean=100,90,80", *QUICK)
+    code, out, err = script(
+        compact, *flags, "--k=2", "--fill=drop", "--export=stablehlo"
+    )
+    assert code == 0, err
+    assert "60 images: 0 predictions differ" in out
+    (folder,) = Path("runs", name.replace(":", ".")).glob("compact-*-k2")
+    scaled = np.float32(ARRAYS["images"] - np.array([100.0, 90, 80]))
+    if form == "equinox":
+        scaled = scaled.transpose(0, 3, 1, 2)
+    small = jaxprune.load_compact(folder)
+    program = export.deserialize((folder / "model.stablehlo").read_bytes())
+    pixels = ARRAYS["images"]
+    if form == "equinox":  # as the network takes them
+        pixels = pixels.transpose(0, 3, 1, 2)
+    returned = program.call(pixels)
+    np.testing.assert_allclose(returned, small(scaled), atol=1e-4)
+    code, out, err = script(shrink, *flags, "--speedup=1.5", "--ladder=", "--batch=2",
+                            "--multiple_of=1")  # fmt: skip
+    assert code == 0, err
+    assert "60 images: 0 predictions differ from the masked network's" in out
+
+
 def test_slices_of_the_file_and_images_in_common(script):
     slices = ("--rank_split=test[:30]", "--eval_split=test[30:]", "--ks=0,4")
     code, _, err = script(sweep, *OWN, *slices, "--calibration_split=test[20:31]")
@@ -368,7 +554,11 @@ BAD_FOLDERS = [
     (["--image_size=8"], "of a folder of images, and --data names none"),
     (["--data=photos"], "photos has 3 classes, and nets.small:build tells 4 apart"),
     (["--data=./nets"], "nets holds no images: each lies in the subfolder"),
-    (["--data=wide", "--model=nets.small:wide"], "wide has images [8, 8, 3], and nets"),
+    (["--data=wide", "--model=nets.small:wide"], "wide has images [8, 8, 3], and ne"),
+    (
+        ["--data=photos", "--model=any.keras"],
+        "any size: say which with --image_size",
+    ),
 ]
 
 
@@ -380,6 +570,8 @@ def test_bad_folders(script, arguments, message):
     three = SimpleNamespace(images=SPLIT.images[some], labels=SPLIT.labels[some])
     save_folder(Path("photos"), three)
     save_folder(Path("wide"), SPLIT)
+    if "--model=any.keras" in arguments:
+        saved("any.keras", shape=(None, None, 3))
     code, out, err = script(sweep, OWN[0], *arguments)
     assert code == 2 and message in err and err.count("\n") == 1
     assert not Path("runs").exists() and not out
@@ -413,6 +605,30 @@ BAD = [
     (sweep, ["--model=nets.small:three"], "got a tuple of 3: Net, dict, ndarray"),
     (sweep, ["--model=nets.small:none"], "call), got a NoneType"),
     (sweep, ["--model=nets.small:not_linen"], "must be a flax.linen Module, got a bui"),
+    (
+        sweep,
+        ["--model=nets.others:bare_nnx"],
+        "but jaxprune.from_nnx(model, example",
+    ),
+    (
+        sweep,
+        ["--model=nets.others:bare_equinox"],
+        "but jaxprune.from_equinox(mode",
+    ),
+    (
+        sweep,
+        ["--model=nets.others:a_layer"],
+        "be a Keras model or its file, got Conv2D",
+    ),
+    (sweep, ["--model=nets.others:no_example"], "must have an example of the images"),
+    (sweep, ["--model=nets.others:of_bytes"], "float32 images [1, H, W, C], which is"),
+    (sweep, ["--model=none.keras"], "there is no file none.keras"),
+    (sweep, ["--model=bad.h5"], "Keras cannot read bad.h5"),
+    (
+        sweep,
+        ["--model=bad.weights.h5"],
+        "holds weights alone, without the arch",
+    ),
     (sweep, ["--model=nets.small:empty"], "hold no floating-point array"),
     (sweep, ["--model=nets.small:unlike"], "does not run on the example"),
     (sweep, ["--model=nets.small:no_params"], "with a collection 'params'"),
@@ -451,6 +667,8 @@ BAD = [
 def test_bad_input(script, module, arguments, message):
     Path("nets/broken.py").write_text("x = 1\ny = undefined\n")
     Path("nets/needs.py").write_text("import nowhere_to_be_found\n")
+    for name in ("bad.h5", "bad.weights.h5"):
+        Path(name).write_text("no file of Keras's")
     if not any(a.startswith("--data") for a in arguments) and arguments != [OWN[0]]:
         arguments = [*arguments, "--data=my.npz"]
     code, out, err = script(module, *arguments)

@@ -1,0 +1,134 @@
+"""The images for a user's network: --data=my.npz, a folder of images, a TFDS name."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from jaxprune._base.errors import InputError, check_choice
+from jaxprune._base.files import sha256
+from jaxprune.cli import cluster
+from jaxprune.cli.settings import NetworkSettings
+from jaxprune.cli.user_network import UserNetwork
+from jaxprune.data import datasets, npz, slices
+from jaxprune.data import images as folders
+from jaxprune.data.datasets import Splits
+from jaxprune.data.images import ImageFolder
+from jaxprune.recipes.config import UserConfig
+
+_SHA256 = "sha256:"
+
+
+def folder(settings: NetworkSettings) -> ImageFolder | None:
+    """The folder of images that --data names; None where it names something else.
+
+    Raises:
+      InputError: it holds something else, or --image_size has no folder to go with.
+    """
+    data = settings.data
+    if data is not None and data not in datasets.DATASETS and Path(data).is_dir():
+        return folders.find(data)
+    if settings.image_size is not None:
+        raise InputError(
+            "--image_size is of a folder of images, and --data names "
+            f"{'none' if data is None else data}"
+        )
+    return None
+
+
+def described(
+    data: str | None, network: UserNetwork, folder: ImageFolder | None
+) -> str | None:
+    """The images as the configuration has them: a name, or a SHA-256.
+
+    Args:
+      data: of the flag; None where it is not given.
+      network: the network that takes them.
+      folder: the folder, if it is one.
+    """
+    if data is None:
+        return None
+    if folder is not None:
+        return f"{_SHA256}{folder.fingerprint(network.side)}"
+    return f"{_SHA256}{sha256(_existing(data))}" if _is_file(data) else data
+
+
+def images(
+    settings: NetworkSettings,
+    conf: UserConfig,
+    network: UserNetwork,
+    folder: ImageFolder | None,
+) -> Splits:
+    """The images that the network is tested on, and those that fits are made on.
+
+    Raises:
+      InputError: they are not to be had, or not what the network takes.
+    """
+    data = settings.data or conf.dataset
+    if folder is not None:
+        size = network.side
+        _check(conf, data, network, (size, size, 3), folder.class_names)
+        _check_splits(settings, folder.files)
+        with cluster.progress(
+            total=len(folder), unit="img", desc="decoding", delay=1
+        ) as bar:
+            return folders.decode(
+                folder, size, cache_dir=settings.cache_dir, on_images=bar.update
+            )
+    if data.startswith(_SHA256):
+        raise InputError("the images are a file's or folder's: say which with --data")
+    if _is_file(data):
+        splits = npz.load(_existing(data), network.classes, conf.seed)
+    else:
+        splits = datasets.load_any(
+            data,
+            data_dir=settings.data_dir,
+            cache_dir=settings.cache_dir,
+            seed=conf.seed,
+        )
+    first = splits.first
+    _check(conf, data, network, first.image_shape, first.class_names)
+    _check_splits(settings, splits.names)
+    return splits
+
+
+def _check_splits(settings: NetworkSettings, names: Collection[str]) -> None:
+    """Raises InputError where a flag names a split that there is not."""
+    for flag in ("rank_split", "eval_split", "select_split", "calibration_split"):
+        which = getattr(settings, flag, None)  # of those that the command has
+        try:
+            for part in slices.parse(which) if which is not None else ():
+                check_choice("split", part.name, names)
+        except InputError as error:
+            raise InputError(f"--{flag}: {error}") from None
+
+
+def _check(
+    conf: UserConfig,
+    data: str,
+    network: UserNetwork,
+    shape: tuple[int, ...],
+    names: tuple[str, ...],
+) -> None:
+    """Raises InputError if images or classes are not what the network takes."""
+    if network.channels_first(shape) is None:
+        taken = ("any" if size is None else str(size) for size in network.shape)
+        raise InputError(
+            f"{data} has images [{', '.join(map(str, shape))}], and {conf.model} takes "
+            f"[{', '.join(taken)}], by its example"
+        )
+    if len(names) != network.classes:
+        raise InputError(
+            f"{data} has {len(names)} classes, and {conf.model} tells "
+            f"{network.classes} apart"
+        )
+
+
+def _is_file(data: str) -> bool:
+    """Whether --data names a file, and no dataset of TFDS."""
+    return data.endswith(".npz") or "/" in data or Path(data).is_file()
+
+
+def _existing(data: str) -> Path:
+    if not Path(data).is_file():
+        kind = "file" if data.endswith(".npz") else "file or folder"
+        raise InputError(f"--data: there is no {kind} {data}")
+    return Path(data)
