@@ -39,7 +39,6 @@ from .ranking import criteria as criteria
 from .ranking.criteria import Criterion as Criterion
 from .ranking.order import prefix_masks as prefix_masks
 from .ranking.order import pruning_order as pruning_order
-from .recipes.keras_import import import_keras as import_keras
 from .results.result import SweepResult as SweepResult
 from .shrinking.analysis import Analysis as Analysis
 from .shrinking.budget import Budget as Budget

@@ -178,7 +178,6 @@ CALLS = {
     "capture unknown": lambda: jp.capture(apply, V, X, "third"),
     "run from unknown": lambda: jp.run_from(apply, V, X, "third", X),
     "groups of nothing": lambda: jp.find_groups(apply, V, X[:, :0]),
-    "keras of nothing": lambda: jp.import_keras(FOLDER / "no.h5", apply, V, X),
     **{
         f"variables {what}, {where}": partial(call, bad)
         for what, bad in BAD_VARIABLES.items()

@@ -24,7 +24,7 @@ IMPORTS = {
     "report": {"_base", "results"},
     "costs": {"_base", "adapters", "graph"},
     "fills": {"_base", "adapters", "graph"},
-    "recipes": {"_base", "adapters", "conv", "data"},
+    "recipes": {"_base", "adapters", "conv", "data", "graph"},
     "compaction": {"_base", "adapters", "fills", "graph"},
     "evaluation": {"_base", "adapters", "data", "fills", "graph", "ranking"},
     "shrinking": {

@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +21,9 @@ from jaxprune.recipes.config import Config
 from jaxprune.recipes.keras_import import import_keras
 from jaxprune.recipes.training import StepMetrics, TrainState
 from jaxprune.results import metrics
+
+# Images that a file's network is compared with the recipe's on.
+_TRIED = 4
 
 
 def train_or_restore(run: Run) -> Any:
@@ -75,8 +76,9 @@ def _initial(run: Run) -> Any:
     path = run.settings.overrides.get("init_from")
     if path is None:
         raise InputError(f"{run.workdir} begins with a Keras file: give --init_from")
-    apply = partial(run.model.apply, train=False)
-    return import_keras(Path(path), apply, run.whole.params, run.scale(run.image))
+    first = run.splits.first
+    images = first.read(np.arange(min(_TRIED, len(first))))
+    return import_keras(path, run.whole, run.scale(jnp.asarray(images)))
 
 
 def _train(run: Run, done: int | None, before: Sequence[Any]) -> Any:

@@ -1,19 +1,31 @@
-"""Weights from a file that Keras has saved."""
+"""A recipe's weights from a file that Keras has saved, which Keras reads.
 
-from collections.abc import Callable
+Layers are matched by their names. Where these are not the recipe's, as Keras numbers
+its own anew in every session, layers of a kind are matched in the order in which each
+network runs them. Whether the file's network is the recipe's is then tried on images:
+both run in float64, and must return the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Float
 
-from jaxprune._base import arguments
-from jaxprune._base.errors import InputError, first_line
-from jaxprune.adapters.linen import at_path, called_layers
+from jaxprune._base.errors import InputError
+from jaxprune.adapters.networks import of_keras
+from jaxprune.graph.evaluate import run
+from jaxprune.graph.layers import Layer
+from jaxprune.graph.logits import are_probabilities, log_probabilities
+from jaxprune.graph.network import Graph, Network
+from jaxprune.graph.trace import Program
 
 # Keras's name of a weight -> the collection and name of it in linen.
-_KERAS_WEIGHTS = {
+_WEIGHTS = {
     "kernel": ("params", "kernel"),
     "bias": ("params", "bias"),
     "gamma": ("params", "scale"),
@@ -21,104 +33,261 @@ _KERAS_WEIGHTS = {
     "moving_mean": ("batch_stats", "mean"),
     "moving_variance": ("batch_stats", "var"),
 }
+# Share of the largest value that two networks' values may differ by. In float64 their
+# sums agree to 1e-12; constants that programs hold in float32 to 6e-8.
+_SAME = 1e-6
+# Of a weight in linen: its collection and name.
+Key = tuple[str, str]
+
+
+class Weight(NamedTuple):
+    """A weight of a layer: its path in the network, and its shape."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
+# The weights of layers, in the order in which a network runs them.
+Layers = Mapping[str, Mapping[Key, Weight]]
 
 
 def import_keras(
-    path: Path, apply: Callable[..., Any], variables: Any, x: Array
+    path: Path | str, network: Network, images: Float[Any, "N *axes"]
 ) -> Any:
-    """Variables from a Keras 2 or Keras 3 `.h5` file (`model.save`).
-
-    Layers with weights are matched in the order in which the network executes them,
-    and every shape is checked. Optimizer state in the file is ignored.
+    """Variables for a linen network from a file that Keras has saved.
 
     Args:
-      path: the file.
-      apply: a linen model's `apply`, or a function that passes its arguments on.
-      variables: variables, or their shapes and types; values are not used.
-      x: an input, for running the network.
+      path: the file, `.keras` or `.h5`, with the architecture.
+      network: the network, of whose parameters only the shapes matter.
+      images: some, as the network takes them. The file's network must return the same
+        for them: logits, or their softmax.
 
     Raises:
-      InputError: no such file, h5py is missing, not a Keras file, or a layer that
-        does not fit, which is named.
+      InputError: Keras is not installed or cannot read the file, a layer does not fit,
+        or the file's network computes something else: the first layer that differs is
+        named.
     """
-    ours = [call.name for call in called_layers(apply, variables, x)]
-    theirs = _read_keras(path)
-    result: dict[str, Any] = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables
-    )
-    for name, (keras_name, weights) in zip(ours, theirs, strict=False):
-        expected = {
-            (collection, weight): np.shape(leaf)
-            for collection in result
-            for weight, leaf in at_path(result[collection], name).items()
-        }
-        found = {key: value.shape for key, value in weights.items()}
-        if found != expected:
-            raise InputError(
-                f"{path}: layer '{keras_name}' does not fit '{name}': it has "
-                f"{_shapes(found)}, the network needs {_shapes(expected)}"
-            )
-        for (collection, weight), value in weights.items():
-            at_path(result[collection], name)[weight] = value.astype(np.float32)
-    if len(ours) != len(theirs):
+    theirs = of_keras(path, images)
+    try:
+        graphs = network.graph(images), theirs.graph(images)
+        ours = _layers(graphs[0].program, _linen_key)
+        found = _layers(graphs[1].program, _keras_key)
+        names = _matched(ours, found)
+        arrays: dict[str, Any] = {}
+        for layer, name in names.items():
+            _check_shapes(layer, ours[layer], name, found[name])
+            for key, weight in ours[layer].items():
+                array = theirs.arrays[found[name][key].path]
+                arrays[weight.path] = np.asarray(array, np.float32)
+        variables = network.tree(arrays)
+        one = _Side(graphs[0], arrays, _calls(graphs[0], _linen_key))
+        other = _Side(graphs[1], theirs.arrays, _calls(graphs[1], _keras_key))
+        _check_same(one, other, names, images)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return variables
+
+
+def _linen_key(path: str) -> tuple[str, Key]:
+    """A weight's layer, and its key."""
+    collection, *layer, name = path.split("/")
+    return "/".join(layer), (collection, name)
+
+
+def _keras_key(path: str) -> tuple[str, Key]:
+    """A weight's layer, and its key.
+
+    Raises:
+      InputError: a recipe's layers have no such weight.
+    """
+    layer, _, name = path.rpartition("/")
+    if name not in _WEIGHTS:
         raise InputError(
-            f"{path} has {len(theirs)} layers with weights, the network has {len(ours)}"
+            f"its layer '{layer}' has a weight '{name}', which no Conv2D, Dense or "
+            "BatchNormalization has"
         )
-    return result
+    return layer, _WEIGHTS[name]
 
 
-def _shapes(shapes: dict[tuple[str, str], tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {shape}" for (_, name), shape in sorted(shapes.items()))
+def _layers(program: Program, key_of: Callable[[str], tuple[str, Key]]) -> Layers:
+    """The layers whose weights a network reads."""
+    found: dict[str, dict[Key, Weight]] = {}
+    for eqn in program.equations:
+        for value in eqn.inputs:
+            if (path := program.path_of.get(value)) is not None:
+                layer, key = key_of(path)
+                weight = Weight(path, program.shape(value))
+                found.setdefault(layer, {})[key] = weight
+    return found
 
 
-def _read_keras(path: Path) -> list[tuple[str, dict[tuple[str, str], np.ndarray]]]:
-    """(layer name, weights by linen collection and name) in the file's order."""
-    try:
-        import h5py
-    except ImportError as error:
+def _calls(graph: Graph, key_of: Callable[[str], tuple[str, Key]]) -> dict[str, Layer]:
+    """The first call of each layer that multiplies, in order of execution."""
+    found: dict[str, Layer] = {}
+    for call in graph.layers.values():
+        if call.leaf is not None:
+            found.setdefault(key_of(call.leaf)[0], call)
+    return found
+
+
+def _matched(ours: Layers, theirs: Layers) -> dict[str, str]:
+    """The names of our layers, and those of the same layers in the file.
+
+    Raises:
+      InputError: the file has more or fewer layers of a kind.
+    """
+    last = {name.rpartition("/")[2]: name for name in theirs}
+    if len(last) == len(theirs) and last.keys() == ours.keys():
+        return {name: last[name] for name in ours}
+    found: dict[str, str] = {}
+    kinds = {_kind(weights) for weights in (*ours.values(), *theirs.values())}
+    for kind in sorted(kinds):
+        needed, given = (
+            [name for name, weights in layers.items() if _kind(weights) == kind]
+            for layers in (ours, theirs)
+        )
+        if len(needed) != len(given):
+            raise InputError(
+                f"it has {len(given)} {kind}, the network has {len(needed)}"
+            )
+        found |= zip(needed, given, strict=True)
+    return {name: found[name] for name in ours}
+
+
+def _kind(weights: Mapping[Key, Weight]) -> str:
+    """What layers with such weights are, for people."""
+    kernel = weights.get(("params", "kernel"))
+    if kernel is None:
+        return "normalisations"
+    return "dense layers" if len(kernel.shape) == 2 else "convolutions"
+
+
+def _check_shapes(
+    ours: str,
+    needed: Mapping[Key, Weight],
+    theirs: str,
+    given: Mapping[Key, Weight],
+) -> None:
+    """Raises InputError unless two layers have the same weights, of the same shapes."""
+    shapes = [
+        {name: weights[collection, name].shape for collection, name in sorted(weights)}
+        for weights in (needed, given)
+    ]
+    if shapes[0] != shapes[1]:
+        need, has = (
+            ", ".join(f"{name} {shape}" for name, shape in each.items())
+            for each in shapes
+        )
         raise InputError(
-            "reading .h5 files needs h5py: pip install 'jaxprune[keras]'"
-        ) from error
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    try:
-        with h5py.File(path) as file:
-            group = file.get("model_weights", file)
-            layers = []
-            for name in _names(group, "layer_names"):
-                weights = {}
-                for full_name in _names(group[name], "weight_names"):
-                    # Keras 2 ends names with ":0".
-                    key = full_name.split("/")[-1].split(":")[0]
-                    if key not in _KERAS_WEIGHTS:
-                        raise InputError(
-                            f"{path}: layer '{name}' has a weight '{key}', which no "
-                            "Conv2D, Dense or BatchNormalization has"
-                        )
-                    value = np.asarray(group[name][full_name])
-                    what = f"{path}: {key} of layer '{name}'"
-                    arguments.check_numbers(what, value, value.shape)
-                    weights[_KERAS_WEIGHTS[key]] = value
-                if weights:
-                    layers.append((name, weights))
-            return layers
-    except InputError:
-        raise
-    except Exception as error:  # of h5py, which a damaged file breaks anywhere
+            f"its layer '{theirs}' does not fit '{ours}': it has {has}, the network "
+            f"needs {need}"
+        )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of two networks that are compared.
+
+    Attributes:
+      graph: the network.
+      arrays: its weights by path.
+      calls: of its layers that multiply, by their names.
+    """
+
+    graph: Graph
+    arrays: Mapping[str, Any]
+    calls: Mapping[str, Layer]
+
+    def values(self, images: Any, want: Sequence[int]) -> list[np.ndarray]:
+        """Some values for images, in float64."""
+        program = self.graph.program
+
+        @jax.jit
+        def exactly(arrays: Any, images: Any) -> list[Array]:
+            found: list[Array] = run(program, arrays, images, want=want, exact=True)
+            return found
+
+        with (
+            jax.enable_x64(True),
+            jax.default_device(jax.local_devices(backend="cpu")[0]),
+        ):
+            return [np.asarray(value) for value in exactly(self.arrays, images)]
+
+
+def _check_same(
+    ours: _Side, theirs: _Side, names: Mapping[str, str], images: Any
+) -> None:
+    """Raises InputError unless two networks return the same for images.
+
+    Args:
+      ours: the recipe's.
+      theirs: the file's.
+      names: of our layers, and of the same layers in the file.
+      images: as both take them.
+    """
+    images, sides = np.asarray(images), (ours, theirs)
+    results = [side.graph.program.results for side in sides]
+    shapes = [side.graph.program.shape(side.graph.program.results[0]) for side in sides]
+    if len(results[1]) != 1 or shapes[0] != shapes[1]:
+        raise InputError(f"it does not return logits {list(shapes[0])} alone")
+    (one,), (other,) = (
+        side.values(images, want) for side, want in zip(sides, results, strict=True)
+    )
+    with jax.enable_x64(True):
+        if are_probabilities(other):
+            least = np.log(np.finfo(np.float64).tiny)
+            one = np.maximum(jax.nn.log_softmax(jnp.asarray(one)), least)
+            other = np.asarray(log_probabilities(jnp.asarray(other)))
+    lost = _difference(one, other)
+    if lost > _SAME:
+        where = _first_difference(ours, theirs, names, images)
+        way = _way(theirs, results[1])
         raise InputError(
-            f"{path} is damaged or no .h5 file of Keras's model.save "
-            f"({first_line(error)})"
-        ) from error
+            "it computes something else than the network: "
+            + (where or f"what its last layer's output becomes{way} {_by(lost)}")
+        )
 
 
-def _names(group: Any, attribute: str) -> list[str]:
-    """A list of names; Keras splits a long one over attributes name0, name1, ..."""
-    if attribute in group.attrs:
-        parts = [group.attrs[attribute]]
-    else:
-        keys = (f"{attribute}{i}" for i in range(len(group.attrs)))
-        parts = [group.attrs[key] for key in keys if key in group.attrs]
-        if not parts:
-            raise KeyError(f"no attribute {attribute}")
-    names = [name for part in parts for name in part]
-    return [name.decode() if isinstance(name, bytes) else name for name in names]
+def _first_difference(
+    ours: _Side, theirs: _Side, names: Mapping[str, str], images: np.ndarray
+) -> str:
+    """The first layer that is given, or returns, something else; "" if none is."""
+    pairs = [
+        (theirs.calls[names[name]], name, call)
+        for name, call in ours.calls.items()
+        if names[name] in theirs.calls
+    ]
+    mine = ours.values(images, [v for *_, c in pairs for v in (c.input, c.output)])
+    other = theirs.values(images, [v for c, *_ in pairs for v in (c.input, c.output)])
+    for i, (their, name, our) in enumerate(pairs):
+        what = f"its layer '{names[name]}' ('{name}' here)"
+        given = our.features(mine[2 * i]), their.features(other[2 * i])
+        if (lost := _difference(*given)) > _SAME:
+            return f"what {what} is given{_way(theirs, [their.input])} {_by(lost)}"
+        returned = our.outputs(mine[2 * i + 1]), their.outputs(other[2 * i + 1])
+        if (lost := _difference(*returned)) > _SAME:
+            return f"what {what} returns {_by(lost)}"
+    return ""
+
+
+def _way(side: _Side, values: Sequence[int]) -> str:
+    """The modules between the layers that multiply and some values, for people."""
+    known = [call.output for call in side.calls.values()]
+    equations = side.graph.program.needed(values, known)
+    scopes = dict.fromkeys(eqn.scope for eqn in equations if eqn.scope)
+    return f", by way of {', '.join(scopes)}," if scopes else ""
+
+
+def _by(lost: float) -> str:
+    """How much values differ, for people."""
+    if np.isinf(lost):
+        return "is of another shape"
+    return f"differs by {lost:.2g} of the largest value"
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """As a share of the largest value; infinite where shapes differ."""
+    if one.shape != other.shape:
+        return np.inf
+    scale = np.abs(one).max(initial=np.finfo(np.float64).tiny)
+    return float(np.abs(one - other).max(initial=0) / scale)

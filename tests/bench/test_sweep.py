@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import keras_files
 from experiments.bench import __main__ as bench
 from experiments.bench import ours
 from experiments.bench.figure import Bar, bars
@@ -15,7 +16,6 @@ from experiments.bench.plan import RACES, Measured, ratios
 from experiments.bench.race import Child, race
 from jaxprune._base.errors import InputError
 from jaxprune.recipes.models import CifarVGG
-from keras_files import LAYERS, write_keras
 from random_data import random_variables
 from run_directories import plant_cifar10
 
@@ -30,7 +30,7 @@ def planted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vgg = CifarVGG(widths=range(2, 15), dense=(6, 5, 4, 10))
     variables = random_variables(vgg, jax.numpy.zeros((1, 32, 32, 3)))
-    write_keras(tmp_path / "model.h5", variables, LAYERS)
+    keras_files.vgg(variables).save(tmp_path / "model.h5")
     plant_cifar10(tmp_path)
 
 

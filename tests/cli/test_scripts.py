@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import pytest
 
+import keras_files
 from jaxprune._base import manifest
 from jaxprune.cli.commands import plot, sweep, train
 from jaxprune.recipes import checkpoint
 from jaxprune.recipes.models import CifarVGG, PairCNN
 from jaxprune.results.result import SweepResult
-from keras_files import LAYERS, write_keras
 from random_data import random_variables
 from run_directories import FOLDER, SMALL, plant_cifar10
 
@@ -217,7 +217,7 @@ def test_a_keras_file(script, tmp_path):
     vgg = CifarVGG(widths=range(2, 15), dense=(6, 5, 4, 10))
     images = jax.numpy.zeros((1, 32, 32, 3))
     theirs = random_variables(vgg, images)
-    write_keras(tmp_path / "model.h5", theirs, LAYERS)
+    keras_files.vgg(theirs).save(tmp_path / "model.h5")
     plant_cifar10(tmp_path)
     flags = ["--model=cifar_vgg", "--cache_dir=planted", "--dense=6,5,4"]
     flags.append(f"--widths={','.join(map(str, range(2, 15)))}")
@@ -232,7 +232,8 @@ def test_a_keras_file(script, tmp_path):
                           "--fill=mean")  # fmt: skip
     assert code == 0 and "checkpoints/0" in out
     # Another file is another configuration; a file of another network is refused.
-    write_keras(tmp_path / "other.h5", random_variables(vgg, images, seed=5), LAYERS)
+    others = random_variables(vgg, images, seed=5)
+    keras_files.vgg(others).save(tmp_path / "other.h5")
     line = fails(script, sweep, "--model=cifar_vgg", "--cache_dir=planted",
                  "--init_from=other.h5")  # fmt: skip
     assert "holds another configuration: init_from" in line

@@ -32,8 +32,8 @@ def real(data_dir, decoded):
     x = (jnp.asarray(images[:48], jnp.float32) - mean) / std
     model = CifarVGG()
     like = jax.eval_shape(model.init, jax.random.key(0), x[:1])
-    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    variables = import_keras(weights, model.apply, like, x[:1])
+    network = jaxprune.from_linen(model, like, x[:1], train=False)
+    variables = import_keras(weights, network, x[:1])
     return model, variables, images[:48], x
 
 

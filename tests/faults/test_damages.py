@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+import keras_files
 from canonical import digest
 from damage import damage, reseal
 from jaxprune._base.errors import InputError
 from jaxprune._base.files import sha256
 from jaxprune._base.journal import Journal
-from jaxprune.adapters.linen import called_layers
+from jaxprune.adapters.linen import from_linen
 from jaxprune.cli import lock, run_directory
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.cli.shrink import ladder
@@ -45,7 +46,6 @@ from jaxprune.results.result import SweepResult
 from jaxprune.sweep import checkpoint as sweep_checkpoint
 from jaxprune.sweep import layer
 from jaxprune.sweep.activations import tap_layer
-from keras_files import write_keras
 from random_data import random_variables
 from run_directories import plant_cifar10
 from runs import JOBS, Job, Runs
@@ -179,7 +179,7 @@ def of_decoded(folder: Path) -> Any:
 
 
 KERAS = PairCNN(widths=(2, 3, 4), dense=(5, 2))
-KERAS_X = jnp.zeros((1, 8, 8, 2))
+KERAS_X = jnp.ones((1, 8, 8, 2))
 
 
 def of_keras(folder: Path) -> Any:
@@ -188,7 +188,8 @@ def of_keras(folder: Path) -> Any:
     (field,) = (f for f in dataclasses.fields(config.Config) if f.name == "init_from")
     found = config.parse(field, str(path))
     shapes = jax.eval_shape(KERAS.init, jax.random.key(0), KERAS_X)
-    variables = import_keras(path, KERAS.apply, shapes, KERAS_X)
+    network = from_linen(KERAS, shapes, KERAS_X, train=False)
+    variables = import_keras(path, network, KERAS_X)
     if found != KERAS_SUM[0]:
         raise InputError("another file")
     return as_facts(flatten_dict(variables))
@@ -214,9 +215,7 @@ def kinds(made, tmp_path_factory):
     keras = root / "keras"
     keras.mkdir()
     variables = random_variables(KERAS, KERAS_X)
-    calls = called_layers(KERAS.apply, variables, KERAS_X)
-    layers = [call.name for call in calls]
-    write_keras(keras / "model.h5", variables, layers)
+    keras_files.pair(variables, KERAS_X.shape[1:]).save(keras / "model.h5")
     KERAS_SUM.append(f"sha256:{sha256(keras / 'model.h5')}")
     plant_cifar10(root)
     held = root / "held"
