@@ -239,7 +239,7 @@ def test_a_keras_file(script, tmp_path):
     assert "holds another configuration: init_from" in line
     line = fails(script, sweep, "--model=cifar_vgg", "--cache_dir=planted",
                  "--init_from=other.h5", "--workdir=new")  # fmt: skip
-    assert "layer 'conv2d' does not fit 'conv2d'" in line
+    assert "/conv2d' does not fit 'conv2d'" in line
     line = fails(script, train, "--model=cifar_vgg", "--cache_dir=planted")
     assert "epochs=0" in line
 
