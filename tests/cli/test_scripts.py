@@ -14,9 +14,9 @@ import pytest
 
 from jaxprune._base import manifest
 from jaxprune.cli.commands import plot, sweep, train
-from jaxprune.recipes import checkpoint
 from jaxprune.recipes.models import CifarVGG, PairCNN
 from jaxprune.results.result import SweepResult
+from jaxprune.training import checkpoint
 from keras_files import LAYERS, write_keras
 from random_data import random_variables
 from run_directories import FOLDER, SMALL, plant_cifar10
