@@ -52,5 +52,6 @@ from .sweep.layer import sweep_orders as sweep_orders
 from .sweep.score import score as score
 from .sweep.taps import TAPS as TAPS
 from .sweep.taps import run_from as run_from
+from .training.finetune import finetune as finetune
 
 __version__: str

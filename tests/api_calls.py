@@ -203,6 +203,14 @@ FIVE = np.arange(5)
 tap = partial(jp.tap_layer, apply, V, SPLIT)
 fit = partial(jp.linear_fill, apply, V)
 shrink = partial(jp.shrink, MODEL, V, X)
+WHOLE = jp.from_linen(MODEL, V, X)
+
+
+def tune(images, labels=None, whole=WHOLE, **options):
+    options = {"epochs": 1, "batch_size": 2} | options
+    return jp.finetune(SMALL, whole, images, labels, **options)
+
+
 CALLS |= {
     "labels of two axes": lambda: jp.image_split(IMAGES, LABELS[:, None], NAMES),
     "labels booleans": lambda: jp.image_split(IMAGES, LABELS > 0, NAMES),
@@ -437,6 +445,33 @@ CALLS |= {
     "recalibrate none": lambda: jp.recalibrate(apply, V, None),
     "recalibrate variables none": lambda: jp.recalibrate(apply, None, [X]),
     "recalibrate on text": lambda: jp.recalibrate(apply, V, ["x"]),
+    "finetune nothing": lambda: jp.finetune(None, WHOLE, X, epochs=1),
+    "finetune a model": lambda: jp.finetune(MODEL, WHOLE, X, epochs=1),
+    "finetune by a model": lambda: tune(X, whole=MODEL),
+    "finetune by nothing": lambda: tune(X, whole=None),
+    "finetune by another": lambda: tune(X, whole=jp.Network(lambda v, x: x, V, X)),
+    "finetune on none": lambda: tune(None),
+    "finetune on text": lambda: tune(["a"]),
+    "finetune on no images": lambda: tune(X[:0]),
+    "finetune on one axis": lambda: tune(X[0, 0, 0]),
+    "finetune on complex images": lambda: tune(IMAGES * 1j),
+    "finetune on bytes": lambda: tune(IMAGES),
+    "finetune labels too few": lambda: tune(X, [0, 1]),
+    "finetune labels fractions": lambda: tune(X, np.arange(4) / 2),
+    "finetune labels text": lambda: tune(X, ["a"] * 4),
+    "finetune labels twice": lambda: tune(SPLIT, LABELS),
+    "finetune epochs none": lambda: tune(X, epochs=None),
+    "finetune epochs fraction": lambda: tune(X, epochs=1.5),
+    "finetune batch size zero": lambda: tune(X, batch_size=0),
+    "finetune rate text": lambda: tune(X, learning_rate="x"),
+    "finetune rate negative": lambda: tune(X, learning_rate=-1.0),
+    "finetune optimizer text": lambda: tune(X, optimizer="adam"),
+    "finetune weight text": lambda: tune(X, weight="all"),
+    "finetune temperature nan": lambda: tune(X, temperature=np.nan),
+    "finetune momentum none": lambda: tune(X, momentum=None),
+    "finetune seed fraction": lambda: tune(X, seed=0.5),
+    "finetune augment text": lambda: tune(X, augment="flip"),
+    "finetune batch_norm unknown": lambda: tune(X, batch_norm="train"),
 }  # fmt: skip
 
 # What is unusual and has a right answer, and how it would be had otherwise.

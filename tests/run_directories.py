@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxprune._base import manifest
 from jaxprune._base.files import sha256
-from jaxprune.recipes import checkpoint, config
+from jaxprune.recipes import config
 from jaxprune.recipes.recipe import RECIPES
+from jaxprune.training import checkpoint
 from random_data import random_variables
 
 SMALL = (

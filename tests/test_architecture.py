@@ -24,12 +24,13 @@ IMPORTS = {
     "report": {"_base", "results"},
     "costs": {"_base", "adapters", "graph"},
     "fills": {"_base", "adapters", "graph"},
-    "recipes": {"_base", "adapters", "conv", "data", "graph"},
     "compaction": {"_base", "adapters", "fills", "graph"},
     "evaluation": {"_base", "adapters", "data", "fills", "graph", "ranking"},
     "shrinking": {
         "_base", "adapters", "compaction", "costs", "fills", "graph", "ranking",
     },
+    "training": {"_base", "compaction", "data", "graph"},
+    "recipes": {"_base", "adapters", "conv", "data", "graph", "training"},
     "sweep": {
         "_base", "adapters", "data", "evaluation", "fills", "graph", "ranking",
         "results",
@@ -37,6 +38,7 @@ IMPORTS = {
     "cli": {
         "_base", "adapters", "compaction", "costs", "data", "evaluation", "fills",
         "graph", "ranking", "recipes", "report", "results", "shrinking", "sweep",
+        "training",
     },
     "__main__": {"cli"},
 }  # fmt: skip

@@ -27,6 +27,8 @@ from jaxprune.evaluation.predict import compiled
 from jaxprune.recipes import models, training
 from jaxprune.sweep.activations import tap_layer
 from jaxprune.sweep.layer import sweep_layer
+from jaxprune.training import loop
+from jaxprune.training.augmentation import crop_and_flip
 from random_data import random_split, random_variables
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # bfloat16 in BatchNorm
@@ -180,10 +182,10 @@ def test_a_training_step(monkeypatch, dtype):
 
 
 def _training_step(model, shape, mesh):
-    optimizer = training.adam(1e-3, 100, 10)
+    optimizer = loop.adam(1e-3, 100, 10)
     step = training.make_train_step(
         model.apply, optimizer, lambda images: images.astype(jnp.float32) / 255,
-        seed=0, l2={}, augment=training.crop_and_flip,
+        seed=0, l2={}, augment=crop_and_flip,
     )  # fmt: skip
     variables = random_variables(model, jnp.zeros((1, *shape)))
     leaves, tree = jax.tree.flatten(training.init_state(variables, optimizer))

@@ -33,6 +33,7 @@ from jaxprune.recipes import training
 from jaxprune.sweep.activations import tap_layer
 from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.taps import TAPS, capture_map, run_from_map
+from jaxprune.training import loop
 
 MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 # Products in one timed run, of which the median counts.
@@ -88,7 +89,7 @@ def _two_batches(split: Split) -> Split:
 def train(bench: Bench) -> Prepared:
     """STEPS training steps of one batch each; no augmentation, as PyTorch's."""
     conf = bench.run.training
-    optimizer = training.adam(conf.learning_rate, 100, 10)
+    optimizer = loop.adam(conf.learning_rate, 100, 10)
     step = training.make_train_step(
         bench.run.model.apply, optimizer, bench.run.scale, seed=0, l2=bench.run.l2
     )

@@ -97,9 +97,13 @@ def _batches(bench: Bench, split: Split, size: int | None = None) -> list[torch.
 def scaled(config: AnyConfig, images: np.ndarray) -> torch.Tensor:
     """Images [N, H, W, C] on the device, as the network and PyTorch like them."""
     mean, std = (np.array(v, np.float32) for v in (config.pixel_mean, config.pixel_std))
-    x = (images.astype(np.float32) - mean) / std
-    x = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(DEVICE)
-    return x.to(memory_format=torch.channels_last)
+    return on_device((images.astype(np.float32) - mean) / std)
+
+
+def on_device(x: np.ndarray) -> torch.Tensor:
+    """Scaled images [N, H, W, C] on the device, as PyTorch likes them."""
+    moved = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(DEVICE)
+    return moved.to(memory_format=torch.channels_last)
 
 
 def finish() -> None:

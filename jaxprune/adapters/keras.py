@@ -38,6 +38,13 @@ class Keras:
     model: Any
     call: Mapping[str, Any]
 
+    @property
+    def untrained(self) -> frozenset[str]:
+        """Paths of the variables that Keras does not train, as of frozen layers."""
+        trained = {id(variable) for variable in self.model.trainable_variables}
+        variables = _variables(self.model).items()
+        return frozenset(path for path, v in variables if id(v) not in trained)
+
     def network(self, model: Any) -> Network:
         """Another model as a network, called in the same way."""
         return from_keras(model, **self.call)

@@ -29,6 +29,13 @@ class NNX:
     model: nnx.Module
     call: Mapping[str, Any]
 
+    @property
+    def untrained(self) -> frozenset[str]:
+        """Paths of the leaves that are no `nnx.Param`."""
+        others = nnx.state(self.model, nnx.Not(nnx.Param))
+        paths = nnx.to_flat_state(others).paths
+        return frozenset("/".join(map(str, path)) for path in paths)
+
     def network(self, model: nnx.Module) -> Network:
         """Another module as a network, called in the same way."""
         return from_nnx(model, **self.call)

@@ -1,6 +1,6 @@
 """Recovery after pruning: BatchNorm statistics, fine-tuning, distillation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,27 +8,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import Partial
 
 from jaxprune._base.errors import InputError
 from jaxprune.cli import cluster
 from jaxprune.cli.baseline import Baseline
 from jaxprune.cli.run_directory import Run
 from jaxprune.cli.settings import EpochSettings, FinetuningSettings
-from jaxprune.compaction.network import Compact, flat
+from jaxprune.compaction.network import Compact
 from jaxprune.compaction.recalibrate import recalibrate
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
-from jaxprune.recipes import losses, training
-from jaxprune.recipes.training import EpochResult
+from jaxprune.graph.network import Network
+from jaxprune.recipes.config import Config
+from jaxprune.recipes.recipe import RECIPES
+from jaxprune.training import losses
+from jaxprune.training.augmentation import blend, crop_and_flip
+from jaxprune.training.finetune import LEARNING_RATE, Epoch, finetune
+from jaxprune.training.hyperparameters import EVALUATION, TRAINING
+from jaxprune.training.loop import steps_per_epoch
 
 # Training batches that BatchNorm statistics are estimated over.
 _RECALIBRATION_BATCHES = 40
+# Images in a batch, where no recipe says how many, at the most.
+_BATCH = 128
 # What only changes the fine-tuning, and what only changes the distillation.
 _OF_FINETUNING = (
     "finetune_learning_rate", "finetune_images", "distill", "distill_temperature",
     "distill_weight",
 )  # fmt: skip
+_OF_BOTH = ("finetune_split", "finetune_batch_size")
 _OF_DISTILLATION = ("distill_temperature", "distill_weight")
 
 
@@ -37,19 +45,21 @@ class Way(NamedTuple):
 
     Attributes:
       learning_rate: the highest.
-      gentle: whether the network is trained as it predicts: BatchNorm keeps its
-        statistics, nothing is dropped or penalised. With a teacher there is nothing to
-        regularise, and whatever moves a network that has lost little costs more than
-        some thousand images bring. Otherwise as in training.
+      batch_norm: "evaluation", BatchNorm keeps its statistics, or "training". With a
+        teacher there is nothing to regularise, and whatever moves a network that has
+        lost little costs more than some thousand images bring.
     """
 
     learning_rate: float
-    gentle: bool
+    batch_norm: str
 
 
 @dataclass(frozen=True)
 class Finetuning:
     """The fine-tuning of a run's networks, as the settings say.
+
+    Where they do not, it goes by the recipe that the whole network was trained by. A
+    network of one's own has none: its images are taken as they are.
 
     Attributes:
       run: the run directory's job.
@@ -59,20 +69,36 @@ class Finetuning:
     run: Run
     settings: EpochSettings
 
+    @property
+    def recipe(self) -> Config | None:
+        """The configuration of the whole network's training, if it was trained here."""
+        return self.run.config if isinstance(self.run.config, Config) else None
+
+    @property
+    def split(self) -> str:
+        """The images to train on, as `choose_split` takes it."""
+        return self.settings.finetune_split or self.run.config.train_split or "train"
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a step."""
+        if self.settings.finetune_batch_size is not None:
+            return self.settings.finetune_batch_size
+        if self.recipe is not None:
+            return self.recipe.train_batch_size
+        return min(_BATCH, self._count(self._all()))
+
     def images(self) -> Split:
         """The images: --finetune_images of the training split.
 
         Raises:
           InputError: there are not as many, or they do not fill a batch.
         """
-        conf = self.run.training
-        split = datasets.choose_split(self.run.splits, conf.train_split)
-        given = self.settings.finetune_images
-        count = len(split) if given is None else given
-        batch = conf.train_batch_size
+        split = self._all()
+        count, batch = self._count(split), self.batch_size
         if count > len(split):
             raise InputError(
-                f"--finetune_images={count}: {conf.train_split} has {len(split)}"
+                f"--finetune_images={count}: {self.split} has {len(split)}"
             )
         if self.settings.finetune_epochs and count < batch:
             raise InputError(
@@ -81,12 +107,23 @@ class Finetuning:
             )
         return split.select(np.arange(count))
 
+    def _all(self) -> Split:
+        try:
+            return datasets.choose_split(self.run.splits, self.split)
+        except InputError as error:
+            raise InputError(f"--finetune_split: {error}") from None
+
+    def _count(self, split: Split) -> int:
+        return self.settings.finetune_images or len(split)
+
     def describe(self) -> dict[str, Any]:
         """How a network is fine-tuned; JSON-able."""
         settings = self.settings
         facts: dict[str, Any] = {"finetune_epochs": settings.finetune_epochs}
         if settings.finetune_epochs:
+            facts["finetune_split"] = self.split
             facts["finetune_images"] = len(self.images())
+            facts["finetune_batch_size"] = self.batch_size
         if settings.distill:
             facts["distill_temperature"] = settings.distill_temperature
             facts["distill_weight"] = settings.distill_weight
@@ -96,101 +133,108 @@ class Finetuning:
     def way(self) -> Way:
         """How a network is fine-tuned where nothing else is said."""
         rate = self.settings.finetune_learning_rate
-        return Way(
-            rate or self.run.training.learning_rate / 10, gentle=self.settings.distill
-        )
+        if rate is None:
+            recipe = self.recipe
+            rate = LEARNING_RATE if recipe is None else recipe.learning_rate / 10
+        return Way(rate, EVALUATION if self.settings.distill else TRAINING)
 
     @property
     def seed(self) -> int:
-        """Of the order, augmentation and dropout: another than training's."""
+        """Of the order and augmentation: another than training's."""
         return self.run.config.seed + 1
 
     def augment(self, key: Array, images: Array) -> Array:
-        """Images as in training, and blended where no label is used."""
-        if self.run.recipe.crop_and_flip:
-            images = training.crop_and_flip(key, images)
-        if self.settings.distill and self.settings.distill_weight == 1:
-            images = training.blend(jax.random.fold_in(key, 1), images)
-        return images
+        """What the network takes of images: as in training, where there is a recipe."""
+        if self.recipe is not None and RECIPES[self.recipe.model].crop_and_flip:
+            images = crop_and_flip(key, images)
+        return self.run.scale(images)
 
-    def epochs(
-        self, small: Compact, variables: Any, whole: Any, way: Way | None = None
-    ) -> Iterator[EpochResult]:
-        """Epochs of the same loop as training's.
+    def inputs(self, key: Array, images: Array) -> Array:
+        """The same, blended where `finetune` blends them."""
+        x = self.augment(key, images)
+        if self.settings.distill and self.settings.distill_weight == 1:
+            x = blend(jax.random.fold_in(key, 1), x)
+        return x
+
+    def tuned(
+        self,
+        small: Compact,
+        whole: Network,
+        way: Way | None = None,
+        on_epoch: Callable[[Epoch], Any] = lambda epoch: None,
+    ) -> Compact:
+        """The network after the epochs.
 
         Args:
           small: the network, on scaled images.
-          variables: its variables.
-          whole: variables of the whole network, which --distill learns from.
+          whole: the whole network, which --distill learns from.
           way: how; by default the settings'.
+          on_epoch: called after each epoch.
 
         Raises:
-          InputError: see `images`; or the model's own code, which is trained, computes
-            something else with fewer channels.
+          InputError: see `images`.
         """
-        run, split, settings = self.run, self.images(), self.settings
-        size, way = run.training.train_batch_size, way or self.way
-        steps = settings.finetune_epochs * training.steps_per_epoch(split, size)
-        optimizer = training.adam(way.learning_rate, steps, 0)
-        step = training.make_train_step(
-            _as_it_predicts(small) if way.gentle else small.apply,
-            optimizer,
-            run.scale,
-            seed=self.seed,
-            l2={} if way.gentle else run.l2,
-            augment=self.augment,
-            teacher=self._teacher(whole),
-            temperature=settings.distill_temperature,
-            weight=settings.distill_weight,
-        )
-        state = training.init_state(jax.tree.map(jnp.array, variables), optimizer)
+        split, size, settings = self.images(), self.batch_size, self.settings
+        steps, way = steps_per_epoch(split, size), way or self.way
+        total = settings.finetune_epochs * steps * size
+        with cluster.progress(total=total, unit="img", desc="tuning") as bar:
+            return finetune(
+                small,
+                whole if settings.distill else None,
+                split,
+                epochs=settings.finetune_epochs,
+                batch_size=size,
+                learning_rate=way.learning_rate,
+                temperature=settings.distill_temperature,
+                weight=settings.distill_weight if settings.distill else None,
+                augment=self.augment,
+                batch_norm=way.batch_norm,
+                seed=self.seed,
+                on_step=lambda metrics: bar.update(size),
+                on_epoch=on_epoch,
+            )
 
-        def epochs() -> Iterator[EpochResult]:
-            with cluster.progress(total=steps * size, unit="img", desc="tuning") as bar:
-                yield from training.fit(
-                    step, state, split, epochs=settings.finetune_epochs,
-                    batch_size=size, seed=self.seed,
-                    on_step=lambda metrics: bar.update(size),
-                )  # fmt: skip
-
-        return epochs()
-
-    def loss(self, small: Compact, variables: Any, whole: Any) -> float:
+    def loss(self, small: Compact, whole: Network) -> float:
         """Mean loss on the images that are fine-tuned on.
 
-        Without penalties, shifts and dropout, over whole batches; arguments as
-        `epochs`.
+        Without shifts and blending, over whole batches; arguments as `tuned`.
         """
-        split, size = self.images(), self.run.training.train_batch_size
-        temperature = self.settings.distill_temperature
+        split, size, settings = self.images(), self.batch_size, self.settings
 
         @jax.jit
-        def of_batch(
-            variables: Any, teacher: Any, batch: Array, labels: Array
-        ) -> Array:
+        def of_batch(arrays: Any, params: Any, batch: Array, labels: Array) -> Array:
             x = self.run.scale(batch)
             return losses.mean_loss(
-                small.function(flat(variables), x), labels,
-                teacher(x) if teacher else None, temperature,
-                self.settings.distill_weight,
+                small.function(arrays, x), labels,
+                whole.function(params, x) if settings.distill else None,
+                settings.distill_temperature, settings.distill_weight,
             )  # fmt: skip
 
-        teacher = self._teacher(whole)
+        arrays = jax.tree.map(jnp.asarray, (dict(small.arrays), whole.params))
         indices = np.split(np.arange(len(split) // size * size), len(split) // size)
-        return float(
-            np.mean(
-                [
-                    of_batch(variables, teacher, split.read(i), split.labels[i])
-                    for i in indices
-                ]
-            )
-        )
+        found = (of_batch(*arrays, split.read(i), split.labels[i]) for i in indices)
+        return float(np.mean([float(loss) for loss in found]))
 
-    def _teacher(self, variables: Any) -> Partial | None:
-        """The whole network on scaled images, with its variables on the device."""
-        if not self.settings.distill:
-            return None
-        return Partial(self.run.whole.function, jax.tree.map(jnp.asarray, variables))
+    def recalibrated(
+        self, small: Compact, split: Split | None = None
+    ) -> tuple[Compact, int]:
+        """The network with BatchNorm statistics of its own, and images used.
+
+        Args:
+          small: the network, on scaled images.
+          split: the images; by default some of those to train on, drawn.
+        """
+        run, size = self.run, self.batch_size
+        if split is None:
+            split = self._all()
+            order = np.random.default_rng([run.config.seed, 2]).permutation(len(split))
+            split = split.select(order[: _RECALIBRATION_BATCHES * size])
+        count = steps_per_epoch(split, size)
+        inputs = (
+            run.scale(jnp.asarray(split.read(np.arange(i * size, (i + 1) * size))))
+            for i in range(count)
+        )
+        return small.with_arrays(recalibrate(small.network, inputs)), count * size
 
 
 def check_flags(settings: EpochSettings) -> None:
@@ -201,6 +245,8 @@ def check_flags(settings: EpochSettings) -> None:
     """
     if not settings.finetune_epochs:
         settings.refuse(_OF_FINETUNING, "--finetune_epochs")
+        if not getattr(settings, "recalibrate", False):
+            settings.refuse(_OF_BOTH, "--finetune_epochs")
     if not settings.distill:
         settings.refuse(_OF_DISTILLATION, "--distill")
     losses.check_distillation(settings.distill_temperature, settings.distill_weight)
@@ -210,10 +256,19 @@ def check(run: Run, settings: FinetuningSettings) -> None:
     """Checks what the settings ask for, before any work is done.
 
     Raises:
-      InputError: see `Finetuning.images`; or a network without a recipe to train by.
+      InputError: see `Finetuning.images`; or they are images that networks are measured
+        on, which --allow_overlap would allow.
     """
-    if settings.recalibrate or settings.finetune_epochs:
-        Finetuning(run, settings).images()
+    if not settings.recalibrate and not settings.finetune_epochs:
+        return
+    tuning = Finetuning(run, settings)
+    tuning.images()
+    shared = datasets.overlap(run.splits, tuning.split, settings.eval_split)
+    if shared and not settings.allow_overlap:
+        raise InputError(
+            f"--finetune_split={tuning.split} holds {shared} images of "
+            f"--eval_split={settings.eval_split}: choose others, or --allow_overlap"
+        )
 
 
 def describe(run: Run, settings: FinetuningSettings) -> dict[str, Any]:
@@ -222,6 +277,7 @@ def describe(run: Run, settings: FinetuningSettings) -> dict[str, Any]:
     facts = {"recalibrated": settings.recalibrate, **tuning.describe()}
     if settings.finetune_epochs:
         facts["finetune_learning_rate"] = tuning.way.learning_rate
+        facts["batch_norm"] = tuning.way.batch_norm
     return facts
 
 
@@ -240,75 +296,35 @@ def train_on(
     """
     changes: dict[str, Any] = {}
     program = whole.program(small.function)
+    tuning = Finetuning(run, settings)
 
-    def accuracy(variables: Any) -> float:
-        return whole.accuracy(whole.evaluate(program, flat(variables), "test"))
+    def accuracy(network: Compact) -> float:
+        return whole.accuracy(whole.evaluate(program, dict(network.arrays), "test"))
 
-    variables = small.variables
     if settings.recalibrate:
-        variables, images = recalibrated(run, small, variables)
-        changes["accuracy_recalibrated"] = accuracy(variables)
+        small, images = tuning.recalibrated(small)
+        changes["accuracy_recalibrated"] = accuracy(small)
         cluster.say(f"  recalibrated over {images} training images: accuracy "
                     f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
     start = changes.get("accuracy_recalibrated", accuracy_before)
     lines = [{"epoch": 0, "test_accuracy": start}]
+
+    def note(epoch: Epoch) -> None:
+        lines.append(
+            {
+                "epoch": epoch.epoch,
+                "loss": epoch.loss,
+                "train_accuracy": epoch.accuracy,
+                "test_accuracy": accuracy(epoch.network),
+                "seconds": round(epoch.seconds, 2),
+            }
+        )
+        cluster.say(
+            f"  fine-tuned, epoch {epoch.epoch}/{settings.finetune_epochs}: loss "
+            f"{epoch.loss:.4f}, test accuracy {lines[-1]['test_accuracy']:.4f}"
+        )
+
     if settings.finetune_epochs:
-        tuning = Finetuning(run, settings)
-        for result in tuning.epochs(small, variables, whole.variables):
-            variables = jax.tree.map(np.asarray, result.state.variables)
-            lines.append(
-                {
-                    "epoch": result.epoch,
-                    "loss": result.loss,
-                    "train_accuracy": result.accuracy,
-                    "test_accuracy": accuracy(variables),
-                    "seconds": round(result.seconds, 2),
-                }
-            )
-            cluster.say(
-                f"  fine-tuned, epoch {result.epoch}/{settings.finetune_epochs}: loss "
-                f"{result.loss:.4f}, test accuracy {lines[-1]['test_accuracy']:.4f}"
-            )
+        small = tuning.tuned(small, whole.network, on_epoch=note)
         changes["accuracy_finetuned"] = lines[-1]["test_accuracy"]
-    if changes:  # another network than the one that was compared
-        small = small.with_arrays(variables)
     return small, changes, lines
-
-
-def recalibrated(
-    run: Run, small: Compact, variables: Any, split: Split | None = None
-) -> tuple[Any, int]:
-    """Variables with BatchNorm statistics of this network, and images used.
-
-    Args:
-      run: the run directory's job.
-      small: the network, on scaled images.
-      variables: its variables.
-      split: the images; by default some of the training split, drawn.
-    """
-    conf = run.training
-    size = conf.train_batch_size
-    if split is None:
-        split = datasets.choose_split(run.splits, conf.train_split)
-        order = np.random.default_rng([conf.seed, 2]).permutation(len(split))
-        split = split.select(order[: _RECALIBRATION_BATCHES * size])
-    count = training.steps_per_epoch(split, size)
-    inputs = (
-        run.scale(jnp.asarray(split.read(np.arange(i * size, (i + 1) * size))))
-        for i in range(count)
-    )
-    arrays = recalibrate(small.as_network(variables), inputs)
-    return small.with_arrays(arrays).variables, count * size
-
-
-def _as_it_predicts(small: Compact) -> Callable[..., Any]:
-    """A network as in evaluation, called as in training."""
-
-    def student(
-        variables: Any, x: Array, *, train: bool, rngs: Any, mutable: list[str]
-    ) -> tuple[Any, Any]:
-        del train, rngs
-        logits = small.function(flat(variables), x)
-        return logits, {name: variables[name] for name in mutable}
-
-    return student

@@ -22,9 +22,10 @@ from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
 from jaxprune.graph.network import Network
-from jaxprune.recipes import checkpoint, config
+from jaxprune.recipes import config
 from jaxprune.recipes.config import AnyConfig, Config, UserConfig
 from jaxprune.recipes.recipe import RECIPES, Defaults, Recipe
+from jaxprune.training import checkpoint
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ class Run:
         if isinstance(self.config, Config):
             return self.config
         raise InputError(
-            f"{self.config.model} comes trained: there is no recipe to train, "
-            "fine-tune or recalibrate it by"
+            f"{self.config.model} comes trained: there is no recipe to train it by"
         )
 
     @property

@@ -135,10 +135,17 @@ class EpochSettings(Settings):
         "Epochs of training after pruning.", at_least=0, default=0
     )
     finetune_learning_rate: float | None = flag(
-        "Its highest. Default: a tenth of training's.", at_least=0.0
+        "Its highest. Default: a tenth of training's; of a network of your own 1e-4.",
+        at_least=0.0,
+    )
+    finetune_split: str | None = flag(
+        "Images to fine-tune and recalibrate on. Default: training's, or train."
     )
     finetune_images: int | None = flag(
-        "The first of the training split to fine-tune on. Default: all.", at_least=1
+        "The first of that split to fine-tune on. Default: all.", at_least=1
+    )
+    finetune_batch_size: int | None = flag(
+        "Images in a step of it. Default: training's, or 128.", at_least=1
     )
     distill: bool = flag("Fine-tune on the whole network's predictions.", default=False)
     distill_temperature: float = flag(
@@ -151,13 +158,6 @@ class EpochSettings(Settings):
         at_most=1.0,
         default=1.0,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuningSettings(EpochSettings):
-    """Recalibration, fine-tuning, distillation; see `cli.finetuning`."""
-
-    recalibrate: bool = flag("Estimate BatchNorm statistics again.", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +176,13 @@ class ImageSettings(Settings):
     allow_overlap: bool = flag(
         "Let the calibration split hold images of eval_split.", default=False
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningSettings(EpochSettings, ImageSettings):
+    """Recalibration, fine-tuning, distillation; see `cli.finetuning`."""
+
+    recalibrate: bool = flag("Estimate BatchNorm statistics again.", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from typing import Any
 from jaxprune._base import schema
 from jaxprune._base.files import write_text
 from jaxprune.cli import run_directory
-from jaxprune.recipes import checkpoint
 from jaxprune.report.curves import EpochLine
+from jaxprune.training import checkpoint
 
 
 def read(workdir: Path) -> list[EpochLine]:

@@ -16,11 +16,13 @@ from jaxprune.cli.run_directory import Run
 from jaxprune.data import datasets
 from jaxprune.data.splits import check_classes
 from jaxprune.evaluation.predict import compiled, predict
-from jaxprune.recipes import checkpoint, config, training
+from jaxprune.recipes import config, training
 from jaxprune.recipes.config import Config
 from jaxprune.recipes.keras_import import import_keras
-from jaxprune.recipes.training import StepMetrics, TrainState
 from jaxprune.results import metrics
+from jaxprune.training import checkpoint, loop
+from jaxprune.training.augmentation import crop_and_flip
+from jaxprune.training.loop import StepMetrics, TrainState
 
 # Images that a file's network is compared with the recipe's on.
 _TRIED = 4
@@ -86,7 +88,7 @@ def _train(run: Run, done: int | None, before: Sequence[Any]) -> Any:
     conf = run.training
     split = datasets.choose_split(run.splits, conf.train_split)
     check_classes(split, conf.train_split)
-    per_epoch = training.steps_per_epoch(split, conf.train_batch_size)
+    per_epoch = loop.steps_per_epoch(split, conf.train_batch_size)
     devices = cluster.training_mesh(run.mesh, conf.train_batch_size)
     step, state = _start(run, per_epoch, done)
     first = processes.is_first()
@@ -95,7 +97,7 @@ def _train(run: Run, done: int | None, before: Sequence[Any]) -> Any:
     lines = [*before]
     evaluate = _evaluator(run)
     with _wandb(run) as mirror, _Progress(per_epoch, conf, done or 0) as progress:
-        for result in training.fit(
+        for result in loop.fit(
             step,
             state,
             split,
@@ -132,14 +134,14 @@ def _start(run: Run, per_epoch: int, done: int | None) -> tuple[Any, TrainState]
     """The training step, and the state at the beginning or after epoch `done`."""
     conf = run.training
     warmup = round(min(conf.warmup_epochs, conf.epochs) * per_epoch)
-    optimizer = training.adam(conf.learning_rate, conf.epochs * per_epoch, warmup)
+    optimizer = loop.adam(conf.learning_rate, conf.epochs * per_epoch, warmup)
     step = training.make_train_step(
         run.model.apply,
         optimizer,
         run.scale,
         seed=conf.seed,
         l2=run.l2,
-        augment=training.crop_and_flip if run.recipe.crop_and_flip else None,
+        augment=crop_and_flip if run.recipe.crop_and_flip else None,
     )
     if done is None:
         return step, training.init_state(_initial(run), optimizer)

@@ -1,48 +1,23 @@
 """BatchNorm statistics estimated again, without training."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import takes_network
-from jaxprune.graph.evaluate import Change, run
-from jaxprune.graph.layers import MOVES, moved_leaf
-from jaxprune.graph.network import Graph, Network
-
-# What frameworks call the mean that a BatchNorm takes off, and its variance.
-_NAMES = {
-    "mean": "var",
-    "moving_mean": "moving_variance",
-    "running_mean": "running_var",
-}
-
-
-@dataclass(frozen=True)
-class _Norm:
-    """A BatchNorm.
-
-    Attributes:
-      mean: path of its mean.
-      variance: path of its variance.
-      value: its input.
-      equation: number of the equation that takes the mean off.
-      operand: number of that equation's operand that is the mean.
-      axes: of the value, those that are averaged over.
-    """
-
-    mean: str
-    variance: str
-    value: int
-    equation: int
-    operand: int
-    axes: tuple[int, ...]
+from jaxprune.graph.batch_norm import (
+    NAMES,
+    find_batch_norms,
+    kept,
+    normalised_by_batch,
+)
+from jaxprune.graph.network import Network
 
 
 @takes_network
@@ -65,82 +40,46 @@ def recalibrate(network: Network, inputs: Iterable[Array | np.ndarray]) -> Any:
     """
     arguments.check_kind("inputs", inputs, Iterable, "batches of inputs")
     step = jax.jit(lambda arrays, x: _moments(network, arrays, x))
-    total: dict[tuple[str, str], np.ndarray] = {}
+    sums: list[np.ndarray] = []
     count = 0
     for x in inputs:
         arguments.check_finite("a batch of inputs", x)
         network = network.with_example(x)
-        for paths, pair in step(network.arrays, x).items():
-            total[paths] = total.get(paths, 0) + np.asarray(pair, np.float64)
+        found = step(network.arrays, x)
+        pairs = [np.asarray(pair, np.float64) for pair in found]
+        sums = [a + b for a, b in zip(sums, pairs, strict=True)] if count else pairs
         count += 1
-    if not total:
+    if not sums:
         raise InputError(
             "there is nothing to recalibrate: no inputs, or no BatchNorm in evaluation "
             "mode, which takes off a parameter called one of "
-            f"{', '.join(_NAMES)}"
+            f"{', '.join(NAMES)}"
         )
-    arrays = dict(network.arrays)
-    for paths, (mean, square) in ((p, t / count) for p, t in total.items()):
-        variance = np.maximum(square - mean**2, 0)
-        for path, found in zip(paths, (mean, variance), strict=True):
-            before = arrays[path]
-            arrays[path] = found.reshape(np.shape(before)).astype(before.dtype)
-    return network.tree(arrays)
+    return network.tree(_with_moments(network, [total / count for total in sums]))
 
 
 def _moments(
-    network: Network, arrays: Mapping[str, Any], x: Array
-) -> dict[tuple[str, str], tuple[Array, Array]]:
-    """Mean and mean square of what each BatchNorm is given, by its paths."""
+    network: Network, arrays: Any, x: Array | np.ndarray
+) -> list[tuple[Array, Array]]:
+    """Mean and mean square of what each call of a BatchNorm is given."""
     graph = network.graph(x)
-    norms = _find_norms(graph)
-    found: dict[tuple[str, str], tuple[Array, Array]] = {}
-    before: dict[int, Change] = {}
-    given: dict[int, Any] = {}
-    program = graph.program
-    # In order of execution: each is given what the ones before it have normalised.
-    for norm in norms:
-        (value,) = run(
-            program, arrays, x, want=[norm.value], given=given, before=before
-        )
-        wide = value.astype(jnp.float32)
-        mean, square = (a.mean(norm.axes, keepdims=True) for a in (wide, wide**2))
-        found[norm.mean, norm.variance] = mean, square
-        variance = program.leaves[norm.variance]
-        shape, dtype = program.shape(variance), program.types[variance].dtype
-        given[norm.value] = value
-        given[variance] = (square - mean**2).reshape(shape).astype(dtype)
-        before[norm.equation] = _with_mean(norm, mean)
-    return found
+    norms = find_batch_norms(graph).found
+    _, moments = normalised_by_batch(graph, arrays, x, norms)
+    return [(found.mean, found.square) for found in moments]
 
 
-def _with_mean(norm: _Norm, mean: Array) -> Change:
-    def change(operands: list[Any]) -> list[Any]:
-        operands = list(operands)
-        like = operands[norm.operand]
-        operands[norm.operand] = jnp.broadcast_to(mean, like.shape).astype(like.dtype)
-        return operands
-
-    return change
-
-
-def _find_norms(graph: Graph) -> list[_Norm]:
-    """The BatchNorms, in order: where a mean is taken off that has a variance."""
-    program, found = graph.program, []
-    for eqn in program.equations:
-        for operand, value in enumerate(eqn.inputs) if eqn.name == "sub" else ():
-            other = eqn.inputs[1 - operand]
-            moved = moved_leaf(program, value, (*MOVES, "broadcast_in_dim"))
-            if moved is None or other not in program.live:
-                continue
-            module, _, name = moved[0].rpartition("/")
-            variance = f"{module}/{_NAMES.get(name, '')}".lstrip("/")
-            if variance not in program.leaves:
-                continue
-            own = [axis.tobytes() for axis in graph.labels.leaf(moved[0])]
-            labels = [axis.tobytes() for axis in graph.labels.values[value]]
-            axes = tuple(a for a, axis in enumerate(labels) if axis not in own)
-            if len(axes) < len(labels):
-                norm = _Norm(moved[0], variance, other, eqn.number, operand, axes)
-                found.append(norm)
-    return found
+def _with_moments(network: Network, moments: list[np.ndarray]) -> dict[str, Any]:
+    """The network's arrays with these; of one that is called more often, the mean."""
+    graph = network.graph()
+    by_norm = defaultdict(list)
+    norms = find_batch_norms(graph).found
+    for norm, pair in zip(norms, moments, strict=True):
+        by_norm[norm.mean, norm.variance].append(pair)
+    arrays = dict(network.arrays)
+    for statistics, pairs in by_norm.items():
+        mean, square = np.mean(pairs, axis=0)
+        variance = np.maximum(square - mean**2, 0)
+        for statistic, number in zip(statistics, (mean, variance), strict=True):
+            array = kept(graph, network.arrays, statistic, number)
+            arrays[statistic.path] = np.asarray(array)
+    return arrays

@@ -15,6 +15,7 @@ from experiments.bench import __main__ as bench
 from jaxprune.cli.finetuning import Finetuning
 from jaxprune.cli.settings import EpochSettings
 from jaxprune.recipes.models import CifarResNet
+from jaxprune.recipes.recipe import RECIPES
 from random_data import random_split, random_variables
 from run_directories import plant_run
 
@@ -134,18 +135,20 @@ def test_stages_and_the_better_of_two_ways():
         finetuned=lambda state, way: (*state, way.learning_rate, way.learning_rate),
         loss=lambda state: losses[state[-1]], save=None,
     )  # fmt: skip
-    run = SimpleNamespace(training=SimpleNamespace(learning_rate=0.02))
+    config = replace(RECIPES["digits_pair"].config, learning_rate=0.02)
+    run = SimpleNamespace(config=config, training=config)
     row = {"by": "b", "method": "m", "labels": True, "multiply_adds": 7,
            "accuracy": 0.1, "accuracy_recalibrated": 0.4}  # fmt: skip
     assert stages.figures(Finetuning(run, EpochSettings()), competitor) == row
     tuning = Finetuning(run, EpochSettings(finetune_epochs=2))
-    tuned = {"accuracy_finetuned": 0.8, "learning_rate": 0.02, "gentle": False}
+    tuned = {"accuracy_finetuned": 0.8, "learning_rate": 0.02,
+             "batch_norm": "training"}  # fmt: skip
     tuned["finetuning_loss"] = 0.3
-    assert stages.ways(tuning) == [(0.002, False), (0.02, False)]
+    assert stages.ways(tuning) == [(0.002, "training"), (0.02, "training")]
     assert stages.figures(tuning, competitor) == row | tuned
     tuning = Finetuning(run, replace(tuning.settings, finetune_learning_rate=0.3))
     accuracies["r", 0.3, 0.3] = 0.7
-    assert stages.ways(tuning) == [(0.3, False)]
+    assert stages.ways(tuning) == [(0.3, "training")]
     assert stages.figures(tuning, competitor)["accuracy_finetuned"] == 0.7
 
 
@@ -207,7 +210,7 @@ def test_the_table(run, monkeypatch):
         assert after["accuracy_finetuned"] == row["accuracy_finetuned"]
     assert about["largest_logit_difference_of_the_twin"] < 1e-4
     assert about["versions"]["torch_pruning"] and about["speedup"] == 1.5
-    assert about["ways"] == [{"learning_rate": 0.001, "gentle": True}]
+    assert about["ways"] == [{"learning_rate": 0.001, "batch_norm": "evaluation"}]
     for row in rows:
         latency = row["latency"]
         assert set(latency) == {"1", "3"}

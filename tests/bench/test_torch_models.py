@@ -104,11 +104,10 @@ def test_the_same_statistics_when_recalibrated(digits):
     """In one batch; PyTorch's variance is that of a sample, n / (n - 1) as large."""
     run, variables, twin = digits
     split = run.splits["train"].select(np.arange(32))
-    expected, _ = finetuning.recalibrated(
-        run, as_it_is(run, variables), variables, split
-    )
+    tuning = finetuning.Finetuning(run, EpochSettings())
+    expected = tuning.recalibrated(as_it_is(run, variables), split)[0].variables
     before = {key: value.clone() for key, value in twin.state_dict().items()}
-    found = torch_training.recalibrated(run, twin, split)
+    found = torch_training.recalibrated(run, twin, split, 32)
     for name, side in {"bn": 28, "stage2_block0/bn1": 14}.items():
         stats = expected["batch_stats"]
         for key in name.split("/"):
@@ -139,41 +138,44 @@ def test_dropout_is_off_when_recalibrated(images):
     split = torch_training.Split(
         pixels, np.arange(9)[:, None], np.arange(9), tuple("abcdefghi")
     )
-    first, second = (torch_training.recalibrated(Run, twin, split) for _ in range(2))
+    first, second = (torch_training.recalibrated(Run, twin, split, 4) for _ in range(2))
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key])
     # Whole batches alone: the ninth image plays no part.
-    third = torch_training.recalibrated(Run, twin, split.select(np.arange(8)))
+    third = torch_training.recalibrated(Run, twin, split.select(np.arange(8)), 4)
     for key, value in first.state_dict().items():
         assert torch.equal(value, third.state_dict()[key])
 
 
-@pytest.mark.parametrize("gentle", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_the_same_fine_tuning(digits, gentle):
-    """Without dropout, both go the same way: images, flips, losses, rates, penalty."""
+@pytest.mark.parametrize(
+    "batch_norm", [pytest.param("training", marks=pytest.mark.slow), "evaluation"]
+)
+def test_the_same_fine_tuning(digits, batch_norm):
+    """Both go the same way: images, flips, losses, rates."""
     run, variables, twin = digits
     other = jax.tree.map(lambda leaf: leaf * np.float32(0.9), variables)
     student = torch_models.Twin(run.model, other, run.scale(run.image))
-    way = finetuning.Way(0.002, gentle)
+    way = finetuning.Way(0.002, batch_norm)
     settings = EpochSettings(
         finetune_epochs=2, distill=True, distill_weight=0.7, distill_temperature=2.0
     )
     tuning = finetuning.Finetuning(run, settings)
-    small = as_it_is(run, other)
-    *_, last = tuning.epochs(small, other, variables, way)
-    ours = last.state.variables
+    small, whole = (as_it_is(run, v) for v in (other, variables))
+    tuned = tuning.tuned(small, whole.network, way)
+    ours = tuned.variables
     theirs = torch_training.finetuned(tuning, student, twin.eval(), way)
     before, after = (
         (
-            tuning.loss(small, ours_then, variables),
+            tuning.loss(ours_then, whole.network),
             torch_training.finetuning_loss(tuning, theirs_then, twin),
         )
-        for ours_then, theirs_then in ((other, student), (ours, theirs))
+        for ours_then, theirs_then in ((small, student), (tuned, theirs))
     )
     np.testing.assert_allclose(*before, rtol=1e-4)
     # Adam's first steps have the size of the rate, whatever the gradient's: where that
     # is nearly zero, rounding decides. Single weights may differ, their sum hardly.
     np.testing.assert_allclose(*after, rtol=1e-3)
+    gentle = batch_norm == "evaluation"
     if gentle:  # else BatchNorm's statistics lag behind
         assert after[0] < before[0]
     stats = (v["batch_stats"]["bn"]["mean"] for v in (other, ours))

@@ -8,7 +8,7 @@ import pytest
 from jaxprune.cli.finetuning import Finetuning
 from jaxprune.cli.settings import EpochSettings
 from jaxprune.recipes import recipe
-from jaxprune.recipes.training import crop_and_flip
+from jaxprune.training.augmentation import crop_and_flip
 from random_data import random_split
 
 
@@ -16,7 +16,10 @@ class Run:
     """A job, as far as it is looked at."""
 
     def __init__(self, model):
-        self.recipe = recipe.RECIPES[model]
+        self.config = recipe.RECIPES[model].config
+
+    def scale(self, images):
+        return images.astype(jnp.float32)
 
 
 @pytest.mark.parametrize("model", ["cifar_vgg", "digits_pair"])
@@ -32,7 +35,7 @@ def test_images_are_blended_where_no_label_is_used(model, given, blended):
     images = random_split(n=8, shape=(6, 6, 1)).images
     settings = EpochSettings(finetune_epochs=1, **given)
     tuning = Finetuning(Run(model), settings)
-    found = np.asarray(jax.jit(tuning.augment)(jax.random.key(0), images))
+    found = np.asarray(jax.jit(tuning.inputs)(jax.random.key(0), images))
     own = augment_alone(model, images)
     assert np.array_equal(found, own) == (not blended)
     if blended:

@@ -37,7 +37,8 @@ CHOICES = {
 }
 FINETUNING = {
     "recalibrate", "finetune_epochs", "finetune_learning_rate", "finetune_images",
-    "distill", "distill_temperature", "distill_weight",
+    "finetune_split", "finetune_batch_size", "distill", "distill_temperature",
+    "distill_weight",
 }  # fmt: skip
 FLAGS = {
     "train": {*NETWORK, *PROCESSES, "batch_size"},

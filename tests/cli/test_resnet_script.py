@@ -62,9 +62,10 @@ def test_an_inner_layer_recalibrated_and_taught(run):
     folder = workdir / "compact-stage2_block0.conv1-mean-zero-k2"
     spec = json.loads((folder / "spec.json").read_text())
     assert spec["about"]["after_the_proof"] == {
-        "recalibrated": True, "finetune_epochs": 2, "finetune_images": 64,
-        "finetune_learning_rate": pytest.approx(2e-4), "distill_temperature": 2.0,
-        "distill_weight": 0.5,
+        "recalibrated": True, "finetune_epochs": 2, "finetune_split": "train[:96]",
+        "finetune_images": 64, "finetune_batch_size": 32,
+        "finetune_learning_rate": pytest.approx(2e-4), "batch_norm": "evaluation",
+        "distill_temperature": 2.0, "distill_weight": 0.5,
     }  # fmt: skip
     small = jaxprune.load_compact(folder)
     assert small.proof is None

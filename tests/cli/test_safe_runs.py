@@ -29,7 +29,8 @@ from jaxprune.cli import (
 from jaxprune.cli.commands import compact, plot, report, shrink, sweep, train
 from jaxprune.cli.settings import NetworkSettings, Settings
 from jaxprune.data import datasets
-from jaxprune.recipes import checkpoint, config
+from jaxprune.recipes import config
+from jaxprune.training import checkpoint
 from random_data import random_variables
 from run_directories import FOLDER, SMALL, plant_run, reseal
 

@@ -15,9 +15,9 @@ import pytest
 import keras_files
 from jaxprune._base import manifest
 from jaxprune.cli.commands import plot, sweep, train
-from jaxprune.recipes import checkpoint
 from jaxprune.recipes.models import CifarVGG, PairCNN
 from jaxprune.results.result import SweepResult
+from jaxprune.training import checkpoint
 from random_data import random_variables
 from run_directories import FOLDER, SMALL, plant_cifar10
 

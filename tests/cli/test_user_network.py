@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import export
 from PIL import Image
 from safetensors.numpy import load_file
@@ -197,6 +199,7 @@ ARRAYS = {
     "train_images": SPLIT.images[60:], "train_labels": SPLIT.labels[60:],
 }  # fmt: skip
 OWN = ("--model=nets.small:build", "--data=my.npz")
+TUNED = (*OWN, "--k=1", "--finetune_epochs=1")
 SCALED = (*OWN, "--pixel_mean=100,90,80", "--pixel_std=50")
 RUN = Path("runs/nets.small.build")
 QUICK = ("--repeats=2", "--latency_batches=2")
@@ -453,6 +456,37 @@ def test_the_smaller_network_of_another_framework(script, form, layers_untimed):
     assert "60 images: 0 predictions differ from the masked network's" in out
 
 
+def test_recalibrated_and_taught(script, swept):
+    """On its own training images, in one batch of them, without a recipe."""
+    tuned = ("--recalibrate", "--finetune_epochs=3", "--finetune_learning_rate=1e-2")
+    code, out, err = script(compact, *OWN, "--k=3", *QUICK, *tuned, "--distill")
+    assert code == 0, err
+    assert "recalibrated over 30" in out and "fine-tuned, epoch 3/3" in out
+    folder = RUN / "compact-second-abs_mean-linear-k3"
+    assert json.loads((folder / "spec.json").read_text())["about"][
+        "after_the_proof"
+    ] == {
+        "recalibrated": True, "finetune_epochs": 3, "finetune_split": "train",
+        "finetune_images": 30, "finetune_batch_size": 30,
+        "finetune_learning_rate": 0.01, "batch_norm": "evaluation",
+        "distill_temperature": 4.0, "distill_weight": 1.0,
+    }  # fmt: skip
+    losses = [
+        float(x) for x in re.findall(r"fine-tuned, epoch ./3: loss ([\d.]+)", out)
+    ]
+    assert losses[2] < losses[0]
+    _, variables, _ = build()
+    small = jaxprune.load_compact(folder, build()[0])
+    images = (ARRAYS["train_images"] - np.float32([100, 90, 80])) / np.float32(50)
+    first = variables["params"]["first"]
+    given = jax.nn.relu(nn.Conv(6, (3, 3)).apply({"params": first}, images))
+    # BatchNorm's mean is that of its input, and its scale has been trained.
+    found = small.variables["batch_stats"]["norm"]["mean"]
+    np.testing.assert_allclose(found, given.mean((0, 1, 2)), rtol=1e-4)
+    scale = small.variables["params"]["norm"]["scale"]
+    assert not np.array_equal(scale, variables["params"]["norm"]["scale"])
+
+
 def test_slices_of_the_file_and_images_in_common(script):
     slices = ("--rank_split=test[:30]", "--eval_split=test[30:]", "--ks=0,4")
     code, _, err = script(sweep, *OWN, *slices, "--calibration_split=test[20:31]")
@@ -654,9 +688,22 @@ BAD = [
     (sweep, [*OWN, "--seeds=0,1"], "--seeds trains a network for each"),
     (sweep, ["--model=digits_pair", "--data=my.npz"], "--data is for a network of you"),
     (train, [*OWN], "nets.small:build comes trained"),
-    (compact, [*OWN, "--k=1", "--recalibrate"], "comes trained: there is no recipe"),
-    (compact, [*OWN, "--k=1", "--finetune_epochs=1"], "comes trained: there is no rec"),
-    (shrink, [*OWN, "--speedup=2", "--finetune_epochs=1"], "comes trained: there is"),
+    (
+        compact,
+        [*TUNED, "--finetune_split=val"],
+        "--finetune_split: unknown split 'v",
+    ),
+    (
+        compact,
+        [*TUNED, "--finetune_batch_size=31"],
+        "30 images do not fill a batch of",
+    ),
+    (compact, [*TUNED, "--finetune_split=test"], "holds 60 images of --eval_split=tes"),
+    (
+        compact,
+        [*OWN, "--k=1", "--finetune_split=train"],
+        "nothing without --finetune_",
+    ),
     (bench, [*OWN], "measures --model=cifar_vgg only"),
 ]
 

@@ -9,6 +9,7 @@ import jaxprune
 import reference
 from jaxprune._base.errors import InputError
 from jaxprune.recipes import models, training
+from jaxprune.training import loop
 from random_data import random_split, random_variables
 
 MODEL = models.CifarResNet(8, (3, 4, 5), 4)
@@ -72,13 +73,13 @@ def test_what_is_left_can_be_trained(drawn, small):
     split, _, variables = drawn
     teacher = jax.tree_util.Partial(MODEL.apply, jax.tree.map(jnp.asarray, variables))
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
-        optimizer = training.adam(1e-2, 6, 0)
+        optimizer = loop.adam(1e-2, 6, 0)
         step = training.make_train_step(
             small.apply, optimizer, lambda images: images.astype(jnp.float32) / 255,
             seed=0, l2={}, teacher=teacher,
         )  # fmt: skip
         state = training.init_state(jax.tree.map(jnp.array, small.variables), optimizer)
-        *_, last = training.fit(step, state, split, epochs=6, batch_size=8, seed=0)
+        *_, last = loop.fit(step, state, split, epochs=6, batch_size=8, seed=0)
     after = jax.tree.map(np.asarray, last.state.variables)
     assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, small.variables)
     for name in ("params", "batch_stats"):

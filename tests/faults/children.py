@@ -21,7 +21,7 @@ from jaxprune.sweep import checkpoint
 # What the scripts import, some of it only when they run.
 for _name in (
     "filelock", "matplotlib.pyplot", "scipy.stats", "sklearn.datasets",
-    "sklearn.model_selection", "tqdm", "jaxprune.recipes.checkpoint",
+    "sklearn.model_selection", "tqdm", "jaxprune.training.checkpoint",
     "jaxprune.report.criteria",
 ):  # fmt: skip
     importlib.import_module(_name)

@@ -37,7 +37,7 @@ from jaxprune.evaluation import every_pair
 from jaxprune.fills.fill import resolve_fill
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import pruning_order
-from jaxprune.recipes import checkpoint, config, training
+from jaxprune.recipes import config
 from jaxprune.recipes.keras_import import import_keras
 from jaxprune.recipes.models import PairCNN
 from jaxprune.recipes.recipe import RECIPES
@@ -46,6 +46,7 @@ from jaxprune.results.result import SweepResult
 from jaxprune.sweep import checkpoint as sweep_checkpoint
 from jaxprune.sweep import layer
 from jaxprune.sweep.activations import tap_layer
+from jaxprune.training import checkpoint, loop
 from random_data import random_variables
 from run_directories import plant_cifar10
 from runs import JOBS, Job, Runs
@@ -128,7 +129,7 @@ def state(conf: config.Config) -> Any:
     """Variables and optimizer state of a network, as shapes."""
     model = RECIPES[conf.model].build(conf, 2)
     x = jnp.zeros((1, 28, 28, 2))
-    optimizer = training.adam(conf.learning_rate, 12, 6)
+    optimizer = loop.adam(conf.learning_rate, 12, 6)
 
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     return variables, jax.eval_shape(optimizer.init, variables["params"])

@@ -149,18 +149,18 @@ def _check(
     run: run_directory.Run, settings: ContestSettings, calibration: Split
 ) -> None:
     """Raises InputError if the network or the images cannot be compared on."""
-    size = run.training.train_batch_size
+    tuning = Finetuning(run, settings)
     if type(run.model) not in TWINS or run.config.dtype != "float32":
         raise InputError(
             "--what=shrink compares --model=cifar_vgg or cifar_resnet in float32, got "
             f"{run.config.model} in {run.config.dtype}"
         )
-    if len(calibration) < size:
+    if len(calibration) < tuning.batch_size:
         raise InputError(
             f"--calibration_split={settings.calibration_split} has {len(calibration)} "
-            f"images, fewer than one batch of {size} to recalibrate on"
+            f"images, fewer than one batch of {tuning.batch_size} to recalibrate on"
         )
-    Finetuning(run, settings).images()  # raises now where there are too few
+    tuning.images()  # raises now where there are too few
 
 
 def _wholes(ladder: Ladder, twin: Twin) -> Iterator[dict[str, Any]]:

@@ -1,16 +1,10 @@
 """This project's network for a budget of multiply-adds."""
 
-from typing import Any
-
-import jax
-import numpy as np
-
 from experiments.bench.plan import OURS
 from experiments.bench.shrink.stages import Competitor
-from jaxprune.cli import finetuning
 from jaxprune.cli.finetuning import Finetuning
 from jaxprune.cli.shrink.ladder import Ladder, Rung
-from jaxprune.compaction.network import flat
+from jaxprune.compaction.network import Compact
 from jaxprune.data.splits import Split
 
 METHOD = "refitted"
@@ -27,18 +21,11 @@ def competitor(
       rung: the budget's.
       calibration: images to recalibrate on.
     """
-    run, whole, small = ladder.run, ladder.whole, ladder.cut(rung).small
+    whole, small = ladder.whole, ladder.cut(rung).small
     program = whole.program(small.function)
 
-    def accuracy(variables: Any) -> float:
-        return whole.accuracy(whole.evaluate(program, flat(variables), OURS))
-
-    def recalibrated(variables: Any) -> Any:
-        return finetuning.recalibrated(run, small, variables, calibration)[0]
-
-    def finetuned(variables: Any, way: finetuning.Way) -> Any:
-        *_, last = tuning.epochs(small, variables, whole.variables, way)
-        return jax.tree.map(np.asarray, last.state.variables)
+    def accuracy(network: Compact) -> float:
+        return whole.accuracy(whole.evaluate(program, dict(network.arrays), OURS))
 
     return Competitor(
         by=OURS,
@@ -49,10 +36,10 @@ def competitor(
             "parameters": rung.row["parameters"],
             "widths": rung.widths,
         },
-        state=small.variables,
+        state=small,
         accuracy=accuracy,
-        recalibrated=recalibrated,
-        finetuned=finetuned,
-        loss=lambda v: tuning.loss(small, v, whole.variables),
+        recalibrated=lambda network: tuning.recalibrated(network, calibration)[0],
+        finetuned=lambda network, way: tuning.tuned(network, whole.network, way),
+        loss=lambda network: tuning.loss(network, whole.network),
         save=lambda path: small.save(path),
     )

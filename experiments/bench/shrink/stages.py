@@ -3,8 +3,8 @@
 BatchNorm's statistics are estimated again on the calibration images, and it is
 fine-tuned from there. A network that has lost much wants to be trained otherwise than
 one that has lost little: unless --finetune_learning_rate says how, each is fine-tuned
-in two ways: that of `jaxprune.cli.finetuning`, and as it was trained, at training's
-rate. The one with the lower loss on those images counts, penalties aside.
+in two ways: that of `jaxprune.cli.finetuning`, and with BatchNorm in training mode, at
+training's rate. The one with the lower loss on those images counts.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from typing import Any
 from jaxprune.cli.finetuning import Finetuning, Way
 from jaxprune.cli.settings import EpochSettings, NetworkSettings
 from jaxprune.cli.shrink.ladder import LadderSettings
+from jaxprune.training.hyperparameters import TRAINING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Competitor:
       accuracy: of a state on the evaluation split, in [0, 1].
       recalibrated: a state -> one with other BatchNorm statistics.
       finetuned: a state and how -> the state after the epochs.
-      loss: of a state on the images that it is fine-tuned on, without penalties.
+      loss: of a state on the images that it is fine-tuned on.
       save: writes the network as it was cut.
     """
 
@@ -60,7 +61,7 @@ def ways(tuning: Finetuning) -> list[Way]:
     """How a network is fine-tuned, each to be tried."""
     found = [tuning.way]
     if tuning.settings.finetune_learning_rate is None:
-        found.append(Way(tuning.run.training.learning_rate, gentle=False))
+        found.append(Way(tuning.run.training.learning_rate, TRAINING))
     return found
 
 
@@ -85,9 +86,10 @@ def figures(tuning: Finetuning, competitor: Competitor) -> dict[str, Any]:
     for way in ways(tuning):
         trained = competitor.finetuned(state, way)
         loss = competitor.loss(trained)
-        how = "gently" if way.gentle else "as in training"
         print(
-            f"  fine-tuned {how} at {way.learning_rate:g}: loss {loss:.4f}", flush=True
+            f"  fine-tuned, BatchNorm in {way.batch_norm}, at {way.learning_rate:g}: "
+            f"loss {loss:.4f}",
+            flush=True,
         )
         if best is None or loss < best[0]:
             best = loss, way, trained

@@ -104,7 +104,7 @@ def competitor(
         state=network,
         accuracy=lambda network: torch_training.accuracy(run, network, split),
         recalibrated=lambda network: torch_training.recalibrated(
-            run, network, calibration
+            run, network, calibration, tuning.batch_size
         ),
         finetuned=lambda network, way: torch_training.finetuned(
             tuning, network, whole, way

@@ -1,14 +1,13 @@
 """A PyTorch network evaluated, recalibrated and fine-tuned.
 
 Fine-tuning is `jaxprune.cli.finetuning`'s, step by step: the same images in the same
-order, with the same shifts and flips (they are drawn by the same keys), the same loss,
-L2 penalty, teacher, Adam and cosine decay, BatchNorm's momentum and dropout rates. Only
-what dropout draws is another, and rounding.
+order, with the same shifts, flips and blending (they are drawn by the same keys), the
+same loss, teacher, Adam and cosine decay, and BatchNorm's momentum. Only rounding is
+another.
 """
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments.bench.pytorch import DEVICE, scaled
+from experiments.bench.pytorch import DEVICE, on_device, scaled
 from experiments.bench.torch_models import Twin
 from jaxprune._base.errors import InputError
 from jaxprune.cli import cluster
@@ -25,7 +24,9 @@ from jaxprune.cli.finetuning import Finetuning, Way
 from jaxprune.cli.run_directory import Run
 from jaxprune.cli.settings import EpochSettings
 from jaxprune.data.splits import Split
-from jaxprune.recipes import training
+from jaxprune.training import loop
+from jaxprune.training.finetune import MOMENTUM
+from jaxprune.training.hyperparameters import TRAINING
 
 
 def accuracy(run: Run, network: Twin, split: Split) -> float:
@@ -51,20 +52,19 @@ def labelled(
         yield scaled(run.config, split.read(index)), _tensor(split.labels[index])
 
 
-def recalibrated(run: Run, network: Twin, split: Split) -> Twin:
+def recalibrated(run: Run, network: Twin, split: Split, size: int) -> Twin:
     """A copy of the network with BatchNorm's statistics estimated over whole batches.
 
     Each batch is normalised by its own statistics, dropout is off, and the means of the
     batches' statistics are kept: `torch.optim.swa_utils.update_bn` without dropout.
     """
     network = copy.deepcopy(network).eval()
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = _norms(network)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
         norm.train()
-    size = run.training.train_batch_size
     whole_batches = split.select(np.arange(len(split) // size * size))
     with torch.no_grad():
         for x, _ in labelled(run, whole_batches, size):
@@ -87,26 +87,27 @@ def finetuned(tuning: Finetuning, network: Twin, whole: Twin, way: Way) -> Twin:
       InputError: a loss is not finite.
     """
     network = copy.deepcopy(network)
-    run, settings, split = tuning.run, tuning.settings, tuning.images()
-    size = run.training.train_batch_size
-    per_epoch = training.steps_per_epoch(split, size)
+    settings, split = tuning.settings, tuning.images()
+    size = tuning.batch_size
+    per_epoch = loop.steps_per_epoch(split, size)
     optimizer = torch.optim.Adam(network.parameters(), way.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, settings.finetune_epochs * per_epoch
     )
-    torch.manual_seed(tuning.seed)
-    augment = jax.jit(tuning.augment)
+    network.eval()
+    if way.batch_norm == TRAINING:
+        for norm in _norms(network):
+            norm.momentum = 1 - MOMENTUM
+            norm.train()
+    inputs = jax.jit(tuning.inputs)
     for epoch in range(settings.finetune_epochs):
-        network.train(not way.gentle)
-        order = training.epoch_order(tuning.seed, epoch, len(split), size)
+        order = loop.epoch_order(tuning.seed, epoch, len(split), size)
         for i, index in enumerate(order):
-            key = training.step_keys(tuning.seed, jnp.int32(epoch * per_epoch + i))[0]
-            images = np.asarray(augment(key, jnp.asarray(split.read(index))))
+            key = loop.step_keys(tuning.seed, jnp.int32(epoch * per_epoch + i))[0]
+            x = on_device(np.asarray(inputs(key, jnp.asarray(split.read(index)))))
             optimizer.zero_grad()
-            x, labels = scaled(run.config, images), _tensor(split.labels[index])
+            labels = _tensor(split.labels[index])
             loss = _loss(settings, network, whole, x, labels)
-            if not way.gentle:
-                loss = loss + _penalty(run, network)
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -121,8 +122,8 @@ def finetuned(tuning: Finetuning, network: Twin, whole: Twin, way: Way) -> Twin:
 def finetuning_loss(tuning: Finetuning, network: Twin, whole: Twin) -> float:
     """As `jaxprune.cli.finetuning.Finetuning.loss` has it."""
     run, split = tuning.run, tuning.images()
-    size = run.training.train_batch_size
-    count = training.steps_per_epoch(split, size) * size
+    size = tuning.batch_size
+    count = loop.steps_per_epoch(split, size) * size
     network.eval()
     with torch.no_grad():
         losses = [
@@ -132,6 +133,10 @@ def finetuning_loss(tuning: Finetuning, network: Twin, whole: Twin) -> float:
     return float(np.mean(losses))
 
 
+def _norms(network: Twin) -> list[nn.BatchNorm2d]:
+    return [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
 def _loss(
     settings: EpochSettings,
     network: Twin,
@@ -139,7 +144,7 @@ def _loss(
     x: torch.Tensor,
     labels: torch.Tensor,
 ) -> torch.Tensor:
-    """Of a batch, as `jaxprune.recipes.losses` has it."""
+    """Of a batch, as `jaxprune.training.losses` has it."""
     weight = settings.distill_weight if settings.distill else 0.0
     temperature = settings.distill_temperature
     logits = network(x)
@@ -157,15 +162,6 @@ def _loss(
     if weight < 1:
         loss = loss + (1 - weight) * functional.cross_entropy(logits, labels)
     return loss
-
-
-def _penalty(run: Run, network: Twin) -> torch.Tensor:
-    """Each named layer's coefficient times its squared kernel."""
-    total = torch.zeros((), device=DEVICE)
-    for name, coefficient in run.l2.items():
-        kernel: Any = network.layers[name].weight
-        total = total + coefficient * (kernel**2).sum()
-    return total
 
 
 def _tensor(labels: np.ndarray) -> torch.Tensor:

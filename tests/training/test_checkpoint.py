@@ -7,8 +7,8 @@ import pytest
 
 from jaxprune._base import manifest
 from jaxprune._base.errors import InputError
-from jaxprune.recipes import checkpoint
 from jaxprune.recipes.models import PairCNN
+from jaxprune.training import checkpoint
 from random_data import random_variables
 
 MODEL = PairCNN(widths=(2, 3, 4), dense=(5, 2))

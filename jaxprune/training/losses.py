@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxprune._base.errors import InputError
 
@@ -36,19 +36,39 @@ def distillation(
     return temperature**2 * divergence
 
 
+def cross_entropy(
+    logits: Float[Array, "N C"], labels: Int[Array, " N"]
+) -> Float[Array, ""]:
+    """Mean over a batch, in nats."""
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return entropy.mean()
+
+
+def accuracy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, ""]:
+    """Share of a batch that is predicted right."""
+    return (jnp.argmax(logits, axis=-1) == labels).mean(dtype=jnp.float32)
+
+
 def mean_loss(
-    logits: Array,
-    labels: Array,
-    target: Array | None,
+    logits: Float[Array, "N C"],
+    labels: Int[Array, " N"],
+    target: Float[Array, "N C"] | None,
     temperature: float,
     weight: float,
-) -> Array:
-    """Of a batch, without penalties; no labels where the teacher has all the weight."""
-    share = 0.0 if target is None else weight
-    loss = jnp.zeros(())
-    if target is not None:
-        loss += share * distillation(logits, target, temperature).mean()
-    if share < 1:
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        loss += (1 - share) * entropy.mean()
+) -> Float[Array, ""]:
+    """Of a batch, by teacher and labels.
+
+    Args:
+      logits: the student's.
+      labels: class index of each image; of no use where the teacher has all the
+        weight.
+      target: the teacher's logits; None where labels have all the weight.
+      temperature: that both sides' logits are divided by.
+      weight: of the teacher.
+    """
+    if target is None:
+        return cross_entropy(logits, labels)
+    loss = weight * distillation(logits, target, temperature).mean()
+    if weight < 1:
+        loss += (1 - weight) * cross_entropy(logits, labels)
     return loss
