@@ -255,12 +255,18 @@ def check_count(what: str, value: Any) -> int:
     return index(value)
 
 
-def is_close(a: Any, b: Any) -> bool:
-    """Whether arrays are equal but for rounding, half of their type's digits."""
+def is_close(a: Any, b: Any, dtype: Any = None) -> bool:
+    """Whether arrays are equal but for rounding, half of a type's digits.
+
+    Args:
+      a: an array.
+      b: another.
+      dtype: the type; by default that of `a`.
+    """
     one, other = np.asarray(a, np.float64), np.asarray(b, np.float64)
     scale = np.abs(one).max(initial=0)
     distance = np.abs(one - other).max(initial=0)
-    return bool(distance <= half_of_digits(a.dtype) * scale)
+    return bool(distance <= half_of_digits(dtype or a.dtype) * scale)
 
 
 def half_of_digits(dtype: Any) -> float:

@@ -67,7 +67,7 @@ def load_compact(
     own = dataclasses.replace(
         small, function=narrower(whole, kept), whole=whole, kept=kept
     )
-    if why := differs(own.function, dict(arrays), small):
+    if why := differs(own.function, dict(arrays), small, whole):
         raise InputError(f"{path} is of another model than this: {why}")
     return own
 
