@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 import jaxprune
 from jaxprune.__main__ import COMMANDS
@@ -71,7 +72,7 @@ def anywhere(tmp_path, monkeypatch):
 )
 def test_readme(dtype, capsys):
     names = given(dtype)
-    sweep, compact, shrink, function = blocks(README)
+    sweep, compact, shrink, function, *_ = blocks(README)
     assert len([line for line in sweep.splitlines() if line]) <= 10
     exec(sweep, names)
     assert names["tapped"].name == "Conv_0"
@@ -89,6 +90,123 @@ def test_readme(dtype, capsys):
     names |= {"f": names["apply"], "params": names["variables"]}
     exec(function, names)
     assert len(names["smaller"].layers["Conv_0"].kept) <= 4
+
+
+def nnx_module(images, labels):
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(images.shape[-1], 8, (3, 3), rngs=rngs)
+            self.out = nnx.Linear(8, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(nnx.relu(self.conv(x / 255.0)).mean((1, 2)))
+
+    graph, params = nnx.split(Net(nnx.Rngs(0)))
+    params = trained(lambda p, x: nnx.merge(graph, p)(x), params, images, labels)
+    return {"module": nnx.merge(graph, params)}
+
+
+def equinox_module(images, labels):
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        conv: eqx.nn.Conv2d
+        norm: eqx.nn.BatchNorm
+        out: eqx.nn.Linear
+
+        def __init__(self):
+            keys = jax.random.split(jax.random.key(0))
+            self.conv = eqx.nn.Conv2d(images.shape[-1], 8, 3, key=keys[0])
+            self.norm = eqx.nn.BatchNorm(8, axis_name="batch", mode="ema")
+            self.out = eqx.nn.Linear(8, 4, key=keys[1])
+
+        def __call__(self, x, state):
+            y, state = self.norm(self.conv(x / 255.0), state)
+            return self.out(jax.nn.relu(y).mean((1, 2))), state
+
+    model, state = eqx.nn.make_with_state(Net)()
+    state = jax.tree.map(jnp.ones_like, state)  # variances are 0 at first
+    params, rest = eqx.partition(eqx.nn.inference_mode(model), eqx.is_inexact_array)
+    images = images.transpose(0, 3, 1, 2)
+
+    def function(params, x):
+        return jax.vmap(lambda x: eqx.combine(params, rest)(x, state)[0])(x)
+
+    module = eqx.combine(trained(function, params, images, labels), rest)
+    return {
+        "module": module, "state": state, "images": images,
+        "calibration_images": images[::2],
+    }  # fmt: skip
+
+
+def keras_file(images, labels):
+    pytest.importorskip("keras")
+    from jaxprune.adapters.keras import keras
+
+    layers = [
+        keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(8, 3, activation="relu"),
+        keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4),
+    ]  # fmt: skip
+    model = keras.Sequential([keras.Input(images.shape[1:]), *layers])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    model.fit(np.asarray(images, np.float32), labels, epochs=2, verbose=0)
+    model.save("model.keras")
+    return {}
+
+
+def haiku_function(images, labels):
+    hk = pytest.importorskip("haiku")
+
+    def forward(x):
+        x = jax.nn.relu(hk.Conv2D(8, 3)(x / 255.0))
+        return hk.Linear(4)(x.mean((1, 2)))
+
+    function = hk.without_apply_rng(hk.transform(forward))
+    params = function.init(jax.random.key(0), images)
+    params = trained(function.apply, params, images, labels)
+    return {"hk": hk, "forward": forward, "params": params}
+
+
+def trained(function, params, images, labels):
+    """Parameters after a few steps of gradient descent, which lower the loss."""
+
+    def loss(params):
+        logits = function(params, jnp.asarray(images))
+        chosen = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
+        return -chosen.mean()
+
+    descend = jax.jit(jax.value_and_grad(loss))
+    losses = []
+    for _ in range(5):
+        value, gradients = descend(params)
+        losses.append(value)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
+    assert losses[-1] < losses[0]
+    return params
+
+
+@pytest.mark.parametrize(
+    "block, make",
+    [
+        pytest.param(number, make, marks=pytest.mark.slow, id=make.__name__)
+        for number, make in enumerate(
+            (nnx_module, equinox_module, keras_file, haiku_function), 4
+        )
+    ],
+)
+def test_readmes_lines_on_a_frameworks_trained_network(block, make):
+    names = {"jaxprune": jaxprune, **given(np.float32)}
+    names |= make(names["images"], names["labels"])
+    exec(blocks(README)[block], names)
+    (layer,) = names["small"].layers.values()
+    assert 0 < len(layer.kept) <= 4
+    if make is nnx_module:
+        assert names["module"].conv.out_features == len(layer.kept)
+    if make is equinox_module:
+        assert names["module"].conv.out_channels == len(layer.kept)
+    if make is keras_file:
+        assert Path("small.keras").stat().st_size
 
 
 @pytest.mark.parametrize(

@@ -18,37 +18,67 @@ def check_kind(what: str, value: Any, kind: Any, expected: str) -> None:
         raise InputError(f"{what} must be {expected}, got {type(value).__name__}")
 
 
-# The classes of other frameworks' networks, and what reads each.
-_READERS = {
-    "flax.linen.module.Module": ("a Flax linen module", "from_linen(model, variables)"),
-    "flax.nnx.module.Module": ("a Flax NNX Module", "from_nnx(model)"),
-    "equinox._module._module.Module": ("an Equinox module", "from_equinox(model)"),
-    "keras.src.layers.layer.Layer": ("a Keras model", "from_keras(model)"),
-}
+# What a network is in by its class, and how it is given.
+_FORMS = {
+    "flax.linen.module.Module": (
+        "a Flax linen module", "jaxprune.from_linen(model, variables)"
+    ),
+    "flax.nnx.module.Module": ("a flax.nnx Module", "jaxprune.from_nnx(model)"),
+    "flax.nnx.statelib.State": (
+        "an nnx.State", "jaxprune.from_nnx(nnx.merge(graphdef, state))"
+    ),
+    "flax.nnx.graphlib.GraphDef": (
+        "an nnx.GraphDef", "jaxprune.from_nnx(nnx.merge(graphdef, state))"
+    ),
+    "flax.training.train_state.TrainState": (
+        "a TrainState",
+        "give its model, and {'params': state.params, ...} for the variables",
+    ),
+    "equinox._module._module.Module": (
+        "an Equinox module", "jaxprune.from_equinox(model)"
+    ),
+    "keras.src.layers.layer.Layer": ("a Keras model", "jaxprune.from_keras(model)"),
+    "haiku._src.transform.Transformed": (
+        "a Haiku transform",
+        "jaxprune.Network(hk.without_apply_rng(transformed).apply, params)",
+    ),
+    "haiku._src.transform.TransformedWithState": (
+        "a Haiku transform with state",
+        "jaxprune.Network(f, {'params': params, 'state': state}), f calling its apply",
+    ),
+    "torch.nn.modules.module.Module": (
+        "a PyTorch module", "torchax.extract_jax(model) makes a function of it"
+    ),
+    "builtins.str": ("text", "a file is read by jaxprune.from_keras or load_compact"),
+    "pathlib.PurePath": ("a path", "it is read by jaxprune.from_keras or load_compact"),
+}  # fmt: skip
 
 
-def reader_of(value: Any) -> tuple[str, str] | None:
-    """What kind of another framework's network `value` is, and what reads it.
+def form_of(value: Any) -> str:
+    """What a value is that was given as a network, and how that is given.
 
     No framework is imported for that.
-
-    >>> reader_of(3)
     """
+    if isinstance(value, type):
+        return f"the class {value.__name__}: give a model of it"
     for base in type(value).__mro__:
-        if found := _READERS.get(f"{base.__module__}.{base.__qualname__}"):
-            return found
-    return None
+        if found := _FORMS.get(f"{base.__module__}.{base.__qualname__}"):
+            return ": ".join(found)
+    return type(value).__name__
+
+
+def check_model(value: Any, kind: Any, expected: str) -> None:
+    """Raises InputError if a model is no `kind`, and says which function takes it."""
+    if not isinstance(value, kind):
+        raise InputError(f"model must be {expected}, got {form_of(value)}")
 
 
 def check_function(value: Any) -> None:
-    """Raises InputError if `value` is no function, or a framework's network."""
-    if found := reader_of(value):
-        kind, reader = found
-        raise InputError(f"{kind} is no function of arrays: jaxprune.{reader}")
-    if not callable(value):
+    """Raises InputError if `value` is no function, or an object that is more."""
+    found = form_of(value)
+    if found != type(value).__name__ or not callable(value):
         raise InputError(
-            "a network is a function of parameters and a batch, got "
-            f"{type(value).__name__}"
+            f"a network is a function of parameters and a batch, got {found}"
         )
 
 
@@ -187,15 +217,16 @@ def check_pairs(what: str, value: Any, expected: str) -> None:
 
 def check_collections(variables: Any) -> None:
     """Raises InputError if a network's variables hold no collection "params"."""
-    try:
-        found = "params" in variables
-    except TypeError:
-        found = False
-    if not found or isinstance(variables, str):
-        raise InputError(
-            "variables must be a dictionary with a collection 'params', as model.init "
-            f"returns it; got {type(variables).__name__}"
-        )
+    if isinstance(variables, Mapping) and "params" in variables:
+        return
+    found = form_of(variables)
+    if isinstance(variables, Mapping) and found == type(variables).__name__:
+        names = ", ".join(map(str, variables)) or "nothing"
+        found = f"one of {names:.60}; parameters alone are {{'params': parameters}}"
+    raise InputError(
+        "variables must be a dictionary with a collection 'params', as model.init "
+        f"returns it; got {found}"
+    )
 
 
 def _is_real(array: np.ndarray) -> bool:
@@ -224,12 +255,18 @@ def check_count(what: str, value: Any) -> int:
     return index(value)
 
 
-def is_close(a: Any, b: Any) -> bool:
-    """Whether arrays are equal but for rounding, half of their type's digits."""
+def is_close(a: Any, b: Any, dtype: Any = None) -> bool:
+    """Whether arrays are equal but for rounding, half of a type's digits.
+
+    Args:
+      a: an array.
+      b: another.
+      dtype: the type; by default that of `a`.
+    """
     one, other = np.asarray(a, np.float64), np.asarray(b, np.float64)
     scale = np.abs(one).max(initial=0)
     distance = np.abs(one - other).max(initial=0)
-    return bool(distance <= half_of_digits(a.dtype) * scale)
+    return bool(distance <= half_of_digits(dtype or a.dtype) * scale)
 
 
 def half_of_digits(dtype: Any) -> float:

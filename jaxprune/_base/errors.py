@@ -35,7 +35,11 @@ choices: zero, bias, mean
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none.
 
-    Without the address that Flax and JAX end it with.
+    Without the address that Flax and JAX end it with. Keras has the cause further down,
+    in bold; then that.
     """
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    message = str(error)
+    if bold := re.search(r"\x1b\[1m(.+?)\x1b\[0m", message, re.DOTALL):
+        message = bold[1]
+    line = (message.splitlines() or [type(error).__name__])[0]
     return re.sub(r"\s*\(?https?://\S+\)?\s*$", "", line)[:200]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
+from jaxprune.adapters.checks import check_call
 from jaxprune.adapters.offsets import Offset
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
@@ -89,7 +90,9 @@ def from_equinox(
       InputError: it is no Equinox module, or holds something else than finite real
         numbers.
     """
-    arguments.check_kind("model", model, eqx.Module, "an Equinox module")
+    arguments.check_model(model, eqx.Module, "an Equinox module")
+    how = "from_equinox(module, state, images, {0}=...)"
+    check_call(model, type(model).__call__, 2 if state is None else 3, call, how)
     if state is not None:
         arguments.check_kind("state", state, eqx.nn.State, "an Equinox State")
         try:

@@ -1,5 +1,6 @@
 """Keras models, on its JAX backend, as networks; and the smaller model."""
 
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base import arguments
 from jaxprune._base.errors import InputError, first_line
+from jaxprune.adapters.checks import check_call, check_heads
 from jaxprune.adapters.offsets import Offset
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
@@ -80,12 +83,15 @@ def from_keras(model: Any, example: Any = None, **call: Any) -> Network:
     if isinstance(model, str | Path):
         model = _load(Path(model))
     if not isinstance(model, keras.Model):
-        kind = type(model).__name__
+        kind = arguments.form_of(model)
         raise InputError(f"model must be a Keras model or its file, got {kind}")
     if not model.built:
         raise InputError("the Keras model is not built: call it on a batch first")
     if len(getattr(model, "inputs", ())) > 1:
         raise InputError("the Keras model takes several inputs: a network takes one")
+    mode = {"training": False} if _takes_training(model) else {}
+    how = "from_keras(model, {0}=...)"
+    check_call(model, type(model).call, 2, mode | call, how)
     variables = _variables(model)
     numbers = {path: v for path, v in variables.items() if _is_parameter(v)}
     fixed = {id(v): v.value for v in variables.values() if not _is_parameter(v)}
@@ -95,7 +101,7 @@ def from_keras(model: Any, example: Any = None, **call: Any) -> Network:
         output, _ = model.stateless_call(
             [values[id(v)] for v in model.trainable_variables],
             [values[id(v)] for v in model.non_trainable_variables],
-            batch, training=False, **call,
+            batch, **mode | call,
         )  # fmt: skip
         return output
 
@@ -265,6 +271,11 @@ def _is_parameter(variable: Any) -> bool:
     return bool(jnp.issubdtype(variable.dtype, jnp.floating))
 
 
+def _takes_training(model: Any) -> bool:
+    """Whether its call says whether it is training."""
+    return "training" in inspect.signature(type(model).call).parameters
+
+
 def _example(model: Any) -> Any:
     """A drawn batch of the shape that a model says it takes; None if it is open."""
     (given,) = model.inputs
@@ -295,19 +306,27 @@ def _numbers(
     if isinstance(layer, found.Dense):
         return {"units": kernel[-1]}
     if isinstance(layer, found.EinsumDense):
-        shape = layer.get_config()["output_shape"]
-        shape = [shape] if isinstance(shape, int) else [*shape]
-        return {"output_shape": (*shape[:-1], kernel[-1])}
-    if isinstance(layer, found.GroupNormalization) and layer.gamma is not None:
-        size = layer.gamma.shape[0] // layer.groups if layer.groups > 0 else 1
-        groups = np.shape(arrays["gamma"])[0] // size if layer.groups > 1 else 1
-        return {"groups": groups if layer.groups > 0 else layer.groups}
+        return {"output_shape": _einsum_shape(layer, kernel)}
+    if isinstance(layer, found.GroupNormalization) and layer.groups > 1:
+        before = layer.beta if layer.gamma is None else layer.gamma
+        left = arrays["beta" if layer.gamma is None else "gamma"]
+        return {"groups": len(left) * layer.groups // before.shape[0]}
     if isinstance(layer, found.MultiHeadAttention):
         return _attention(layer, arrays)
     if isinstance(layer, found.Embedding):
         rows, columns = np.shape(arrays["embeddings"])
         return {"input_dim": rows, "output_dim": columns}
     return {}
+
+
+def _einsum_shape(layer: Any, kernel: Sequence[int]) -> tuple[int | None, ...]:
+    """The output shape of an `EinsumDense`: of the kernel's axes as they are now."""
+    operands, _, result = layer.equation.replace(" ", "").partition("->")
+    sizes = dict(zip(operands.partition(",")[2], kernel, strict=True))
+    shape = layer.get_config()["output_shape"]
+    shape = [shape] if isinstance(shape, int) else [*shape]
+    axes = result[len(result) - len(shape) :]
+    return tuple(sizes.get(axis, n) for axis, n in zip(axes, shape, strict=True))
 
 
 def _with_offset(layer: Any, config: dict[str, Any], offset: Offset) -> tuple[Any, Any]:
@@ -342,6 +361,7 @@ def _attention(layer: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of an attention's configuration; arrays by their layer inside it."""
     _, heads, dim = np.shape(arrays["query/kernel"])
     values = np.shape(arrays["value/kernel"])[-1]
+    check_heads(layer.name, dim, values)
     return {"num_heads": heads, "key_dim": dim, "value_dim": values}
 
 

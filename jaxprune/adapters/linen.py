@@ -16,6 +16,7 @@ from jaxtyping import Array, Num
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
+from jaxprune.adapters.checks import check_call
 from jaxprune.conv import with_offset
 from jaxprune.graph.network import Network
 from jaxprune.graph.trace import shape_of, trace
@@ -38,9 +39,7 @@ class Linen:
         return self.model.apply(variables, x, **{**self.call, **kwargs})
 
 
-def from_linen(
-    model: nn.Module, variables: Any, example: Any = None, **call: Any
-) -> Network:
+def from_linen(model: Any, variables: Any, example: Any = None, **call: Any) -> Network:
     """A linen model as a network.
 
     Args:
@@ -51,12 +50,35 @@ def from_linen(
 
     Raises:
       InputError: the variables have no collection "params", or hold something else
-        than finite real numbers.
+        than finite real numbers; or the call takes other arguments.
     """
-    arguments.check_kind("model", model, nn.Module, "a linen model")
+    arguments.check_model(model, nn.Module, "a linen model")
     arguments.check_collections(variables)
+    how = "call={{'{0}': ...}}, or from_linen(model, variables, images, {0}=...)"
+    check_call(model, type(model).__call__, 2, call, how)
     origin = Linen(model, call)
     return Network(origin.apply, plain(variables), example, origin)
+
+
+def check_apply(function: Callable[..., Any], variables: Any) -> None:
+    """Checks a model's own `apply`, if a function is one, with what it is given.
+
+    Raises:
+      InputError: see `from_linen`.
+    """
+    call: dict[str, Any] = {}
+    while isinstance(function, partial):
+        call = {**function.keywords, **call}
+        function = function.func
+    model = getattr(function, "__self__", None)
+    if not isinstance(model, nn.Module) or function.__name__ != "apply":
+        return
+    arguments.check_collections(variables)
+    known = {"rngs", "mutable", "method", "capture_intermediates"}
+    call = {name: value for name, value in call.items() if name not in known}
+    how = "functools.partial(model.apply, {0}=...) for model.apply"
+    if call.get("method") is None:
+        check_call(model, type(model).__call__, 2, call, how)
 
 
 def plain(variables: Any) -> Any:

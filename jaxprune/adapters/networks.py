@@ -71,6 +71,7 @@ def as_network(model: Any, variables: Any, call: Any = None) -> Network:
         return found
     if call:
         raise InputError("only a linen model takes `call`: give a function of its own")
+    linen.check_apply(model, variables)
     return Network(model, linen.plain(variables))
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
+from jaxprune.adapters.checks import check_call, check_heads
 from jaxprune.adapters.offsets import Offset
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
@@ -82,7 +83,9 @@ def from_nnx(model: Any, example: Any = None, **call: Any) -> Network:
     Raises:
       InputError: it is no NNX module, or holds something else than finite real numbers.
     """
-    arguments.check_kind("model", model, nnx.Module, "a flax.nnx Module")
+    arguments.check_model(model, nnx.Module, "a flax.nnx Module")
+    how = "from_nnx(module, images, {0}=...)"
+    check_call(model, type(model).__call__, 2, call, how)
     evaluated = nnx.clone(model)
     evaluated.eval()
     graphdef, *states = nnx.split(evaluated, nnx.RngState, nnx.Not(nnx.RngState))
@@ -118,7 +121,7 @@ def to_nnx(whole: Network, small: Network, offsets: Mapping[str, Offset]) -> nnx
     by_leaf = {layer.leaf: layer for layer in small.layers.values() if layer.leaf}
     for path, module in modules.items():
         layer = by_leaf.get(f"{path}/kernel" if path else "kernel")
-        _resize(module, layer)
+        _resize(module, path, layer)
     return model
 
 
@@ -129,7 +132,7 @@ def _filled(state: Any, arrays: Any) -> Any:
     return filled
 
 
-def _resize(module: Any, layer: Layer | None) -> None:
+def _resize(module: Any, path: str, layer: Layer | None) -> None:
     """Sets the numbers that a module of Flax's own keeps beside its arrays."""
     shape: Any = module.kernel.shape if hasattr(module, "kernel") else ()
     match module:
@@ -158,6 +161,7 @@ def _resize(module: Any, layer: Layer | None) -> None:
             module.num_embeddings, module.features = module.embedding.shape[-2:]
         case nnx.MultiHeadAttention():
             heads, dim = module.query.kernel.shape[-2:]
+            check_heads(path, dim, module.value.kernel.shape[-1])
             # Its logits are divided by the root of the head's width, which is its own.
             for variable in (module.query.kernel, module.query.bias):
                 if variable is not None and not module.normalize_qk:

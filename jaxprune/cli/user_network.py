@@ -203,14 +203,12 @@ def _as_network(found: Any) -> Network:
     elif isinstance(found, tuple | list) and len(found) == 4:
         network = _of_linen(*found)
     else:
-        kind, reader = arguments.reader_of(found) or ("", "")
-        if not kind:
-            raise InputError(f"it must return {_FORM}, got {_described(found)}")
-        if reader.startswith("from_keras"):
-            network = of_keras(found)
-        else:
-            how = reader.replace(")", ", example=images)")
-            raise InputError(f"it must not return {kind} alone, but jaxprune.{how}")
+        form = arguments.form_of(found)
+        if not form.endswith("from_keras(model)"):
+            known = form != type(found).__name__
+            got = form if known else _described(found)
+            raise InputError(f"it must return {_FORM}, got {got}")
+        network = of_keras(found)
     try:
         return network.with_params(jax.tree.map(np.asarray, network.params))
     except TypeError as error:

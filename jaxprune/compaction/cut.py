@@ -106,7 +106,8 @@ def cut(network: Network, prunings: Sequence[Pruning]) -> dict[str, np.ndarray]:
         if layer.kernel is None or layer.in_a_loop:  # which takes 'drop' alone
             continue
         own = [p for p in prunings if consumer in p.group.consumers]
-        rows = network.kernel(consumer).astype(np.float64)
+        (kernel,) = _in_float64(graph.program, whole, [layer.kernel_value])
+        rows = np.asarray(layer.rows(kernel))
         constants = _constants(layer, own, given)
         if constants.any():
             _fold_constants(arrays, layer, _sent(layer, constants, rows), narrowing)
@@ -137,11 +138,19 @@ def exactly(
     Args:
       program, arrays, want, how: see `jaxprune.graph.evaluate.run`.
     """
+    values = _in_float64(program, arrays, want, **how)
+    types = [program.types[value].dtype for value in want]
+    return [v.astype(t) for v, t in zip(values, types, strict=True)]
+
+
+def _in_float64(
+    program: Program, arrays: Mapping[str, Any], want: Sequence[int], **how: Any
+) -> list[np.ndarray]:
+    """The same, not rounded."""
     with jax.enable_x64(True), jax.default_device(cpu()):
         arrays = {path: np.asarray(array) for path, array in arrays.items()}
         values = run(program, arrays, None, want=want, exact=True, **how)
-    types = [program.types[value].dtype for value in want]
-    return [np.asarray(v).astype(t) for v, t in zip(values, types, strict=True)]
+    return [np.asarray(value) for value in values]
 
 
 def _check_something_is_left(prunings: Sequence[Pruning]) -> None:

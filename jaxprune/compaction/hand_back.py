@@ -10,8 +10,10 @@ import numpy as np
 from jaxprune._base.arguments import is_close
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.adapters.offsets import Offset
-from jaxprune.compaction.cut import KERNELS, STORED, offset_paths
+from jaxprune.compaction.cut import KERNELS, STORED, cpu, offset_paths
+from jaxprune.graph.evaluate import run
 from jaxprune.graph.network import Network
+from jaxprune.graph.trace import coarsest
 
 
 def hand_back(small: Any, whole: Network, what: str) -> Any:
@@ -41,7 +43,10 @@ def hand_back(small: Any, whole: Network, what: str) -> Any:
     model = origin.smaller(whole, small.network, offsets)
     again = origin.network(model)
     for batch in (small.example, _drawn_like(small.example)):
-        if why := differs(again.function, again.params, small, batch):
+        why = differs(again.function, again.params, small, whole, batch)
+        if not why and whole.graph(batch).program.coarsest.itemsize < 4:
+            why = _differs_in_float64(again, small, batch)
+        if why:
             raise InputError(
                 f"the {what} cannot be handed back: its own code computes something "
                 f"else with fewer channels ({why}); call the network itself"
@@ -88,7 +93,11 @@ def _drawn_like(example: np.ndarray) -> np.ndarray:
 
 
 def differs(
-    function: Callable[..., Any], variables: Any, small: Any, batch: Any = None
+    function: Callable[..., Any],
+    variables: Any,
+    small: Any,
+    whole: Network,
+    batch: Any = None,
 ) -> str:
     """The difference of a function from a compact network, if any.
 
@@ -96,6 +105,7 @@ def differs(
       function: (variables, batch) -> a tree of arrays.
       variables: what it is given.
       small: the compact network.
+      whole: the network that it is left of.
       batch: inputs; by default the network's example.
     """
     batch = small.example if batch is None else batch
@@ -103,7 +113,24 @@ def differs(
         found = jax.jit(lambda v, x: function(v, x))(variables, batch)
     except Exception as error:  # whatever the model's own code raises
         return first_line(error)
-    expected = small(batch)
+    return _difference(found, small(batch), whole.graph(batch).program.coarsest)
+
+
+def _differs_in_float64(network: Network, small: Any, batch: Any) -> str:
+    """The same for networks that round to 16 bits: what is beneath their rounding."""
+
+    def exactly(network: Network) -> Any:
+        program = network.graph(batch).program
+        with jax.enable_x64(True), jax.default_device(cpu()):
+            given = jax.tree.map(np.asarray, (network.arrays, batch))
+            return jax.jit(lambda a, x: run(program, a, x, exact=True))(*given)
+
+    stored = coarsest(jnp.result_type(array) for array in small.arrays.values())
+    return _difference(exactly(network), exactly(small.network), stored)
+
+
+def _difference(found: Any, expected: Any, dtype: Any) -> str:
+    """The difference of two outputs beyond half of a type's digits, if any."""
     ones, others = jax.tree.leaves(found), jax.tree.leaves(expected)
     if len(ones) != len(others):
         return "it returns something else"
@@ -112,7 +139,7 @@ def differs(
             return f"it returns {one.shape} for {other.shape}"
         if one.dtype != other.dtype:
             return f"it returns {one.dtype} for {other.dtype}"
-        if not is_close(one, other):
+        if not is_close(one, other, dtype):
             distance = float(np.abs(np.asarray(one) - np.asarray(other)).max())
             return f"it differs by {distance:.3g}"
     return ""

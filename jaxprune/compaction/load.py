@@ -37,9 +37,10 @@ def load_compact(
 
     Args:
       path: the folder.
-      model: the linen model that it was made of, to fine-tune or prune the network
-        further; it must compute what the program does on the stored example.
-      call: keyword arguments of the model's call; by default those that were saved.
+      model: what it was made of, to fine-tune the network, prune it further or hand it
+        back: a linen model, a function, or a network, as `from_nnx` and others return;
+        it must compute what the program does on the stored example.
+      call: keyword arguments of a linen model's call; by default those that were saved.
 
     Raises:
       InputError: no artefact, a damaged or changed one, or of another model.
@@ -66,7 +67,7 @@ def load_compact(
     own = dataclasses.replace(
         small, function=narrower(whole, kept), whole=whole, kept=kept
     )
-    if why := differs(own.function, dict(arrays), small):
+    if why := differs(own.function, dict(arrays), small, whole):
         raise InputError(f"{path} is of another model than this: {why}")
     return own
 

@@ -220,7 +220,7 @@ class Compact:
                 "before a step is traced, apply = small.apply"
             )
         with jax.ensure_compile_time_eval():  # this may be inside a step's trace
-            why = differs(apply, self.variables, self)
+            why = differs(apply, self.variables, self, whole)
         if why:
             raise InputError(
                 "the model's own code computes something else with fewer channels "

@@ -87,11 +87,19 @@ def compare(
     masked: Shaped[np.ndarray, "N *axes"],
     compact: Shaped[np.ndarray, "N *axes"],
     labels: Int[np.ndarray, " N"] | None = None,
+    coarsest: Any = None,
 ) -> Proof:
     """Compares outputs for the same images; predictions, where they are logits [N, C].
 
+    Args:
+      masked: of the masked network.
+      compact: of the compact network.
+      labels: class index of each image, where they are known.
+      coarsest: the type of fewest digits that the images go through; by default that
+        of the outputs.
+
     Raises:
-      InputError: they differ in more than half of the digits of their type.
+      InputError: they differ in more than half of the digits of that type.
     """
     rows = [a.reshape(len(a), -1).astype(np.float64) for a in (masked, compact)]
     difference = np.abs(rows[0] - rows[1])
@@ -101,7 +109,7 @@ def compare(
         largest_difference=float(difference.max()),
         relative_difference=float((difference.max(-1) / scale).max()),
     )
-    if not proof.relative_difference <= half_of_digits(compact.dtype):
+    if not proof.relative_difference <= half_of_digits(coarsest or compact.dtype):
         raise InputError(
             f"the compact network differs from the masked one by "
             f"{proof.largest_difference:.3g}, {proof.relative_difference:.3g} of the "
@@ -157,17 +165,25 @@ def prove(
     with jax.enable_x64(True), jax.default_device(cpu()):
         given = jax.tree.map(np.asarray, (network.arrays, dict(arrays), batch))
 
+        # Two programs: in one, a value could be computed twice and rounded otherwise.
         @jax.jit
-        def run(given: Any, masks: Any) -> tuple[list[Array], dict[int, Array]]:
-            whole, left, x = given
-            masked = masked_values(graph, whole, x, masks)
-            results = [masked.values[value] for value in graph.program.results]
-            return results, step_shares(graph, narrowing, masked, left, written)
+        def run(arrays: Any, x: Any, masks: Any) -> tuple[list[Array], Masked]:
+            masked = masked_values(graph, arrays, x, masks)
+            return [masked.values[value] for value in graph.program.results], masked
 
-        results, shares = jax.tree.map(np.asarray, run(given, list(masks)))
+        @jax.jit
+        def share(masked: Masked, arrays: Any) -> dict[int, Array]:
+            return step_shares(graph, narrowing, masked, arrays, written)
+
+        whole, left, x = given
+        results, masked = run(whole, x, list(masks))
+        results, shares = jax.tree.map(np.asarray, (results, share(masked, left)))
     used = check_shares(graph, shares)
     pairs = zip(results, jax.tree.leaves(own(batch)), strict=True)
-    proofs = [compare(masked, np.asarray(compact)) for masked, compact in pairs]
+    proofs = [
+        compare(masked, np.asarray(compact), coarsest=graph.program.coarsest)
+        for masked, compact in pairs
+    ]
     proof = max(proofs, key=lambda proof: proof.relative_difference)
     return replace(proof, equations=len(shares), bound_used=used)
 

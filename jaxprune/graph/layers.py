@@ -222,12 +222,13 @@ def together(x: Any, axes: Sequence[int]) -> Any:
 def apart(x: Any, axes: Sequence[int], shape: Sequence[int]) -> Any:
     """The inverse of `together`, where `shape` is the array's.
 
-    Axes that are not put together may have another length now.
+    Axes that are not put together may have another length now, and so may one alone.
     """
     rest = [axis for axis in range(len(shape)) if axis not in axes]
     if [*rest, *axes] == list(range(len(shape))) and len(axes) == 1:
         return x
-    x = x.reshape(*x.shape[:-1], *(shape[axis] for axis in axes))
+    if len(axes) > 1:
+        x = x.reshape(*x.shape[:-1], *(shape[axis] for axis in axes))
     return x.transpose(np.argsort((*rest, *axes)))
 
 

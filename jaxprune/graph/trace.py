@@ -128,6 +128,11 @@ class Program:
     outer: Mapping[int, int]
     output: Any
 
+    @cached_property
+    def coarsest(self) -> Any:
+        """Of the floating-point types that images go through, that of fewest digits."""
+        return coarsest(self.types[value].dtype for value in self.live)
+
     def shape(self, value: int) -> tuple[int, ...]:
         """Of a value."""
         return tuple(self.types[value].shape)
@@ -184,6 +189,12 @@ class Program:
                 left.update(value for value in eqn.inputs if value not in known)
                 found.append(eqn)
         return tuple(found[::-1])
+
+
+def coarsest(types: Iterable[Any]) -> Any:
+    """Of the floating-point types among some, that of fewest digits."""
+    floats = {np.dtype(t) for t in types if jnp.issubdtype(t, jnp.floating)}
+    return max(floats, key=lambda t: jnp.finfo(t).eps, default=np.dtype(np.float32))
 
 
 def path_name(path: Any) -> str:

@@ -14,9 +14,10 @@ import jaxprune
 from halved import halved
 from jaxprune._base.errors import InputError
 from selected import quick
+from steps import Framework, walk
 
 RNG = np.random.default_rng(0)
-IMAGES = RNG.normal(size=(32, 16, 16, 3)).astype(np.float32)
+IMAGES = RNG.normal(size=(32, 8, 8, 3)).astype(np.float32)
 
 
 class VGG(nnx.Module):
@@ -25,7 +26,7 @@ class VGG(nnx.Module):
         self.norm = nnx.BatchNorm(8, rngs=rngs)
         self.second = nnx.Conv(8, 12, (3, 3), rngs=rngs)
         self.drop = nnx.Dropout(0.3, rngs=rngs)
-        self.hidden = nnx.Linear(12 * 16, 20, use_bias=False, rngs=rngs)
+        self.hidden = nnx.Linear(12 * 4, 20, use_bias=False, rngs=rngs)
         self.out = nnx.Linear(20, 5, rngs=rngs)
 
     def __call__(self, x):
@@ -56,29 +57,44 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Also a depthwise and a grouped convolution, GroupNorm, and one transposed."""
-
     def __init__(self, rngs):
         self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
-        self.blocks = nnx.List([Block(8, 8, 1, rngs), Block(8, 16, 2, rngs)])
-        self.depthwise = nnx.Conv(16, 16, (3, 3), feature_group_count=16, rngs=rngs)
-        self.norm = nnx.GroupNorm(16, num_groups=8, rngs=rngs)
-        self.up = nnx.ConvTranspose(16, 12, (2, 2), strides=(2, 2), rngs=rngs)
-        self.grouped = nnx.Conv(12, 12, (3, 3), feature_group_count=3, rngs=rngs)
+        self.blocks = nnx.List([Block(8, 8, 1, rngs), Block(8, 12, 2, rngs)])
         self.out = nnx.Linear(12, 5, rngs=rngs)
 
     def __call__(self, x):
         x = nnx.relu(self.stem(x))
         for block in self.blocks:
             x = block(x)
-        x = nnx.gelu(self.norm(self.depthwise(x)))
+        return self.out(x.mean((1, 2)))
+
+
+class Mobile(nnx.Module):
+    """Depthwise, grouped and transposed convolutions, and GroupNorm."""
+
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(3, 16, (3, 3), rngs=rngs)
+        self.depthwise = nnx.Conv(16, 16, (3, 3), feature_group_count=16, rngs=rngs)
+        self.norm = nnx.GroupNorm(16, num_groups=8, use_scale=False, rngs=rngs)
+        self.up = nnx.ConvTranspose(16, 12, (2, 2), strides=(2, 2), rngs=rngs)
+        self.grouped = nnx.Conv(12, 12, (3, 3), feature_group_count=3, rngs=rngs)
+        self.mix = nnx.Conv(12, 8, (1, 1), rngs=rngs)
+        self.last = nnx.Conv(8, 8, (3, 3), rngs=rngs)
+        self.out = nnx.Linear(8, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.gelu(self.norm(self.depthwise(nnx.relu(self.stem(x)))))
         x = nnx.relu(self.grouped(nnx.relu(self.up(x))))
+        x = nnx.relu(self.last(nnx.relu(self.mix(x))))
         return self.out(x.mean((1, 2)))
 
 
 class ViT(nnx.Module):
+    """With a convolution in front of its patches."""
+
     def __init__(self, rngs):
-        self.patch = nnx.Conv(3, 16, (4, 4), strides=4, rngs=rngs)
+        self.stem = nnx.Conv(3, 6, (3, 3), rngs=rngs)
+        self.patch = nnx.Conv(6, 16, (2, 2), strides=2, rngs=rngs)
         self.place = nnx.Param(jax.random.normal(rngs.params(), (1, 16, 16)))
         self.norms = nnx.List([nnx.LayerNorm(16, rngs=rngs) for _ in range(2)])
         self.attention = nnx.MultiHeadAttention(4, 16, decode=False, rngs=rngs)
@@ -87,18 +103,25 @@ class ViT(nnx.Module):
         self.out = nnx.Linear(16, 5, rngs=rngs)
 
     def __call__(self, x):
-        x = self.patch(x).reshape(len(x), 16, -1) + self.place[...]
+        x = self.patch(nnx.relu(self.stem(x))).reshape(len(x), 16, -1)
+        x = x + self.place[...]
         x = x + self.attention(self.norms[0](x))
         x = x + self.down(nnx.gelu(self.up(self.norms[1](x))))
         return self.out(x.mean(1))
 
 
-ALL = {"vgg": VGG, "resnet": ResNet, "vit": ViT}
+# A module; a convolution, and the layer that alone reads its channels.
+ALL = {
+    "vgg": (VGG, "first", ("second",)),
+    "resnet": (ResNet, "blocks/0/conv1", ("blocks", 0, "conv2")),
+    "mobile": (Mobile, "mix", ("last",)),
+    "vit": (ViT, "stem", ("patch",)),
+}
 
 
 def build(name):
     """A module in which no normalisation is the identity and no bias is zero."""
-    model = ALL[name](nnx.Rngs(0))
+    model = ALL[name][0](nnx.Rngs(0))
     state = nnx.state(model, nnx.Not(nnx.RngState))
 
     def draw(array):
@@ -117,56 +140,84 @@ def evaluated(model, images=IMAGES):
     return np.asarray(model(jnp.asarray(images)))
 
 
+def at(node, way):
+    for key in way:
+        node = getattr(node, key) if isinstance(key, str) else node[key]
+    return node
+
+
+def zeroed(model, reader, gone):
+    model = nnx.clone(model)
+    kernel = at(model, reader).kernel
+    kernel[...] = kernel[...].at[:, :, gone].set(0)
+    return model
+
+
+class Edited(nnx.Module):
+    def __init__(self, module, edit):
+        self.module, self.edit = module, edit
+
+    def __call__(self, x):
+        return self.module(jnp.asarray(self.edit(x)))
+
+
+def edited(model, reader, edit, images):
+    model = nnx.clone(model)
+    setattr(at(model, reader[:-1]), reader[-1], Edited(at(model, reader), edit))
+    return evaluated(model, images)
+
+
+def reloaded(module, small, folder):
+    """By Orbax, into another module of the same shapes."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState)))
+        checkpointer.save(folder / "module", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(folder / "module", state)
+    again = small.to_nnx()
+    state = nnx.state(again, nnx.Not(nnx.RngState))
+    nnx.replace_by_pure_dict(state, restored)
+    nnx.update(again, state)
+    return again
+
+
+FLAX = Framework(evaluated, zeroed, edited, jaxprune.Compact.to_nnx, reloaded)
+
+
 @pytest.mark.parametrize("name", quick(ALL, ("vgg",)))
-@pytest.mark.parametrize("fill", ["drop", "mean", "linear"])
-def test_the_smaller_module_is_the_smaller_network(name, fill):
+def test_step_by_step(name, tmp_path):
     model, network = build(name)
-    np.testing.assert_allclose(network(IMAGES), evaluated(model), atol=1e-5)
-    groups = network.groups.groups
-    if fill == "drop":
-        small = halved(network, IMAGES)
-    elif fill == "mean":
-        # Products of two values take 'drop' alone; a transposed convolution no map.
-        but = [
-            n for n, g in groups.items() if n[:9] == "attention" or "up" in g.consumers
-        ]
-        small = halved(network, IMAGES, "mean", but)
-        assert name == "vit" or "offsets/" in "".join(small.arrays)
-    else:
-        keep = [n for n in groups if n.startswith("attention")]
-        small = jaxprune.shrink(network, IMAGES, speedup=1.3, keep_whole=keep)
-    module = small.to_nnx()
-    assert type(module) is ALL[name]
-    assert type(module.out.kernel) is nnx.Param
-    np.testing.assert_allclose(evaluated(module), small(IMAGES), atol=2e-5)
+    kind, layer, reader = ALL[name]
+    keep = [n for n in network.groups.groups if n.startswith("attention")]
+    if name == "mobile":  # no map can be added to what a transposed convolution returns
+        keep = ["depthwise"]
+    smaller = walk(
+        FLAX, model, network, IMAGES, layer, reader, tmp_path, keep_whole=keep
+    )
+    assert type(smaller) is kind and type(smaller.out.kernel) is nnx.Param
     sizes = [
-        sum(x.size for x in jax.tree.leaves(nnx.state(m))) for m in (model, module)
+        sum(x.size for x in jax.tree.leaves(nnx.state(m))) for m in (model, smaller)
     ]
     assert sizes[1] < sizes[0]
     # The caller's module is as it was, in training mode.
-    assert not model.drop.deterministic if name == "vgg" else True
+    assert name != "vgg" or not (model.drop.deterministic or smaller.drop.deterministic)
 
 
-def test_weights_really_zeroed_in_the_module():
-    model, network = build("vgg")
-    gone = np.arange(8) % 3 == 0
-    small = jaxprune.compact(network, "first", ~gone, fill="drop")
-    zeroed = nnx.clone(model)
-    kernel = np.array(zeroed.second.kernel[...])
-    kernel[:, :, gone] = 0
-    zeroed.second.kernel[...] = jnp.asarray(kernel)
-    module = small.to_nnx()
-    np.testing.assert_allclose(evaluated(module), evaluated(zeroed), atol=2e-5)
-    assert module.first.out_features == module.norm.num_features == 5
-    assert module.second.in_features == 5
+@pytest.mark.parametrize("fill", ["drop", pytest.param("mean", marks=pytest.mark.slow)])
+def test_half_of_every_group(fill):
+    """Whole heads of attention, groups of GroupNorm; and maps of means."""
+    _, network = build("vit" if fill == "drop" else "vgg")
+    small = halved(network, IMAGES, fill)
+    assert fill == "drop" or "offsets/" in "".join(small.arrays)
+    np.testing.assert_allclose(evaluated(small.to_nnx()), small(IMAGES), atol=2e-5)
 
 
 @pytest.mark.slow
 def test_numbers_beside_the_arrays_are_set():
-    _, network = build("resnet")
+    _, network = build("mobile")
     module = halved(network, IMAGES).to_nnx()
     assert module.depthwise.feature_group_count == module.depthwise.in_features == 8
-    assert module.norm.num_groups == 4 and module.norm.scale.shape == (8,)
+    assert module.norm.num_groups == 4 and module.norm.bias.shape == (8,)
     assert (
         module.up.in_features == 8
         and module.up.out_features == module.grouped.in_features
@@ -203,15 +254,7 @@ def test_it_is_trained_saved_and_loaded(tmp_path):
     random = [np.asarray(module(jnp.asarray(IMAGES))) for _ in range(2)]
     assert np.abs(random[0] - random[1]).max() > 1e-3  # Dropout draws
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState)))
-        checkpointer.save(tmp_path / "module", state)
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "module", state)
-    again = small.to_nnx()
-    state = nnx.state(again, nnx.Not(nnx.RngState))
-    nnx.replace_by_pure_dict(state, restored)
-    nnx.update(again, state)
+    again = reloaded(module, small, tmp_path)
     np.testing.assert_array_equal(evaluated(again), evaluated(module))
 
 
@@ -238,6 +281,40 @@ def test_code_that_keeps_a_number_of_channels_is_not_handed_back():
         small = halved(network, IMAGES)
         with pytest.raises(InputError, match="cannot be handed back: its own code"):
             small.to_nnx()
+
+
+@pytest.mark.slow
+def test_what_no_module_can_be_is_refused_in_one_line():
+    class Plain(nnx.Module):
+        """GroupNorm without a scale or a bias, whose channels no array has."""
+
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+            self.norm = nnx.GroupNorm(8, 4, use_scale=False, use_bias=False, rngs=rngs)
+            self.out = nnx.Linear(8, 5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+    network = jaxprune.from_nnx(Plain(nnx.Rngs(0)), IMAGES)
+    with pytest.raises(InputError, match="computes something else with fewer chann"):
+        halved(network, IMAGES).to_nnx()
+    _, network = build("mobile")
+    keep = {n: np.arange(g.units) > 0 for n, g in network.groups.groups.items()}
+    fill = jaxprune.mean_fills(network, IMAGES, [network.groups.find("depthwise")])
+    small = jaxprune.compact_groups(
+        network, {"depthwise": (keep["depthwise"], fill["depthwise"])}
+    )
+    with pytest.raises(InputError, match="'up/kernel' cannot be handed back: a map is"):
+        small.to_nnx()
+    _, network = build("vit")
+    values = network.groups.find("attention/value")
+    assert values.units == 4  # numbers of each head
+    small = jaxprune.compact_groups(
+        network, {"attention/value": (np.arange(4) > 0, "drop")}
+    )
+    with pytest.raises(InputError, match="4 numbers are left of each head's queries"):
+        small.to_nnx()
 
 
 def test_other_objects_are_refused_in_one_line():

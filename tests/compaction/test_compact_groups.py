@@ -252,3 +252,30 @@ def test_what_has_been_pruned_is_pruned_again(first, then):
     small = halved(halved(whole, x, first).network, x, then)
     assert small.arrays["b/kernel"].shape == (2, 2)
     assert small.proof.different_predictions == 0
+
+
+@pytest.mark.parametrize("fill", ["mean", "linear"])
+def test_a_kernel_that_is_computed_takes_what_an_own_one_does(fill):
+    """Weight normalisation; the truth has the same kernel as a parameter."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 6)).astype(np.float32)
+    shapes = {"a": (6, 8), "b": (8, 8), "scale": (8,), "out": (8, 3)}
+    params = {
+        name: rng.uniform(0.1, 1, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+    def layers(params, kernel, x):
+        return jax.nn.relu(jax.nn.relu(x @ params["a"]) @ kernel) @ params["out"]
+
+    def function(params, x):
+        length = jnp.sqrt(jnp.square(params["b"]).sum(0))
+        return layers(params, params["b"] / length * params["scale"], x)
+
+    wide = params["b"].astype(np.float64)
+    kernel = wide / np.sqrt((wide**2).sum(0)) * params["scale"]
+    own = params | {"b": kernel.astype(np.float32)}
+    small = halved(Network(function, params, x), x, fill)
+    expected = halved(Network(lambda p, x: layers(p, p["b"], x), own, x), x, fill)
+    np.testing.assert_allclose(small(x), expected(x), rtol=1e-4)
+    assert small.proof.bound_used <= 1
