@@ -23,6 +23,7 @@ from jaxprune._base import arguments
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.compaction.network import Compact
 from jaxprune.data.splits import Joined, Split
+from jaxprune.graph.logits import are_probabilities, log_probabilities
 from jaxprune.graph.network import Network
 from jaxprune.training import losses, resume
 from jaxprune.training.augmentation import blend as blended
@@ -95,7 +96,8 @@ def finetune(
         weight T^2 KL(softmax(whole / T) || softmax(small / T)) + (1 - weight) H
 
     with the logits of both networks, the temperature T and the cross-entropy H with the
-    labels (Hinton, Vinyals and Dean 2015). Nothing is dropped out or penalised.
+    labels (Hinton, Vinyals and Dean 2015). Where a network ends with a softmax, the
+    logarithms of its outputs are its logits. Nothing is dropped out or penalised.
 
     Args:
       small: the network, with logits [N, C]. One that was loaded from its folder was
@@ -187,7 +189,12 @@ def finetune(
         key = resume.key(small.arrays, teacher, given, labelled, how)
         folder = resume.Folder(Path(checkpoints), key)
         state = folder.restored(state, per_epoch)
-    step = _make_step(student, whole, optimizer, how, augment, labelled)
+    first = jnp.asarray(given.read(np.arange(batch_size)))
+    if augment is not None:
+        first = augment(jax.random.key(seed), first)
+    softmax = bool(are_probabilities(small.function(dict(small.arrays), first)))
+    logits = log_probabilities if softmax else _as_they_are
+    step = _make_step(student, whole, optimizer, how, augment, logits, labelled)
     for result in fit(
         step, state, given, epochs=epochs, batch_size=batch_size, seed=seed, mesh=mesh,
         on_step=on_step,
@@ -200,6 +207,10 @@ def finetune(
             Epoch(result.epoch, network, result.loss, result.accuracy, result.seconds)
         )
     return _network(small, state)
+
+
+def _as_they_are(outputs: Array) -> Array:
+    return outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,17 +352,21 @@ def _make_step(
     optimizer: optax.GradientTransformation,
     how: Hyperparameters,
     augment: Augment | None,
+    logits_of: Callable[[Array], Array],
     labelled: bool,
 ) -> Step:
-    """A jitted step: (state, images, labels) -> (state, metrics)."""
+    """A jitted step: (state, images, labels) -> (state, metrics).
+
+    The networks' logits are `logits_of` what they return.
+    """
     norms = student.following(student.trained()) if how.batch_norm == TRAINING else []
 
     def objective(
         params: Any, others: Any, x: Array, labels: Array, target: Array | None
     ) -> tuple[Float[Array, ""], tuple[Any, Array]]:
         arrays = {**others, **params}
-        logits, changed = student.logits(arrays, x, norms, how.momentum)
-        logits = logits.astype(jnp.float32)
+        outputs, changed = student.outputs(arrays, x, norms, how.momentum)
+        logits = logits_of(outputs).astype(jnp.float32)
         loss = losses.mean_loss(logits, labels, target, how.temperature, how.weight)
         return loss, ({**others, **changed}, logits)
 
@@ -362,7 +377,7 @@ def _make_step(
         x = images if augment is None else augment(key, images)
         if how.blend:
             x = blended(jax.random.fold_in(key, 1), x).astype(x.dtype)
-        target = None if teacher is None else teacher(x)
+        target = None if teacher is None else logits_of(teacher(x))
         params, others = state.variables
         params, opt_state, loss, (others, logits) = descend(
             objective, optimizer, params, state.opt_state, others, x, labels, target

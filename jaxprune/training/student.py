@@ -78,14 +78,14 @@ class Student:
 
         return [norm for norm in norms if not is_frozen(norm)]
 
-    def logits(
+    def outputs(
         self,
         arrays: Mapping[str, Any],
         x: Array,
         norms: Collection[BatchNorm],
         momentum: float,
     ) -> tuple[Array, dict[str, Array]]:
-        """The network's logits, and the statistics that have changed, by path.
+        """The network's outputs, and the statistics that have changed, by path.
 
         Args:
           arrays: the network's.
@@ -95,7 +95,7 @@ class Student:
         """
         if not norms:
             return self.small.function(arrays, x), {}
-        logits, moments = normalised_by_batch(self.graph, arrays, x, [*norms])
+        outputs, moments = normalised_by_batch(self.graph, arrays, x, [*norms])
         changed: dict[str, Array] = {}
         for norm, found in zip(norms, moments, strict=True):
             pairs = (norm.mean, found.mean), (norm.variance, found.variance)
@@ -105,7 +105,7 @@ class Student:
                 before = changed.get(statistic.path, arrays[statistic.path])
                 share = jnp.asarray(momentum, before.dtype)
                 changed[statistic.path] = share * before + (1 - share) * now
-        return logits, changed
+        return outputs, changed
 
 
 def _untrained(whole: Network) -> Collection[str]:

@@ -642,12 +642,12 @@ BAD = [
     (
         sweep,
         ["--model=nets.others:bare_nnx"],
-        "but jaxprune.from_nnx(model, example",
+        "got a flax.nnx Module: jaxprune.from_nnx(model)",
     ),
     (
         sweep,
         ["--model=nets.others:bare_equinox"],
-        "but jaxprune.from_equinox(mode",
+        "got an Equinox module: jaxprune.from_equinox(model)",
     ),
     (
         sweep,

@@ -416,3 +416,28 @@ def test_bad_input(message):
 @functools.cache
 def halved_once():
     return halved(linen_net(), X)
+
+
+@pytest.mark.parametrize("labels", [None, LABELS])
+def test_a_softmax_at_the_end_changes_nothing(labels):
+    """Losses are of the logarithm of what it returns."""
+    whole = linen_net()
+
+    def softmax(params, x):
+        return jax.nn.softmax(whole.function(params, x))
+
+    found = []
+    for function in (whole.function, softmax):
+        network = jaxprune.Network(function, whole.params, X[:2])
+        small = halved(network, X)
+        teacher = network if labels is None else None
+        tuned = jaxprune.finetune(
+            small, teacher, X, labels, epochs=EPOCHS, batch_size=SIZE,
+            optimizer=optax.sgd(10 * RATE),
+        )  # fmt: skip
+        found.append(tuned.arrays)
+    before = small.arrays["params/conv0/kernel"]
+    moved = np.abs(found[0]["params/conv0/kernel"] - before).max()
+    assert moved > 1e-3
+    for path, array in found[0].items():
+        np.testing.assert_allclose(array, found[1][path], atol=1e-3 * moved)
