@@ -198,8 +198,10 @@ def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
     dataset = user_images.described(settings.data, network, folder)
     given = user_network.given(settings, name, network, dataset)
     saved = _saved(workdir)
-    if saved is not None:
+    if saved is not None and _has_results(workdir):
         config.check_same(saved, given, workdir)
+    elif saved is not None and config.differences(saved, given):
+        saved = None  # of a command that was refused
     conf = saved if isinstance(saved, UserConfig) else user_network.configure(given)
     splits = user_images.images(settings, conf, network, folder)
     _check_images(conf, splits)
@@ -301,6 +303,14 @@ def _saved(workdir: Path) -> AnyConfig | None:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return conf
+
+
+def _has_results(workdir: Path) -> bool:
+    """Whether a run directory holds more than its configuration."""
+    return any(
+        path.name != "config.json" and not path.name.startswith(".")
+        for path in workdir.iterdir()
+    )
 
 
 def _check_images(conf: AnyConfig, splits: datasets.Splits, smallest: int = 1) -> None:

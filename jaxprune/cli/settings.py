@@ -6,6 +6,7 @@ and names the group that it reads.
 
 import dataclasses
 import functools
+import os
 import sys
 import types
 import typing
@@ -311,8 +312,8 @@ def define(kind: type[Settings], values: flags.FlagValues) -> None:
 
 
 def read(kind: type[AnySettings], values: flags.FlagValues) -> AnySettings:
-    """The settings that parsed flags give."""
-    parsed = {name: values[name].value for name in names(kind)}
+    """The settings that parsed flags give; ~ is the home of whoever calls."""
+    parsed = {name: _expanded(values[name].value) for name in names(kind)}
     given = {name for name in parsed if not values[name].using_default_value}
     found: dict[str, Any] = {"given": frozenset(given)}
     for field in dataclasses.fields(kind):
@@ -323,6 +324,10 @@ def read(kind: type[AnySettings], values: flags.FlagValues) -> AnySettings:
             value = parsed[field.name]
             found[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**found)
+
+
+def _expanded(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _described(kind: type[Settings]) -> dict[str, tuple[dataclasses.Field, str]]:

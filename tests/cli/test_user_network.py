@@ -338,6 +338,21 @@ def test_what_a_run_directory_is_of_is_never_changed(script, swept):
     assert code == 0, err
 
 
+def test_a_command_that_was_refused_settles_nothing(script, monkeypatch):
+    """Its configuration is not held against the one that is right."""
+    quick = (*QUICK, "--ladder=", "--speedup=1.1", "--workdir=run")
+    code, _, err = script(shrink, *OWN, *quick, "--keep_whole=nothing")
+    assert code == 2 and "nothing" in err
+    np.savez("other.npz", **{**ARRAYS, "labels": 3 - ARRAYS["labels"]})
+    home = str(Path.cwd())
+    monkeypatch.setenv("HOME", home)
+    own = (OWN[0], "--data=~/other.npz", "--workdir=~/run")
+    code, _, err = script(sweep, *own, "--ks=0,4", "--fill=zero")
+    assert code == 0, err
+    code, _, err = script(sweep, *OWN, "--workdir=run", "--ks=0,4", "--fill=drop")
+    assert code == 2 and "holds another configuration: dataset is" in err
+
+
 def test_the_smaller_network(script, swept):
     code, out, err = script(compact, *OWN, "--k=2", *QUICK, "--export=stablehlo")
     assert code == 0, err
