@@ -49,10 +49,12 @@ def recalibrate(network: Network, inputs: Iterable[Array | np.ndarray]) -> Any:
         pairs = [np.asarray(pair, np.float64) for pair in found]
         sums = [a + b for a, b in zip(sums, pairs, strict=True)] if count else pairs
         count += 1
+    if not count:
+        raise InputError("inputs holds no batch")
     if not sums:
         raise InputError(
-            "there is nothing to recalibrate: no inputs, or no BatchNorm in evaluation "
-            "mode, which takes off a parameter called one of "
+            "there is nothing to recalibrate: the network has no BatchNorm in "
+            f"evaluation mode, which takes off a parameter called one of "
             f"{', '.join(NAMES)}"
         )
     return network.tree(_with_moments(network, [total / count for total in sums]))

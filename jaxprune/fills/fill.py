@@ -75,7 +75,7 @@ class ConstantFill(Fill):
       values: the channel's output at every position.
     """
 
-    values: Float[np.ndarray, " P"]
+    values: Float[np.ndarray, " P"] = field(repr=False)
 
     @property
     def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
@@ -96,7 +96,9 @@ class MeanFill(Fill):
       means: of each consumer's features, 0 where no channel is; empty for `drop`.
     """
 
-    means: Mapping[str, Float[np.ndarray, " F"]] = field(default_factory=dict)
+    means: Mapping[str, Float[np.ndarray, " F"]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:
@@ -135,7 +137,7 @@ class LinearFill(Fill):
       moments: of each consumer's operand.
     """
 
-    moments: Mapping[str, Moments] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict, repr=False)
 
     @property
     def numbers(self) -> dict[str, Float[np.ndarray, "..."]]:

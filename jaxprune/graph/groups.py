@@ -41,6 +41,10 @@ class PruningGroup:
     producers: Mapping[str, Int[np.ndarray, " U"]]
     consumers: Mapping[str, Int[np.ndarray, " F"]]
 
+    def __repr__(self) -> str:
+        layers = [", ".join(names) for names in (self.producers, self.consumers)]
+        return f"PruningGroup({self.units} units, {layers[0]} -> {layers[1]})"
+
     def kept(self, keep: Bool[np.ndarray, " P"]) -> dict[LeafAxis, np.ndarray]:
         """Of each axis in `leaves`, the indices that a mask of the units leaves."""
         return {axis: kept_indices(keep, owner) for axis, owner in self.leaves.items()}

@@ -64,6 +64,9 @@ class Layer:
     inner: tuple[int, ...] = ()
     repeats: int = 1
 
+    def __repr__(self) -> str:
+        return f"Layer({self.name}, {self.kind}, {self.inputs} -> {self.channels})"
+
     @property
     def input(self) -> int:
         """The value that is summed over."""

@@ -84,6 +84,10 @@ class SweepResult:
             thumbnails.check(self.thumbnail_images, self.thumbnails, len(self.labels))
         saved.check_about(self.about)
 
+    def __repr__(self) -> str:
+        title = f"{self.title}; " if self.title else ""
+        return f"SweepResult({title}{len(self.ks)} K, {len(self.labels)} images)"
+
     def _check_rows(self, name: str, predictions: Any, labels: Any) -> None:
         if predictions.shape != (len(self.ks), len(labels)):
             raise InputError(

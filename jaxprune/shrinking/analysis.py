@@ -69,6 +69,9 @@ class Analysis:
     costs: Costs
     latency: LatencyTable | None = None
 
+    def __repr__(self) -> str:
+        return f"Analysis({len(self.curves)} groups, {len(self.images)} images)"
+
     def candidates(
         self, budget: Budget, *, multiple_of: int = 1
     ) -> list[dict[str, int]]:

@@ -85,6 +85,12 @@ class TappedLayer:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     ranked: "Mapping[int, TappedLayer]" = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return (
+            f"TappedLayer({self.name}, {self.channels} channels, {len(self.split)} "
+            "images)"
+        )
+
     @property
     def channels(self) -> int:
         """Their number, P."""

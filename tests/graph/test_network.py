@@ -48,6 +48,18 @@ def test_a_function_is_a_network(function):
     assert small.params["out"]["w"].shape == (3, 4)
 
 
+def test_what_is_printed_is_a_line_each():
+    network = Network(plain, PARAMS, X)
+    assert str(list(network.layers.values())) == (
+        "[Layer(first, conv, 2 -> 6), Layer(second, conv, 6 -> 5), "
+        "Layer(out, dense, 5 -> 4)]"
+    )
+    group = network.groups.groups["first"]
+    assert repr(group) == "PruningGroup(6 units, first -> second)"
+    fill = jaxprune.linear_fill(network, X, layer="second", ridge=1.0)
+    assert repr(fill) == "LinearFill(name='linear', facts={'images': 3, 'ridge': 1.0})"
+
+
 def by_value(params, x):
     return plain(params, x) if x.sum() > 0 else -plain(params, x)
 

@@ -205,3 +205,9 @@ def test_two_processes_that_save_at_once(tmp_path):
     assert [process.returncode for process in both] == [0, 0]
     assert len(np.unique(SweepResult.load(folder).predictions)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+
+
+def test_its_repr_is_a_line():
+    assert repr(result()) == (
+        "SweepResult(layer block_1/conv, criterion mean, fill zero; 6 K, 20 images)"
+    )
