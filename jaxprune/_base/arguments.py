@@ -37,7 +37,10 @@ _FORMS = {
     "equinox._module._module.Module": (
         "an Equinox module", "jaxprune.from_equinox(model)"
     ),
-    "keras.src.layers.layer.Layer": ("a Keras model", "jaxprune.from_keras(model)"),
+    "keras.src.models.model.Model": ("a Keras model", "jaxprune.from_keras(model)"),
+    "keras.src.layers.layer.Layer": (
+        "a Keras layer", "jaxprune.from_keras(keras.Sequential([...]))"
+    ),
     "haiku._src.transform.Transformed": (
         "a Haiku transform",
         "jaxprune.Network(hk.without_apply_rng(transformed).apply, params)",

@@ -218,7 +218,7 @@ def _prepare(name: str, data_dir: str | None, cache: Path) -> Path:
 
 
 def _import_tfds(message: str = "{}") -> Any:
-    logging.getLogger("absl").addFilter(lambda record: "OpenCV" not in record.msg)
+    logging.getLogger("absl").addFilter(lambda record: "OpenCV" not in str(record.msg))
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -169,7 +169,7 @@ def build(name):
     return (model := stateful()), jaxprune.from_equinox(*model, IMAGES)
 
 
-@pytest.mark.parametrize("name", quick(LAYERS, ("cnn",)))
+@pytest.mark.parametrize("name", quick(LAYERS, ()))
 def test_step_by_step(name, tmp_path):
     model, network = build(name)
     keep = [n for n in network.groups.groups if n.startswith("attention")]

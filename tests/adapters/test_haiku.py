@@ -109,7 +109,7 @@ def reloaded(model, small, folder):
 HAIKU = Framework(evaluated, zeroed, edited, lambda small: small, reloaded)
 
 
-@pytest.mark.parametrize("name", quick(ALL, ("cnn",)))
+@pytest.mark.parametrize("name", quick(ALL, ()))
 def test_step_by_step(name, tmp_path):
     model, network = build(name)
     smaller = walk(HAIKU, model, network, IMAGES, *ALL[name][1:], tmp_path)

@@ -667,7 +667,7 @@ BAD = [
     (
         sweep,
         ["--model=nets.others:a_layer"],
-        "be a Keras model or its file, got Conv2D",
+        "got a Keras layer: jaxprune.from_keras(keras.Seq",
     ),
     (sweep, ["--model=nets.others:no_example"], "must have an example of the images"),
     (sweep, ["--model=nets.others:of_bytes"], "float32 images [1, H, W, C], which is"),
@@ -681,7 +681,7 @@ BAD = [
     (sweep, ["--model=nets.small:empty"], "hold no floating-point array"),
     (sweep, ["--model=nets.small:unlike"], "does not run on the example"),
     (sweep, ["--model=nets.small:no_params"], "with a collection 'params'"),
-    (sweep, ["--model=nets.small:no_call"], "missing 1 required positional argument"),
+    (sweep, ["--model=nets.small:no_call"], "Net cannot be called without 'train'"),
     (sweep, ["--model=nets.small:an_array"], "arguments must be JSON-able"),
     (sweep, ["--model=nets.small:no_logits"], "logits [N, classes], got [2, 8, 8, 3]"),
     (sweep, ["--model=nets.small:in_bytes"], "float32 images [1, H, W, C], which is"),

@@ -586,9 +586,9 @@ def test_a_sweep_with_drop_where_channels_join_others():
 def test_networks_are_compared_at_full_precision(monkeypatch):
     seen = []
 
-    def compared(masked, compact, labels=None):
+    def compared(masked, *others, **options):
         seen.append((masked.dtype, jax.config.jax_default_matmul_precision))
-        return compare(masked, compact, labels)
+        return compare(masked, *others, **options)
 
     compare = proof.compare
     monkeypatch.setattr(proof, "compare", compared)

@@ -53,7 +53,7 @@ def test_the_mean_of_two_networks_probabilities():
         ensemble, pair, SPLIT, layer="one/params/conv3", batch_size=8
     )
     swept = jaxprune.sweep_layer(tapped, np.arange(6.0), ks=[0])
-    p = np.asarray(ensemble(pair, SPLIT.images), np.float64)
+    p = np.asarray(ensemble(pair, jnp.asarray(SPLIT.images)), np.float64)
     expected = -np.log(p[np.arange(len(p)), SPLIT.labels]).mean()
     np.testing.assert_allclose(swept.cross_entropy, [expected], rtol=1e-5)
 
