@@ -103,7 +103,8 @@ class Baseline:
         """Compares a compact network with the masked one's logits on all images."""
         program = self.program(small.function)
         after = self.evaluate(program, dict(small.arrays), "compact network")
-        proof = compare(masked, after, self.split.labels)
+        coarsest = self.network.graph(self.example).program.coarsest
+        proof = compare(masked, after, self.split.labels, coarsest)
         if small.proof is None:
             return proof
         return replace(
