@@ -23,7 +23,7 @@ def against_k(
       title: of the sheet.
       curve: K and accuracies of a sweep, to be drawn behind those of the rows.
     """
-    figure = Figure(figsize=(8, 9.5), layout="constrained")
+    figure = Figure(figsize=(10, 9.5), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     ks = [row["k"] for row in rows]
     first = rows[0]
@@ -60,7 +60,8 @@ def against_k(
     for axes in (top, middle, bottom):
         add_grid(axes)
         axes.set_xlim(0, first["channels"])
-        axes.legend(loc="lower left", framealpha=0.95)
+        # Beside the panel: inside, it would hide points.
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return figure
 
 

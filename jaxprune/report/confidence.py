@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from jaxprune.results.confidence import Interval, points
 from jaxprune.results.result import SweepResult
@@ -48,4 +49,12 @@ def loss_curve(axes: Axes, result: SweepResult, color: str) -> None:
     axes.set_yscale("log", nonpositive="clip")
     if (interval := result.cross_entropy_interval) is not None:
         band(axes, result.ks, interval, color)
-    axes.set_ylabel("mean cross-entropy, nats")
+    low, high = axes.get_ylim()
+    # Over many decades, 2 and 5 of each would crowd; within one step of these, a linear
+    # axis' numbers are the only ones there are.
+    subs = (1, 2, 5) if high < 300 * low else (1,)
+    ticks = MaxNLocator(5) if high < 5 * low else LogLocator(subs=subs)
+    axes.yaxis.set_major_locator(ticks)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("cross-entropy, nats")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -36,24 +37,29 @@ _STYLES: dict[str, tuple[str, str]] = {
 }
 
 
-def draw_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+# What is enlarged: values above this quantile of all, where they are in a small part of
+# the axis.
+_ENLARGED, _PART = 0.1, 0.3
+
+
+def draw_comparison(
+    comparison: Comparison, folder: Path, suffix: str = "png"
+) -> list[Path]:
     """Draws both pictures into its folder; returns their paths."""
     figures = {
         "criteria": accuracy_by_criterion(comparison),
         "agreement": agreement(comparison),
     }
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [save(each, folder / f"{name}.{suffix}") for name, each in figures.items()]
 
 
 def accuracy_by_criterion(comparison: Comparison) -> Figure:
     """Accuracy against K of every criterion, over the 95 % band of random orders.
 
-    For unbalanced classes, balanced accuracy is a second panel. In the legend, criteria
-    are in order of their mean accuracy over K.
+    For unbalanced classes, balanced accuracy has a second row. Where most of the curves
+    lie in a small part of the axis, a second panel enlarges that. In the legend,
+    criteria are in order of their mean accuracy over K.
     """
-    count = 1 if comparison.is_balanced else 2
-    figure = Figure(figsize=(10, 1.0 + 5.2 * count), layout="constrained")
-    panels = figure.subplots(count, 1, squeeze=False)[:, 0]
     kinds = [
         ("accuracy", comparison.accuracy, comparison.random_accuracy),
         (
@@ -62,20 +68,40 @@ def accuracy_by_criterion(comparison: Comparison) -> Figure:
             comparison.random_balanced_accuracy,
         ),
     ]
-    for axes, (name, curves, random) in zip(panels, kinds, strict=False):
-        _curves(axes, comparison, curves, random)
-        axes.set_ylabel(name)
+    kinds = kinds[: 1 if comparison.is_balanced else 2]
+    ranges = [_enlarged(curves) for _, curves, _ in kinds]
+    columns = 2 if any(ranges) else 1
+    size = (6 * columns + 2.5, 1.0 + 5.2 * len(kinds))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(kinds), columns, squeeze=False, sharex=True)
+    for row, (name, curves, random), part in zip(panels, kinds, ranges, strict=True):
+        for axes in row:
+            _curves(axes, comparison, curves, random)
+            axes.set_ylabel(name)
+        if part:
+            row[1].set_ylim(*part)
+            row[1].set_ylabel(f"{name}, enlarged: from {part[0]:.3f}")
+        elif columns == 2:
+            row[1].remove()
     about = comparison.about
-    panels[0].set_title(
+    figure.suptitle(
         f"{about.get('model', 'network')}, layer {about['layer']}, fill "
         f"{about['fill']}: which channels go first"
     )
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside right center",
         title="mean over K", alignment="left",
     )  # fmt: skip
     return figure
+
+
+def _enlarged(curves: Float[np.ndarray, "C K"]) -> tuple[float, float] | None:
+    """The part of the axis that most of the curves share; None if it is large."""
+    low, high = np.quantile(curves, [_ENLARGED, 1])
+    margin = 0.05 * (high - low)
+    part = (float(low - margin), float(high + margin))
+    return part if 0 < high - low < _PART else None
 
 
 def _curves(
@@ -101,10 +127,9 @@ def _curves(
             linewidth=2.2 if "oracle" in name else 1.5,
             label=f"{means[i]:.4f}  {name}",
         )  # fmt: skip
-    p = comparison.scores.shape[1]
-    axes.set_xlim(0, p)
+    axes.set_xlim(0, comparison.scores.shape[1])
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel(f"K, channels pruned of {p}")
+    axes.set_xlabel(f"K, channels pruned of {comparison.scores.shape[1]}")
     add_grid(axes)
 
 
@@ -119,8 +144,9 @@ def agreement(comparison: Comparison) -> Figure:
     for i, row in enumerate(matrix):
         for j, rho in enumerate(row):
             number = f"{round(rho, 2) + 0.0:.2f}"  # not -0.00
+            number = number.replace("-", "\N{MINUS SIGN}")  # as on the colour bar
             axes.text(
-                j, i, "-" if np.isnan(rho) else number, ha="center", va="center",
+                j, i, "n/a" if np.isnan(rho) else number, ha="center", va="center",
                 color="white" if abs(rho) > 0.7 else "black", fontsize=9,
             )  # fmt: skip
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")

@@ -4,13 +4,16 @@ A function named after a picture returns a matplotlib Figure; `save` writes one.
 P channels, K masks, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from typing_extensions import TypedDict
 
 from jaxprune._base import schema
@@ -34,10 +37,16 @@ _FILLS: dict[str, tuple[str, float, str]] = {
 }
 
 
+# Formats that figures are written in.
+FORMATS = ("png", "pdf", "svg")
+# Publishers refuse Type 3 fonts, matplotlib's default in a PDF.
+_FONTS = {"pdf.fonttype": 42}
+
+
 def save(figure: Figure, path: Path) -> Path:
-    """Writes the figure to `path`, whole or not at all."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    """Writes the figure to `path`, whole or not at all, without empty margins."""
+    with replacing(path) as temporary, matplotlib.rc_context(_FONTS):
+        figure.savefig(temporary, dpi=150, bbox_inches="tight", pad_inches=0.08)
     return path
 
 
@@ -48,6 +57,7 @@ def draw_sweep(
     order: str = "channel",
     normalize: str = "shared",
     k: int | None = None,
+    suffix: str = "png",
 ) -> list[Path]:
     """Draws all pictures of one sweep into its folder; returns their paths.
 
@@ -57,6 +67,7 @@ def draw_sweep(
       order: tiles of the feature maps by channel index or by rank.
       normalize: one scale for all tiles, or one for each.
       k: K of the second confusion matrix; by default the largest safe one.
+      suffix: of the files, one of FORMATS.
     """
     figures = {
         "accuracy_vs_k": accuracy_vs_k(result),
@@ -64,12 +75,16 @@ def draw_sweep(
         "scores": sorted_scores(result),
         "confusion": confusion_matrices(result, k),
     }
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [save(each, folder / f"{name}.{suffix}") for name, each in figures.items()]
 
 
-def draw_training(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+def draw_training(
+    lines: Sequence[Mapping[str, Any]], folder: Path, model: str, suffix: str = "png"
+) -> list[Path]:
     """Draws training.png from the log of a training; nothing where that is empty."""
-    return [save(training_curves(lines), folder / "training.png")] if lines else []
+    if not lines:
+        return []
+    return [save(training_curves(lines, model), folder / f"training.{suffix}")]
 
 
 @schema.and_others
@@ -96,19 +111,26 @@ def _axes_of_k(axes: Axes, result: SweepResult) -> None:
     add_grid(axes)
 
 
-def _baseline_and_chance(axes: Axes, result: SweepResult) -> None:
+def _baseline(axes: Axes, result: SweepResult, name: str = "accuracy") -> None:
+    base = getattr(result, name)[0]
+    label = f"baseline {_of(name, result)}{base:.4f}"
+    axes.axhline(base, color=_QUIET, linestyle="--", linewidth=1, label=label)
+
+
+def _chance(
+    axes: Axes, result: SweepResult, name: str = "accuracy", color: str = _QUIET
+) -> None:
+    """The accuracy, or balanced accuracy, of a network that knows one class."""
     share = np.bincount(result.labels).max() / len(result.labels)
-    base = result.accuracy[0]
-    axes.axhline(
-        base, color=_QUIET, linestyle="--", linewidth=1, label=f"baseline {base:.4f}"
-    )
-    axes.axhline(
-        share,
-        color=_QUIET,
-        linestyle=":",
-        linewidth=1,
-        label=f"chance, always one class {share:.2f}",
-    )
+    if name == "balanced_accuracy":
+        share = 1 / len(result.class_names)
+    label = f"chance, always one class: {_of(name, result)}{share:.2f}"
+    axes.axhline(share, color=color, linestyle=":", linewidth=1.2, label=label)
+
+
+def _of(name: str, result: SweepResult) -> str:
+    """A figure's name, where there are two of them."""
+    return "" if result.is_balanced else f"{name.replace('_', ' ')} "
 
 
 def accuracy_vs_k(result: SweepResult) -> Figure:
@@ -119,9 +141,11 @@ def accuracy_vs_k(result: SweepResult) -> Figure:
     """
     unbalanced, with_loss = not result.is_balanced, result.cross_entropy is not None
     heights = [4.8] + [2.2] * (unbalanced + with_loss)
-    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
-    grid = {"height_ratios": heights}
-    panels = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw=grid)[:, 0]
+    figure = Figure(figsize=(8, 1 + sum(heights)), layout="constrained")
+    panels = figure.subplots(
+        len(heights), 1, squeeze=False, sharex=True,
+        gridspec_kw={"height_ratios": heights},
+    )[:, 0]  # fmt: skip
     top = panels[0]
     top.plot(result.ks, result.accuracy, color=_ACCURACY, label="accuracy")
     band(top, result.ks, result.figures.accuracy, _ACCURACY)
@@ -130,18 +154,31 @@ def accuracy_vs_k(result: SweepResult) -> Figure:
         top.plot(result.ks, balanced, color=_BALANCED, label="balanced accuracy")
         band(top, result.ks, result.figures.recalls.balanced, _BALANCED)
         _predicted_shares(panels[1], result)
-    _baseline_and_chance(top, result)
+    _baseline(top, result)
+    _chance(top, result, color=_ACCURACY if unbalanced else _QUIET)
+    if unbalanced:
+        _chance(top, result, "balanced_accuracy", _BALANCED)
     mark_chosen(top, result)
     note(top, result)
     top.set_ylabel("accuracy")
     top.set_ylim(0, 1.02)
     top.set_title(result.title, pad=16)
-    top.legend(loc="lower left", framealpha=0.95)
     if result.cross_entropy is not None:
         loss_curve(panels[-1], result, _ACCURACY)
     for axes in panels:
         _axes_of_k(axes, result)
+        axes.label_outer()
+    legend_below(figure, [top], columns=2)
     return figure
+
+
+def legend_below(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
+    """One legend below all panels: curves that fall leave no corner free."""
+    found = [axes.get_legend_handles_labels() for axes in panels]
+    shown = {label: line for each in found for line, label in zip(*each, strict=True)}
+    figure.legend(
+        [*shown.values()], [*shown], loc="outside lower center", ncols=columns
+    )
 
 
 def _predicted_shares(axes: Axes, result: SweepResult) -> None:
@@ -153,7 +190,7 @@ def _predicted_shares(axes: Axes, result: SweepResult) -> None:
         axes.axhline(truth[c], color=line.get_color(), linestyle=":", linewidth=1)
     axes.set_ylim(-0.02, 1.02)
     axes.set_ylabel("share of images\n(dotted: true share)")
-    axes.legend(loc="center left", framealpha=0.95)
+    axes.legend(loc="best", framealpha=0.95)
 
 
 def compare_fills(results: list[SweepResult]) -> Figure:
@@ -178,21 +215,16 @@ def compare_fills(results: list[SweepResult]) -> Figure:
                 color=color, linewidth=width, linestyle=style,
             )  # fmt: skip
             band(axes, result.ks, interval, color)
-    _baseline_and_chance(panels[0], results[0])
-    about = results[0].about
-    panels[0].set_title(
-        f"{about.get('model', 'network')}, layer {about['layer']}: "
-        "what a pruned channel becomes",
-        pad=16,
-    )
+    title = f"{results[0].subject}: what a pruned channel becomes"
+    panels[0].set_title(title, pad=16)
     note(panels[0], results[0])
     for axes, name in zip(panels, names, strict=False):
+        _baseline(axes, results[0], name)
+        _chance(axes, results[0], name)
         axes.set_ylabel(name.replace("_", " "))
         axes.set_ylim(0, 1.02)
         _axes_of_k(axes, results[0])
-    # Curves that fall at different K leave no corner free.
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    legend_below(figure, panels, columns=3 if unbalanced else 4)
     return figure
 
 
@@ -201,20 +233,20 @@ def sorted_scores(result: SweepResult) -> Figure:
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
     scores = result.scores[result.order]
-    rank = np.arange(len(scores))
-    axes.fill_between(rank, 0, scores, step="mid", alpha=0.3)
-    axes.step(rank, scores, where="mid")
+    edges = np.arange(len(scores) + 1) - 0.5
+    axes.stairs(scores, edges, fill=True, alpha=0.3)
+    axes.stairs(scores, edges, color="tab:blue", linewidth=1.5)
     chosen = result.largest_safe_k(result.max_drop)
     if chosen:
         axes.axvline(
             chosen - 0.5,
             color="tab:red",
             linewidth=1,
-            label=f"pruned at the largest safe K: {chosen}",
+            label=f"largest safe K, {chosen}: those to the left are pruned",
         )
-        axes.legend(loc="upper left")
+        legend_below(figure, [axes], columns=1)
     axes.set_xlim(-0.5, len(scores) - 0.5)
-    axes.set_ylim(min(0, scores.min() * 1.05), None)
+    axes.set_ylim(min(0, scores.min() * 1.05), max(0, scores.max() * 1.05) or None)
     axes.set_xlabel("rank (0 is pruned first)")
     axes.set_ylabel(f"score: {result.about.get('criterion', 'given')}")
     axes.set_title(result.title)
@@ -231,36 +263,39 @@ def confusion_matrices(result: SweepResult, k: int | None = None) -> Figure:
     k = result.largest_safe_k(result.max_drop) if k is None else k
     if k not in result.ks:
         raise InputError(f"the sweep has no K = {k}")
-    classes = len(result.class_names)
-    size = max(4.0, 0.55 * classes)
-    figure = Figure(figsize=(2 * size + 1.2, size + 0.6), layout="constrained")
-    panels = figure.subplots(1, 2)
+    names = result.class_names
+    size = max(4.0, 0.55 * len(names))
+    figure = Figure(figsize=(2 * size + 1.2, size + 1), layout="compressed")
+    panels = figure.subplots(1, 2, sharey=True)
     for axes, row in zip(panels, (0, result.ks.index(k)), strict=True):
-        counts = result.confusion[row]
-        share = 100 * counts / counts.sum(1, keepdims=True)
-        drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-        for true in range(classes):
-            for predicted in range(classes):
-                value = share[true, predicted]
-                axes.text(
-                    predicted,
-                    true,
-                    f"{value:.1f}" if classes <= 4 else f"{value:.0f}",
-                    ha="center",
-                    va="center",
-                    color="white" if value > 55 else "black",
-                    fontsize=9,
-                )
-        axes.set_xticks(range(classes), result.class_names, rotation=45, ha="right")
-        axes.set_yticks(range(classes), result.class_names)
+        drawn = _confusion(axes, result.confusion[row])
+        longest = max(map(len, names))
+        turned = {"rotation": 45, "ha": "right"} if longest > 3 else {}
+        axes.set_xticks(range(len(names)), names, **turned)
         axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
         axes.set_title(f"K = {result.ks[row]}, accuracy {result.accuracy[row]:.4f}")
+    images = np.bincount(result.labels, minlength=len(names))
+    of_class = [f"{name} ({n:,})" for name, n in zip(names, images, strict=True)]
+    panels[0].set_yticks(range(len(names)), of_class)
+    panels[0].set_ylabel("true (images)")
+    figure.suptitle(result.title)
     figure.colorbar(drawn, ax=panels, label="% of the true class", shrink=0.8)
     return figure
 
 
-def training_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
+def _confusion(axes: Axes, counts: Int[np.ndarray, "C C"]) -> AxesImage:
+    """A matrix in per cent of each row, with its numbers."""
+    share = 100 * counts / counts.sum(1, keepdims=True)
+    digits = 1 if len(counts) <= 4 else 0
+    for (true, predicted), value in np.ndenumerate(share):
+        axes.text(
+            predicted, true, f"{value:.{digits}f}", ha="center", va="center",
+            color="white" if value > 55 else "black", fontsize=9,
+        )  # fmt: skip
+    return axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+
+
+def training_curves(lines: Sequence[Mapping[str, Any]], model: str) -> Figure:
     """Loss and accuracies against the epoch."""
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
@@ -274,6 +309,7 @@ def training_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
     panels[1].set_ylabel("accuracy")
     panels[1].set_xlabel("epoch")
     panels[1].legend()
+    panels[0].set_title(f"{model}: training")
     for axes in panels:
         add_grid(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -73,7 +73,9 @@ def feature_maps(
         spine.set_visible(False)
     h, w = maps.shape[1:]
     scale = ", each tile on its own scale" if normalize == "each" else ""
-    axes.set_title(f"{result.title}: mean feature maps, {h} x {w} each{scale}")
+    ranked = f" by {result.about.get('criterion', 'score')}" if order == "rank" else ""
+    what = f"mean feature maps{ranked}, {h} x {w} each{scale}"
+    axes.set_title(f"{result.subject}: {what}")
     if normalize == "shared":
         figure.colorbar(drawn, label="mean activation", shrink=0.8, pad=0.01)
     return figure

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxprune.report.confidence import band
-from jaxprune.report.curves import add_grid
+from jaxprune.report.curves import add_grid, legend_below
 from jaxprune.results.confidence import mean_interval
 from jaxprune.results.result import SweepResult
 
@@ -21,7 +21,7 @@ def compare_seeds(seeds: Sequence[int], results: Sequence[SweepResult]) -> Figur
     """
     first = results[0]
     names = list(_NAMES)[: 1 if first.is_balanced else 2]
-    figure = Figure(figsize=(8, 1 + 3.8 * len(names)), layout="constrained")
+    figure = Figure(figsize=(8, 1.5 + 3.8 * len(names)), layout="constrained")
     panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
         values = np.stack([getattr(r, name) for r in results])
@@ -41,7 +41,7 @@ def compare_seeds(seeds: Sequence[int], results: Sequence[SweepResult]) -> Figur
         axes.set_xlim(0, len(first.order))
         axes.set_xlabel(f"K, channels pruned of {len(first.order)}")
         add_grid(axes)
-    panels[0].legend(loc="lower left", framealpha=0.95, fontsize=8)
+    legend_below(figure, panels[:1], columns=3)
     title = f"{first.title}: {len(seeds)} seeds (band: 95 % of their mean)"
     panels[0].set_title(title, fontsize=11)
     return figure

@@ -6,50 +6,84 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxprune.report.curves import add_grid
+from jaxprune.report.curves import add_grid, legend_below
+
+_MARKERS = "osD^v"
 
 
 def pareto(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Accuracy against multiply-adds, parameters and measured time.
+
+    A bar down from a point ends at what the network may really have, with 95 %
+    confidence; one across it joins the quartiles of its time.
 
     Args:
       rows: one for each budget, as `jaxprune shrink` keeps them. Figures of the
         whole network are the same in every row.
       title: of the sheet.
     """
-    batches = sorted(rows[0]["latency"], key=int)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    for axes, key, label in (
-        (panels[0], "multiply_adds", "multiply-adds"),
-        (panels[1], "parameters", "parameters"),
-    ):
+    for axes, key in zip(panels, ("multiply_adds", "parameters"), strict=False):
         share = [row[key] / row[f"{key}_before"] for row in rows]
-        _line(axes, rows, share, None)
+        _points(axes, rows, share, fmt="o", color="tab:blue")
+        accuracy = [row["accuracy"] for row in rows]
+        path = sorted([*zip(share, accuracy, strict=True), (1, _whole(rows))])
+        axes.plot(*zip(*path, strict=True), color="tab:blue", linewidth=1)
+        axes.plot([1], [_whole(rows)], "o", color="0.45", markersize=4)
+        label = key.replace("_", "-")
         axes.set_xlabel(f"{label}, share of the whole network's")
-    for batch in batches:
-        times = [row["latency"][batch] for row in rows]
-        share = [t["after"]["median"] / t["before"]["median"] for t in times]
-        _line(panels[2], rows, share, f"batch {batch}")
-    panels[2].set_xlabel("measured time, share of the whole network's")
-    panels[2].legend(loc="lower right")
-    whole = rows[0]["baseline_accuracy"]
+    _times(panels[2], rows)
     for axes in panels:
-        axes.axhline(whole, color="0.45", linestyle="--", linewidth=1)
-        axes.set_xlim(0, 1.05)
+        axes.axhline(
+            _whole(rows), color="0.45", linestyle="--", linewidth=1,
+            label=f"whole network {_whole(rows):.4f}",
+        )  # fmt: skip
         add_grid(axes)
-    panels[0].annotate(
-        f"whole network {whole:.4f}", (0.02, whole), xytext=(0, -4),
-        textcoords="offset points", verticalalignment="top", color="0.35",
+    panels[2].set_title(
+        "down: what may be left, with 95 % confidence; across: quartiles",
+        fontsize=8, color="0.35", loc="right",
     )  # fmt: skip
     panels[0].set_ylabel("accuracy")
     figure.suptitle(title)
+    legend_below(figure, panels[2:], columns=6)
     return figure
 
 
-def _line(
-    axes: Axes, rows: Sequence[dict[str, Any]], share: list[float], label: str | None
+def _whole(rows: Sequence[dict[str, Any]]) -> float:
+    return rows[0]["baseline_accuracy"]
+
+
+def _times(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Points alone: times of like networks differ by chance, and a line would turn."""
+    latest = 1.0
+    for i, batch in enumerate(sorted(rows[0]["latency"], key=int)):
+        pairs = [row["latency"][batch] for row in rows]
+        low, share, high = (
+            [pair["after"][key] / pair["before"]["median"] for pair in pairs]
+            for key in ("lower_quartile", "median", "upper_quartile")
+        )
+        latest = max(latest, *share)
+        quartiles = [
+            [x - end for x, end in zip(share, low, strict=True)],
+            [end - x for x, end in zip(share, high, strict=True)],
+        ]
+        _points(
+            axes, rows, share, xerr=quartiles, fmt=_MARKERS[i % len(_MARKERS)],
+            color=f"C{i}", label=f"batch {batch}",
+        )  # fmt: skip
+    axes.set_xlim(0, 1.05 * latest)  # a quartile may lie far beyond all medians
+    axes.axvline(1, color="0.45", linestyle=":", linewidth=1)
+    axes.set_xlabel("measured time, share of the whole network's")
+
+
+def _points(
+    axes: Axes, rows: Sequence[dict[str, Any]], share: list[float], **style: Any
 ) -> None:
-    points = sorted((x, row["accuracy"]) for x, row in zip(share, rows, strict=True))
-    points.append((1.0, rows[0]["baseline_accuracy"]))
-    axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+    below = [row["accuracy"] - (_whole(rows) - row["largest_drop"]) for row in rows]
+    accuracy = [row["accuracy"] for row in rows]
+    down = [[max(0, x) for x in below], [0] * len(rows)]
+    axes.set_xlim(0, 1.05)
+    axes.errorbar(
+        share, accuracy, yerr=down, markersize=4, elinewidth=0.8, alpha=0.8, **style
+    )

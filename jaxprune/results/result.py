@@ -102,6 +102,13 @@ class SweepResult:
         known = [f"{key} {name}" for key, name in names.items() if name]
         return ", ".join([*filter(None, [self.about.get("model")]), *known])
 
+    @property
+    def subject(self) -> str:
+        """Its network and layer, on one line."""
+        layer = self.about.get("layer")
+        named = [self.about.get("model", "network"), layer and f"layer {layer}"]
+        return ", ".join(filter(None, named))
+
     @cached_property
     def confusion(self) -> Int[np.ndarray, "K C C"]:
         """Counts of images by [k, true class, predicted class]."""

@@ -95,6 +95,8 @@ def check_about(about: Mapping[str, Any]) -> None:
 
 
 _FILES = ("sweep.npz", "sweep.csv", "summary.json")
+# Endings of the figures that may lie beside them.
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def check_target(
@@ -105,7 +107,7 @@ def check_target(
         raise InputError(f"{folder} is a file: give another folder")
     if folder.exists():
         others = (p for p in folder.iterdir() if p.name not in files)
-        other = next((p for p in others if p.suffix != ".png"), None)
+        other = next((p for p in others if p.suffix not in PICTURES), None)
         if other is not None:
             raise InputError(f"{other} is no part of a {what}: give another folder")
 

@@ -12,6 +12,7 @@ from experiments.bench.shrink import figure
 from jaxprune._base.errors import InputError
 from jaxprune.report import curves as plots
 from jaxprune.report import feature_maps as plots_maps
+from jaxprune.report import shrinking
 from jaxprune.results.result import SweepResult
 
 
@@ -172,8 +173,11 @@ def test_unbalanced_classes_get_balanced_accuracy_and_shares():
     assert len(balanced.axes) == 2
     figure = plots.accuracy_vs_k(result(unbalanced=True))
     assert len(figure.axes) == 3
-    labels = [line.get_label() for line in figure.axes[0].lines]
-    assert "accuracy" in labels and "balanced accuracy" in labels
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert "accuracy" in lines and "balanced accuracy" in lines
+    for name, share in (("accuracy 0.90", 0.9), ("balanced accuracy 0.33", 1 / 3)):
+        chance = lines[f"chance, always one class: {name}"]
+        assert {*chance.get_ydata()} == {share}
     shares = [line for line in figure.axes[1].lines if "predicted" in line.get_label()]
     assert len(shares) == 3
 
@@ -182,6 +186,7 @@ def test_the_curve_is_the_result_and_marks_the_chosen_k():
     r = replace(result(), about={**result().about, "max_drop": 0.2})
     figure = plots.accuracy_vs_k(r)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*lines]
     np.testing.assert_array_equal(lines["accuracy"].get_ydata(), r.accuracy)
     safe, naive = r.largest_safe_k(0.2), r.largest_k_within(0.2)
     assert 0 < safe < naive
@@ -199,6 +204,35 @@ def test_the_curve_is_the_result_and_marks_the_chosen_k():
         ends = band.get_paths()[0].vertices
         assert ends[:, 1].min() == interval.low.min()
         assert ends[:, 1].max() == interval.high.max()
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "shown"),
+    [
+        (0.2, 3, ["0.2", "0.5", "1", "2"]),
+        (0.001, 20, ["0.001", "0.01", "0.1", "1", "10"]),
+        (0.42, 0.9, ["0.45", "0.6", "0.75", "0.9"]),
+    ],
+)
+def test_numbers_of_a_logarithmic_axis(lowest, highest, shown):
+    losses = np.geomspace(lowest, highest, 12)
+    r = replace(result(), cross_entropy=losses, cross_entropy_std=None)
+    figure = plots.accuracy_vs_k(r)
+    figure.draw_without_rendering()
+    axis, ends = figure.axes[1].yaxis, figure.axes[1].get_ylim()
+    ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+    inside = [label.get_text() for at, label in ticks if ends[0] <= at <= ends[1]]
+    assert inside == shown
+    assert not any(label.get_text() for label in axis.get_ticklabels(minor=True))
+
+
+def test_all_steps_of_the_scores_are_one_channel_wide():
+    r = result()
+    filled, line = plots.sorted_scores(r).axes[0].patches
+    for step in (filled, line):
+        values, edges, _ = step.get_data()
+        np.testing.assert_array_equal(values, r.scores[r.order])
+        np.testing.assert_array_equal(edges, np.arange(13) - 0.5)
 
 
 @pytest.mark.parametrize("p", [1, 7, 60, 128, 512, 509])
@@ -221,6 +255,9 @@ def test_tiles_show_their_channels(order, normalize, signed):
     if normalize == "each":
         expected = (expected - expected.min()) / np.ptp(expected)
     row, column = divmod(7, columns)
+    where = "m, layer conv: mean feature maps"
+    ranked = " by mean" if order == "rank" else ""
+    assert axes.get_title().startswith(f"{where}{ranked}, 2 x 2 each")
     tile = image[row * tile_h : (row + 1) * tile_h, column * tile_w :][:, :tile_w]
     corners = tile[0, 0], tile[0, 20], tile[20, 0], tile[20, 20]
     np.testing.assert_allclose(corners, expected.ravel(), rtol=1e-6)
@@ -232,6 +269,9 @@ def test_confusion_matrices_of_a_k():
     share = figure.axes[1].images[0].get_array()
     counts = r.confusion[9]
     np.testing.assert_allclose(share, 100 * counts / counts.sum(1, keepdims=True))
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["a (20)", "b (20)", "c (20)"]
+    assert figure.get_suptitle() == "m, layer conv, criterion mean, fill zero"
     with pytest.raises(InputError, match="no K = 12"):
         plots.confusion_matrices(r, 12)
 
@@ -242,7 +282,7 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path):
     old = path.read_bytes()
 
     class Broken(Figure):
-        def savefig(self, path, dpi):
+        def savefig(self, path, **how):
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
@@ -250,6 +290,55 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path):
         plots.save(Broken(), path)
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_other_formats(tmp_path, suffix, start):
+    result().save(tmp_path)
+    paths = plots.draw_sweep(result(), tmp_path, suffix=suffix)
+    assert len(paths) == 4
+    for path in paths:
+        assert path.suffix == f".{suffix}" and path.read_bytes().startswith(start)
+        assert b"/Type3" not in path.read_bytes()
+    result().save(tmp_path)  # pictures are no reason to refuse
+
+
+def row(accuracy, share, times):
+    """A budget's figures; times by batch, relative to the whole network's."""
+    return {
+        "baseline_accuracy": 0.9, "accuracy": accuracy, "largest_drop": 0.2,
+        "multiply_adds_before": 100, "multiply_adds": 100 * share,
+        "parameters_before": 10, "parameters": 10 * share,
+        "latency": {
+            batch: {
+                "before": {"median": 2.0},
+                "after": {"lower_quartile": time, "median": 2 * time,
+                          "upper_quartile": 4 * time},
+            }
+            for batch, time in times.items()
+        },
+    }  # fmt: skip
+
+
+def test_budgets_against_what_they_cost():
+    rows = [row(0.75, 0.25, {"8": 2, "1": 0.5}), row(0.85, 0.5, {"8": 1, "1": 3})]
+    axes = shrinking.pareto(rows, "title").axes
+    for panel in axes[:2]:
+        points, path, _ = panel.lines[:3]
+        np.testing.assert_array_equal(points.get_xydata(), [[0.25, 0.75], [0.5, 0.85]])
+        ends = [*points.get_xydata(), [1, 0.9]]
+        np.testing.assert_array_equal(path.get_xydata(), ends)
+        (down,) = panel.collections
+        lowest = [bar[0, 1] for bar in down.get_segments()]
+        np.testing.assert_allclose(lowest, [0.7, 0.7])  # a loss of 0.2
+    one, eight = axes[2].containers
+    assert (one.get_label(), eight.get_label()) == ("batch 1", "batch 8")
+    points, _, (across, _) = eight
+    np.testing.assert_array_equal(points.get_xydata(), [[2, 0.75], [1, 0.85]])
+    assert points.get_linestyle() == "None"
+    spans = [bar[:, 0].tolist() for bar in across.get_segments()]
+    assert spans == [[1, 4], [0.5, 2]]
+    assert axes[2].get_xlim()[1] > 3  # slower networks are in view
 
 
 @pytest.mark.parametrize("unbalanced", [False, True])
@@ -269,6 +358,9 @@ def test_fills_side_by_side(unbalanced):
         labels = [line.get_label() for line in curves]
         assert labels == ["fill zero", "fill drop", "fill linear"]
         np.testing.assert_array_equal(curves[0].get_ydata(), values)
+        assert [*axes.lines[-2].get_ydata()] == [values[0]] * 2
+    chance = {*panels[-1].lines[-1].get_ydata()}
+    assert chance == {1 / 3}
 
 
 def test_a_contest_shows_every_network_stage_and_time():

@@ -136,11 +136,28 @@ def test_curves_lie_over_the_band():
     assert len(pictures.accuracy_by_criterion(balanced).axes) == 1
 
 
+def test_curves_that_lie_close_are_enlarged():
+    """The axis of the second panel starts where most of what is drawn does."""
+    close = 0.9 + 0.01 * example().accuracy
+    close[0, -1] = 0.1  # one curve that falls
+    found = replace(example(), accuracy=close, is_balanced=True)
+    whole, part = pictures.accuracy_by_criterion(found).axes
+    assert whole.get_ylim() == (0, 1.02)
+    low, high = part.get_ylim()
+    assert 0.89 < low < np.quantile(close, 0.1) and close.max() < high < 0.92
+    assert part.get_ylabel() == f"accuracy, enlarged: from {low:.3f}"
+    for panel in (whole, part):
+        names = {line.get_label().split()[-1] for line in panel.lines}
+        assert {*found.names} <= names
+
+
 def test_agreement_is_annotated():
     figure = pictures.agreement(example())
     texts = {t.get_position(): t.get_text() for t in figure.axes[0].texts}
-    assert texts[(1, 0)] == texts[(0, 1)] == "-1.00"
-    assert texts[(3, 0)] == "0.80" and texts[(2, 0)] == "-" and texts[(2, 2)] == "1.00"
+    assert texts[(1, 0)] == texts[(0, 1)] == "\N{MINUS SIGN}1.00"
+    assert (
+        texts[(3, 0)] == "0.80" and texts[(2, 0)] == "n/a" and texts[(2, 2)] == "1.00"
+    )
 
 
 def test_both_pictures_are_written(tmp_path):

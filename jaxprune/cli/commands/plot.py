@@ -1,6 +1,7 @@
 r"""Draws the pictures of every sweep in a run directory again, from saved files alone.
 
     jaxprune plot --workdir=runs/cifar_vgg --order=rank --normalize=each
+    jaxprune plot --workdir=runs/cifar_vgg --format=pdf
 
 Nothing is computed with a network; --order and --normalize arrange the feature maps.
 """
@@ -25,6 +26,7 @@ class Settings(WorkdirSettings):
 
     order: str = flag(f"Tiles by: {', '.join(ORDERS)}.", default="channel")
     normalize: str = flag(f"Scale of the tiles: {', '.join(SCALES)}.", default="shared")
+    format: str = flag("Of the files.", choices=curves.FORMATS, default="png")
     confusion_k: int | None = flag(
         "K of the second confusion matrix. Default: the largest safe one."
     )
@@ -53,6 +55,7 @@ def main(settings: Settings) -> None:
             order=settings.order,
             normalize=settings.normalize,
             k=k,
+            suffix=settings.format,
         )
     groups: dict[str, list[SweepResult]] = {}
     for result in results:
@@ -60,11 +63,14 @@ def main(settings: Settings) -> None:
         groups.setdefault(key, []).append(result)
     for key, group in groups.items():
         if len(group) > 1:
-            target = workdir / f"fills-{key}.png"
+            target = workdir / f"fills-{key}.{settings.format}"
             made.insert(0, curves.save(curves.compare_fills(group), target))
     for path in sorted(workdir.glob("criteria-*/summary.json")):
-        made[:0] = draw_comparison(Comparison.load(path.parent), path.parent)
-    made += curves.draw_training(training_log.read(workdir), workdir)
+        comparison = Comparison.load(path.parent)
+        made[:0] = draw_comparison(comparison, path.parent, settings.format)
+    model = results[0].about.get("model", "network")
+    log = training_log.read(workdir)
+    made += curves.draw_training(log, workdir, model, settings.format)
     print(f"{len(made)} pictures in {workdir}/")
     process.finish(*made)
 

@@ -118,7 +118,8 @@ def _sweep_all(
             draw_comparison(comparison, sweeps.target(fill))
         print_comparison(comparison)
     if processes.is_first():
-        curves.draw_training(training_log.read(run.workdir), run.workdir)
+        log = training_log.read(run.workdir)
+        curves.draw_training(log, run.workdir, run.config.model)
         if len(sweeps.fills) > 1:
             curves.save(curves.compare_fills(results), sweeps.of_fills)
     return results
