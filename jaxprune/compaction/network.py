@@ -104,7 +104,7 @@ class Compact:
             for name, layer in self.layers.items()
         )
         sizes = sum(np.size(array) for array in self.arrays.values())
-        return f"Compact({removed or 'nothing removed'}; {sizes:,} numbers)"
+        return f"Compact({removed or 'nothing removed'}; {sizes:,} values)"
 
     def __copy__(self) -> "Compact":
         return dataclasses.replace(self)

@@ -116,6 +116,21 @@ def mcnemar(counts: Discordant) -> Float[np.ndarray, "*K"]:
     return np.minimum(p, 1.0)
 
 
+def mcnemar_in_words(lost: int, won: int) -> str:
+    """The same of two counts, with six digits: also where no float is as small.
+
+    >>> mcnemar_in_words(9, 1), mcnemar_in_words(2000, 0)
+    ('0.0214844', '1.74196e-602')
+    """
+    (p,) = mcnemar(Discordant(np.array([lost]), np.array([won]), lost + won))
+    if p > np.finfo(float).tiny:
+        return f"{p:.6g}"
+    terms = scipy.stats.binom.logpmf(np.arange(min(lost, won) + 1), lost + won, 0.5)
+    log10 = (scipy.special.logsumexp(terms) + np.log(2)) / np.log(10)
+    exponent = int(np.floor(log10))
+    return f"{10 ** (log10 - exponent):.5f}e{exponent}"
+
+
 def passed(
     drops: Float[np.ndarray, "*D K"], max_drop: float
 ) -> Int[np.ndarray, "*D"] | np.integer:

@@ -283,16 +283,15 @@ class SweepResult:
         Raises:
           InputError: the folder holds something else.
         """
-        columns = self.columns()
+        columns, counts = self.columns(), confidence.discordant(self.right)
         rows: list[Sequence[Any]] = [["k", "pruned_channel", "score", *columns]]
         for row, k in enumerate(self.ks):
             last = self.order[k - 1] if k else None
             score = "" if last is None else repr(float(self.scores[last]))
-            values = (
-                f"{x[row]:{'.6g' if name == 'mcnemar_p' else '.6f'}}"
-                for name, x in columns.items()
-            )
-            rows.append([k, last, score, *values])
+            values = {name: f"{x[row]:.6f}" for name, x in columns.items()}
+            lost, won = int(counts.lost[row]), int(counts.won[row])
+            values["mcnemar_p"] = confidence.mcnemar_in_words(lost, won)
+            rows.append([k, last, score, *values.values()])
         names = (*_ARRAYS, *(n for n in _MAYBE if getattr(self, n) is not None))
         arrays = {name: getattr(self, name) for name in names}
         saved.write(folder, arrays, rows, self.summary())

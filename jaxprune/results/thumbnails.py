@@ -22,6 +22,9 @@ SHOWN = 24
 _LARGEST_SIDE = 64
 _PIXELS = 2**20
 
+# Images of a split whose numbers' range is taken for that of all.
+_LOOKED_AT = 500
+
 
 class Thumbnails(NamedTuple):
     """Pictures of some images.
@@ -70,8 +73,8 @@ def of_split(split: Split, images: Int[np.ndarray, " n"]) -> Thumbnails:
 
     Three channels are red, green and blue, of four the first three are. Other numbers
     of channels, and the several images of an example, stand side by side in grey.
-    Numbers in 0 .. 255 or 0 .. 1 are brightness as they are; others go from black, the
-    lowest of them all, to white.
+    Bytes are brightness as they are; other numbers go from black, the split's lowest,
+    to white, its highest.
     """
     height, width, channels = split.image_shape
     parts = split.sources.shape[1]
@@ -91,8 +94,18 @@ def of_split(split: Split, images: Int[np.ndarray, " n"]) -> Thumbnails:
     else:
         single = np.split(examples[..., :across], across, axis=-1)
         flat = np.concatenate(single, axis=2)
-    drawn = [_resize(image, (small[0], small[1])) for image in _brightness(flat)]
+    if flat.dtype != np.uint8:
+        flat = _brightness(flat, *_range(split, chosen))
+    drawn = [_resize(image, (small[0], small[1])) for image in flat]
     return Thumbnails(chosen, np.stack(drawn))
+
+
+def _range(split: Split, chosen: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """The lowest and highest number of a split: of some of it, where it is large."""
+    spread = np.linspace(0, len(split) - 1, _LOOKED_AT).astype(int)
+    examples = (split.read(i[None]) for i in np.union1d(spread, chosen))
+    ends = [(float(each.min()), float(each.max())) for each in examples]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def check(images: Any, pixels: Any, total: int) -> None:
@@ -110,13 +123,10 @@ def check(images: Any, pixels: Any, total: int) -> None:
         )
 
 
-def _brightness(images: Num[np.ndarray, "T H W c"]) -> UInt8[np.ndarray, "T H W c"]:
-    if images.dtype == np.uint8:
-        return images
+def _brightness(
+    images: Num[np.ndarray, "T H W c"], low: float, high: float
+) -> UInt8[np.ndarray, "T H W c"]:
     values = np.asarray(images, np.float32)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 255:
-        low, high = 0.0, 1.0 if high <= 1 else 255.0
     scaled = (values - low) * (255 / max(high - low, 1e-12))
     return np.round(scaled).astype(np.uint8)
 

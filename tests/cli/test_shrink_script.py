@@ -11,6 +11,8 @@ import pytest
 import jaxprune
 from jaxprune.cli.commands import shrink
 from jaxprune.cli.shrink import ladder
+from jaxprune.cli.shrink.report import print_rung
+from jaxprune.shrinking.budget import Budget
 from run_directories import plant_run
 
 NETWORK = (
@@ -30,7 +32,8 @@ def run(script, tmp_path, made_once, standard_promotion, layers_untimed):
 
     def make(workdir):
         plant_run(workdir, model="cifar_resnet", widths=(4, 6, 8))
-        arguments = (f"--workdir={workdir}", *QUICK, "--speedup=1.5", "--ladder=1.2")
+        arguments = (f"--workdir={workdir}", *QUICK, "--speedup=1.5")
+        arguments += ("--ladder=1.2,1.5",)
         code, out, err = script(shrink, *arguments)
         assert code == 0, err
         (workdir / "out.txt").write_text(out)
@@ -50,10 +53,36 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "median", "lost", "time"),
+    [
+        (0.8916, 0.001, "0.84 points lost", "4.0 -> 1.0 ms: 4.00 times faster"),
+        (0.9012, 0.0156, "0.12 points gained", "4.0 -> 15.6 ms: 3.90 times slower"),
+    ],
+)
+def test_losses_and_times_in_words(capsys, accuracy, median, lost, time):
+    row = {
+        "baseline_accuracy": 0.9, "accuracy": accuracy, "largest_drop": 0.02,
+        "theoretical_speedup": 2.0, "parameters_before": 9, "parameters": 3,
+        "file_bytes": 5, "predicted_seconds": 0.008, "predicted_speedup": 0.5,
+        "proof": {"images": 60, "different_predictions": 0, "equations": 16,
+                  "largest_difference": 1e-7},
+        "latency": {"1": {"before": {"median": 0.004}, "after": {"median": median},
+                          "speedup": 0.004 / median}},
+    }  # fmt: skip
+    rung = ladder.Rung(Budget(speedup=2), {"a": 3}, row)
+    print_rung(rung, 1, asked_for=True)
+    out = capsys.readouterr().out
+    assert out.startswith("asked for: speedup 2: widths 3\n")
+    assert f"compact: {lost}, at most 2.00 lost with 95 % confidence" in out
+    assert f"{time}; predicted 8.0 ms, 2.00 times slower" in out
+
+
 @pytest.mark.slow
 def test_it_writes_the_network_the_ladder_and_the_layers(run):
     out = (run.workdir / "out.txt").read_text()
     assert out.count("60 images: 0 predictions differ") == 2
+    assert out.count("asked for: speedup 1.5: widths") == 1 == out.count("speedup 1.5:")
     small = jaxprune.load_compact(run.workdir / "shrink-speedup1.5")
     folder = run.workdir / "shrink"
     pareto = rows(folder / "pareto.csv")

@@ -1,6 +1,7 @@
 import csv
 import json
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -91,6 +92,24 @@ def test_the_table_holds_the_intervals(tmp_path):
     change = numbers["recall_change_a_low"]
     assert (change <= numbers["recall_change_a_high"]).all() and change[-1] < -0.5
     assert (numbers["balanced_change_low"] <= numbers["balanced_change_high"]).all()
+
+
+def test_a_p_value_that_no_float_holds_is_written(tmp_path):
+    labels = np.zeros(2500, int)
+    predictions = np.zeros((3, 2500), np.uint8)
+    predictions[1, :3] = predictions[2, :2000] = 1
+    labels[-1] = predictions[:, -1] = 1  # both classes have images
+    r = replace(
+        result(p=3, classes=2), predictions=predictions, labels=labels
+    )  # fmt: skip
+    r.save(tmp_path)
+    found = csv_columns(tmp_path)["mcnemar_p"]
+    assert found[:2] == ["1", "0.25"]
+    mantissa, exponent = found[2].split("e-")
+    digits = str(Fraction(10) ** 640 * 2 / 2**2000 // 1)  # 2 * 0.5^2000, exactly
+    assert int(exponent) == 641 - len(digits)
+    assert mantissa.replace(".", "") == f"{round(int(digits[:9]) / 1000):d}"
+    assert SweepResult.load(tmp_path).figures.mcnemar[2] == 0
 
 
 def test_an_older_sweep_has_no_cross_entropy(tmp_path):

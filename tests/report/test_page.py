@@ -119,15 +119,16 @@ def test_shares_are_of_the_classes_that_change_most(classes):
     expected = 100 * metrics.predicted_share(result.confusion)
     drawn = np.array(detail["shares"]["percent"])
     names = detail["shares"]["names"]
-    np.testing.assert_allclose(drawn.sum(0), 100, atol=0.02)
+    np.testing.assert_allclose(drawn.sum(0), 100, rtol=1e-12)
+    np.testing.assert_array_equal(drawn, np.round(drawn, 1))
     moved = np.abs(expected - expected[0]).max(0)
     if classes <= 10:
         assert names == [*result.class_names]
-        np.testing.assert_allclose(drawn.T, expected, atol=6e-4)
+        np.testing.assert_allclose(drawn.T, expected, atol=0.1)
     else:
         assert len(names) == 10 and names[-1] == "all others"
         chosen = [result.class_names.index(name) for name in names[:-1]]
-        np.testing.assert_allclose(drawn[:-1].T, expected[:, chosen], atol=6e-4)
+        np.testing.assert_allclose(drawn[:-1].T, expected[:, chosen], atol=0.1)
         assert moved[chosen].min() >= np.delete(moved, chosen).max()
 
 

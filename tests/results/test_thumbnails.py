@@ -82,10 +82,10 @@ def test_the_images_of_a_pair_stand_side_by_side():
     ("values", "expected"),
     [
         ([0.0, 0.5, 1.0], [0, 128, 255]),
-        ([0.0, 51.0, 102.0], [0, 51, 102]),
+        ([0.0, 8.0, 16.0], [0, 128, 255]),
         ([-1.0, 0.0, 3.0], [0, 64, 255]),
         ([300.0, 400.0, 500.0], [0, 128, 255]),
-        ([7.0, 7.0, 7.0], [7, 7, 7]),
+        ([7.0, 7.0, 7.0], [0, 0, 0]),
         ([-7.0, -7.0, -7.0], [0, 0, 0]),
     ],
 )
@@ -93,6 +93,14 @@ def test_the_images_of_a_pair_stand_side_by_side():
 def test_numbers_of_any_kind_become_brightness(values, expected, dtype):
     drawn = one(np.array(values, dtype).reshape(1, 3, 1))
     np.testing.assert_array_equal(drawn.ravel(), expected)
+
+
+def test_brightness_is_by_the_range_of_the_whole_split():
+    images = np.full((5, 2, 2, 1), 4.0, np.float32)
+    images[3, 0, 0] = 16  # of an image that is not drawn
+    images[4, 1, 1] = 0
+    made = thumbnails.of_split(split(images), np.array([0, 2]))
+    np.testing.assert_array_equal(made.pixels, np.full((2, 2, 2, 1), 64))
 
 
 def test_large_images_are_made_smaller():

@@ -76,18 +76,19 @@ def main(settings: Settings) -> None:
     if budget is not None:
         ladder.candidates(budget)  # raises now where it is out of reach
     budgets = [Budget(speedup=step) for step in steps]
-    budgets += [] if budget is None else [budget]
+    if budget is not None:
+        budgets = [*(each for each in budgets if each != budget), budget]
     chosen: Rung | None = None
     try:
         with cluster.progress(
             total=len(budgets), unit="network", desc="budgets", hide=len(budgets) < 2
         ) as bar:
             for each in budgets:
-                print_rung(ladder.rung(each), settings.batch)
+                print_rung(ladder.rung(each), settings.batch, each == budget)
                 bar.update()
         if budget is None:
             chosen = _within(settings, ladder)
-            print_rung(chosen, settings.batch)
+            print_rung(chosen, settings.batch, asked_for=True)
         else:
             chosen = ladder.rung(budget)  # remembered
         small, changes, lines = finetuning.train_on(

@@ -25,8 +25,8 @@ def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
         f"({proof.relative_difference:.2e} relative)"
     )
     cluster.say(
-        f"             {proof.equations} equations equal in float64, by "
-        f"{proof.bound_used:.2g} of what rounding explains at the most"
+        f"             {proof.equations} equations equal in float64; largest deviation "
+        f"{proof.bound_used:.2g} of the rounding bound"
     )
     cluster.say(
         f"  accuracy   {row['baseline_accuracy']:.4f} whole, "
@@ -45,8 +45,19 @@ def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
         before, after = times["before"], times["after"]
         cluster.say(
             f"    batch {batch:>4}  {_spread(before)} -> {_spread(after)}  "
-            f"{times['speedup']:.3f} times"
+            f"{speed(times['speedup'])}"
         )
+
+
+def speed(times: float) -> str:
+    """A time before over that after, in words.
+
+    >>> speed(2.0), speed(0.25)
+    ('2.00 times faster', '4.00 times slower')
+    """
+    return (
+        f"{times:.2f} times faster" if times >= 1 else f"{1 / times:.2f} times slower"
+    )
 
 
 def _spread(latency: dict[str, float]) -> str:

@@ -8,22 +8,24 @@ from typing import Any
 
 from jaxprune._base.files import replacing, write_text
 from jaxprune.cli import cluster, finetuning
+from jaxprune.cli.compact.report import speed
 from jaxprune.cli.settings import SmallerSettings
 from jaxprune.cli.shrink.ladder import Ladder, Rung
 from jaxprune.compaction.network import Compact
 from jaxprune.report import compact, curves, shrinking
 
 
-def print_rung(rung: Rung, predicted_batch: int) -> None:
+def print_rung(rung: Rung, predicted_batch: int, asked_for: bool = False) -> None:
     """A budget's figures, for people; times are predicted for one batch size."""
     row, proof = rung.row, rung.row["proof"]
     lost = row["baseline_accuracy"] - row["accuracy"]
-    cluster.say(f"{rung.budget.kind} {rung.budget.value:g}: widths "
+    asked = "asked for: " if asked_for else ""
+    cluster.say(f"{asked}{rung.budget.kind} {rung.budget.value:g}: widths "
           f"{' '.join(map(str, rung.widths.values()))}")  # fmt: skip
     cluster.say(
         f"  accuracy   {row['baseline_accuracy']:.4f} whole, {row['accuracy']:.4f} "
-        f"compact: {100 * lost:+.2f} points lost, at most "
-        f"{100 * row['largest_drop']:.2f} with 95 % confidence"
+        f"compact: {100 * abs(lost):.2f} points {'lost' if lost >= 0 else 'gained'}, "
+        f"at most {100 * row['largest_drop']:.2f} lost with 95 % confidence"
     )
     cluster.say(
         f"  proof      {proof['images']} images: {proof['different_predictions']} "
@@ -40,12 +42,12 @@ def print_rung(rung: Rung, predicted_batch: int) -> None:
         before, after = times["before"]["median"], times["after"]["median"]
         line = (
             f"  batch {batch:>4}  {1e3 * before:.1f} -> {1e3 * after:.1f} ms: "
-            f"{times['speedup']:.2f} times faster"
+            f"{speed(times['speedup'])}"
         )
         if int(batch) == predicted_batch:
             line += (
                 f"; predicted {1e3 * row['predicted_seconds']:.1f} ms, "
-                f"{row['predicted_speedup']:.2f} times"
+                f"{speed(row['predicted_speedup'])}"
             )
         cluster.say(line)
 

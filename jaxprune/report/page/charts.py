@@ -75,9 +75,17 @@ def curves(column: str, title: str, names: list[str], channels: int) -> dict[str
     }  # fmt: skip
     safe = {
         "transform": [{"filter": f"datum.k == datum.largest_safe_k && {_SHOWN}"}],
-        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-        "encoding": {"y": y},
-    }
+        "mark": {
+            "type": "point", "filled": True, "opacity": 1, "stroke": "var(--card)",
+            "strokeWidth": 1,
+        },
+        "encoding": {
+            "y": y,
+            "size": {
+                "field": "dot", "type": "quantitative", "scale": None, "legend": None,
+            },
+        },
+    }  # fmt: skip
     return {
         **_chart(f"{title} against the number of pruned channels"),
         "transform": _rows(column),
@@ -87,6 +95,14 @@ def curves(column: str, title: str, names: list[str], channels: int) -> dict[str
         },
         "layer": [_band(column, y), lines, safe, _cursor()],
     }
+
+
+def dot(i: int, count: int) -> int:
+    """Area of the i-th sweep's dot at its largest safe K, of so many sweeps.
+
+    Where several have the same, each dot is within the one before.
+    """
+    return (8 + 3 * min(count - 1 - i, 5)) ** 2
 
 
 def _rows(column: str) -> list[dict[str, Any]]:

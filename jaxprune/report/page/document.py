@@ -104,8 +104,9 @@ def _data(found: list[Sweep], pictures: Pictures) -> dict[str, Any]:
     """The data that the page's script reads."""
     listed: list[dict[str, Any]] = []
     size = 0
-    for sweep in found:
-        shown: dict[str, Any] = {**sweep.curve(), "detail": None}
+    for i, sweep in enumerate(found):
+        dot = charts.dot(i, len(found))
+        shown: dict[str, Any] = {**sweep.curve(), "dot": dot, "detail": None}
         detail = sweep.detail()
         size += len(json.dumps(detail))
         if size <= _DETAILS or not listed:

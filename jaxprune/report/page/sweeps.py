@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxprune._base.errors import InputError
 from jaxprune.results import saved
@@ -137,6 +138,8 @@ class Sweep:
     def _shares(self, predictions: np.ndarray) -> dict[str, Any]:
         """Per cent of the images that are predicted as each class, in every row.
 
+        To a tenth; those of a row add up to 100.
+
         Where there are many classes, of those whose share changes most, and of all
         others as one.
         """
@@ -147,18 +150,29 @@ class Sweep:
         most = np.argsort(-moved, kind="stable")[: classes if few else SHARES - 1]
         chosen = np.sort(most)
         truth = np.bincount(result.labels, minlength=classes)
-        percent = 100 * np.stack([truth, *counts]) / len(result.labels)
-        drawn = percent[:, chosen]
+        images = np.stack([truth, *counts])
+        drawn = images[:, chosen]
         names = [result.class_names[c] for c in chosen]
         if not few:
-            drawn = np.column_stack([drawn, 100 - drawn.sum(1)])
+            drawn = np.column_stack([drawn, images.sum(1) - drawn.sum(1)])
             names.append("all others")
-        at_truth, *rows = np.round(drawn, 3)
+        at_truth, *rows = _tenths_of_percent(drawn) / 10
         return {
             "names": names,
             "truth": at_truth.tolist(),
             "percent": np.stack(rows, 1).tolist(),
         }
+
+
+def _tenths_of_percent(counts: Int[np.ndarray, "K C"]) -> Int[np.ndarray, "K C"]:
+    """Shares of each row, whole numbers that add up to 1000.
+
+    The largest remainders are rounded up, and as many as it takes: numbers that are
+    rounded one by one may add up to 100.1 %.
+    """
+    tenths, rest = np.divmod(1000 * counts, counts.sum(1, keepdims=True))
+    places = np.argsort(np.argsort(-rest, axis=1, kind="stable"), axis=1)
+    return tenths + (places < 1000 - tenths.sum(1, keepdims=True))
 
 
 def find(source: Path | SweepResult) -> list[Sweep]:

@@ -10,8 +10,7 @@ const checked = (name) => document.querySelector(`[name=${name}]:checked`).value
 const signed = (x, digits) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
 const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 const row_of = (k) => Math.max(0, sweep.ks.findLastIndex((x) => x <= k));
-const p_value = (p) => (p >= 0.0001 ? `= ${p.toFixed(4)}` : "< 0.0001");
-const FORMS = { number: (x) => x.toFixed(4), change: (x) => signed(x, 4), p: p_value };
+const FORMS = { number: (x) => x.toFixed(4), change: (x) => signed(x, 4), p: (p) => (p >= 0.0001 ? `= ${p.toFixed(4)}` : "< 0.0001") };
 
 function element(tag, attributes, ...children) {
   const made = document.createElement(tag);
@@ -21,8 +20,7 @@ function element(tag, attributes, ...children) {
 }
 
 function line(cells, tag = "td", first = tag) {
-  const scope = { scope: tag === "td" ? "row" : "col" };
-  const made = (cell, kind) => element(kind, kind === "td" ? {} : scope, String(cell));
+  const made = (cell, kind) => element(kind, kind === "td" ? {} : { scope: tag === "td" ? "row" : "col" }, String(cell));
   return element("tr", {}, ...cells.map((cell, i) => made(cell, i ? tag : first)));
 }
 
@@ -147,9 +145,11 @@ function go(row) {
 function build_confusion(names) {
   at("matrices").hidden = names.length > page.matrix;
   if (at("matrices").hidden) return; // and the most changed pairs are shown
+  const letters = Math.max(...names.map((name) => name.length));
   now.cells = ["confusion", "difference"].map((id) => {
     const rows = names.map((name) => line([name, ...names.map(() => "")], "td", "th"));
-    at(id).classList.toggle("many", names.length > 4);
+    at(id).className = `matrix ${names.length < 5 ? "" : letters > 3 ? "many turned" : "many"}`;
+    at(id).style.setProperty("--letters", letters);
     at(id).replaceChildren(line(["", ...names], "th"), ...rows);
     return rows.flatMap((row) => [...row.cells].slice(1));
   });
@@ -211,8 +211,7 @@ function choose(index, k) {
 
 function open_address() {
   const address = new URLSearchParams(location.hash.slice(1));
-  const is_named = ({ name, detail }) => detail && name === address.get("sweep");
-  const index = Math.max(page.sweeps.findIndex(is_named), 0);
+  const index = Math.max(page.sweeps.findIndex(({ name, detail }) => detail && name === address.get("sweep")), 0);
   const k = Number(address.get("k") ?? page.sweeps[index].largest_safe_k);
   if (sweep === page.sweeps[index]) go(row_of(k));
   else choose(index, k);
