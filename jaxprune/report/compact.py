@@ -1,13 +1,65 @@
 """Figures of compact networks, from the rows of a saved table."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NotRequired
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from typing_extensions import TypedDict
 
-from jaxprune.report.curves import add_grid
+from jaxprune._base import schema
+from jaxprune.report.curves import Quartiles, add_grid, save
+
+
+@schema.and_others
+class _Row(TypedDict):
+    """The fields that are drawn of one K; there are more."""
+
+    k: int
+    channels: int
+    baseline_accuracy: float
+    accuracy: float
+    accuracy_recalibrated: NotRequired[float]
+    accuracy_finetuned: NotRequired[float]
+    parameters: int
+    parameters_before: int
+    file_bytes: int
+    file_bytes_before: int
+    multiply_adds: int
+    multiply_adds_before: int
+    latency: dict[str, Quartiles]
+
+
+@schema.and_others
+class _About(TypedDict):
+    model: str
+    layer: str
+    fill: str
+
+
+@schema.and_others
+class _Table(TypedDict):
+    about: _About
+    rows: list[_Row]
+    curve: NotRequired[tuple[list[int], list[float]] | None]
+
+
+def draw_table(path: Path, suffix: str = "png") -> list[Path]:
+    """Draws the picture of a table, compact-*.json; its path, or none without rows.
+
+    Raises:
+      InputError: the table is damaged.
+    """
+    table = schema.read(path, _Table)
+    if not table["rows"]:
+        return []
+    about = table["about"]
+    title = f"{about['model']}, layer {about['layer']}, fill {about['fill']}"
+    curve = table.get("curve")
+    figure = against_k(table["rows"], f"{title}: compact networks", curve)
+    return [save(figure, path.with_suffix(f".{suffix}"))]
 
 
 def against_k(

@@ -39,13 +39,12 @@ _FILLS: dict[str, tuple[str, float, str]] = {
 
 # Formats that figures are written in.
 FORMATS = ("png", "pdf", "svg")
-# Publishers refuse Type 3 fonts, matplotlib's default in a PDF.
-_FONTS = {"pdf.fonttype": 42}
 
 
 def save(figure: Figure, path: Path) -> Path:
     """Writes the figure to `path`, whole or not at all, without empty margins."""
-    with replacing(path) as temporary, matplotlib.rc_context(_FONTS):
+    # Publishers refuse Type 3 fonts, matplotlib's default in a PDF.
+    with replacing(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(temporary, dpi=150, bbox_inches="tight", pad_inches=0.08)
     return path
 
@@ -96,6 +95,21 @@ class EpochLine(TypedDict):
     train_accuracy: float
     test_accuracy: float
     test_balanced_accuracy: float
+
+
+@schema.and_others
+class _Spread(TypedDict):
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+
+
+@schema.and_others
+class Quartiles(TypedDict):
+    """The fields that are drawn of a network's times; there are more."""
+
+    before: _Spread
+    after: _Spread
 
 
 def add_grid(axes: Axes) -> None:

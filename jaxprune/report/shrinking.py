@@ -1,14 +1,55 @@
 """Accuracy of whole networks that are cut to budgets, against what they cost."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from typing_extensions import TypedDict
 
-from jaxprune.report.curves import add_grid, legend_below
+from jaxprune._base import schema
+from jaxprune.report.curves import Quartiles, add_grid, legend_below, save
 
 _MARKERS = "osD^v"
+
+
+@schema.and_others
+class _Rung(TypedDict):
+    """The fields that are drawn of a budget; there are more."""
+
+    accuracy: float
+    baseline_accuracy: float
+    largest_drop: float
+    multiply_adds: int
+    multiply_adds_before: int
+    parameters: int
+    parameters_before: int
+    latency: dict[str, Quartiles]
+
+
+@schema.and_others
+class _About(TypedDict):
+    model: str
+
+
+@schema.and_others
+class _Ladder(TypedDict):
+    about: _About
+    rungs: list[_Rung]
+
+
+def draw_budgets(folder: Path, suffix: str = "png") -> list[Path]:
+    """Draws pareto.png beside summary.json; its path, or none without budgets.
+
+    Raises:
+      InputError: summary.json is damaged.
+    """
+    ladder = schema.read(folder / "summary.json", _Ladder)
+    if not ladder["rungs"]:
+        return []
+    title = f"{ladder['about']['model']}: smaller networks, nothing trained"
+    return [save(pareto(ladder["rungs"], title), folder / f"pareto.{suffix}")]
 
 
 def pareto(rows: Sequence[dict[str, Any]], title: str) -> Figure:

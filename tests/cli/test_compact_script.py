@@ -135,7 +135,7 @@ def test_the_table_shows_the_saved_sweep(run, monkeypatch):
     (code, _, err), _ = run("--ks=2", *QUICK)
     assert code == 0, err
     ((ks, accuracy),) = curves
-    assert ks == tuple(range(8)) and len(accuracy) == 8
+    assert ks == [*range(8)] and len(accuracy) == 8
 
 
 def test_largest_safe_k_of_the_sweep(run):

@@ -55,7 +55,7 @@ FLAGS = {
         "allow_overlap", "speedup", "size", "latency", "batch", "max_drop", "ladder",
         "keep_whole", "multiple_of", "export", "repeats", "latency_batches",
     },
-    "plot": {"workdir", "order", "normalize", "confusion_k"},
+    "plot": {"workdir", "order", "normalize", "confusion_k", "format"},
     "report": {"workdir"},
     "bench": {
         *NETWORK, *(FINETUNING - {"recalibrate"}), "images", "some_images", "loop_ks",

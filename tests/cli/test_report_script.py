@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxprune._base import processes
-from jaxprune.cli.commands import report, sweep
+from jaxprune.cli.commands import plot, report, sweep
 from planted_sweeps import page_data
 from run_directories import opened, plant_run
 
@@ -61,6 +61,16 @@ def test_it_needs_saved_results_alone(swept, script):
     (RUN / "config.json").unlink()
     assert script(report, f"--workdir={RUN}")[0] == 0
     assert PAGE.read_text() == before
+
+
+def test_pictures_in_another_format(swept, script):
+    code, out, err = script(plot, f"--workdir={RUN}", "--format=pdf")
+    assert code == 0, err
+    names = {path.stem for path in SWEEP.glob("*.pdf")}
+    assert names == {"accuracy_vs_k", "confusion", "feature_maps", "scores"}
+    assert out.startswith(f"{len([*RUN.rglob('*.pdf')])} pictures in")
+    code, _, err = script(plot, f"--workdir={RUN}", "--format=gif")
+    assert code == 2 and "gif" in err
 
 
 def test_only_the_first_process_writes_it(swept, script, monkeypatch):

@@ -11,9 +11,9 @@ from scipy import stats
 
 from experiments.bench.shrink import figure
 from jaxprune._base.errors import InputError
+from jaxprune.report import compact, shrinking
 from jaxprune.report import curves as plots
 from jaxprune.report import feature_maps as plots_maps
-from jaxprune.report import shrinking
 from jaxprune.results.result import SweepResult
 
 
@@ -324,15 +324,15 @@ def test_other_formats(tmp_path, suffix, start):
 
 def row(accuracy, share, times):
     """A budget's figures; times by batch, relative to the whole network's."""
+    quartiles = ("lower_quartile", "median", "upper_quartile")
     return {
         "baseline_accuracy": 0.9, "accuracy": accuracy, "largest_drop": 0.2,
         "multiply_adds_before": 100, "multiply_adds": 100 * share,
         "parameters_before": 10, "parameters": 10 * share,
         "latency": {
             batch: {
-                "before": {"median": 2.0},
-                "after": {"lower_quartile": time, "median": 2 * time,
-                          "upper_quartile": 4 * time},
+                "before": dict.fromkeys(quartiles, 2.0),
+                "after": dict(zip(quartiles, (time, 2 * time, 4 * time), strict=True)),
             }
             for batch, time in times.items()
         },
@@ -358,6 +358,38 @@ def test_budgets_against_what_they_cost():
     spans = [bar[:, 0].tolist() for bar in across.get_segments()]
     assert spans == [[1, 4], [0.5, 2]]
     assert axes[2].get_xlim()[1] > 3  # slower networks are in view
+
+
+def saved(path, name, rows):
+    about = {"model": "m", "layer": "conv", "fill": "zero"}
+    curve = [[0, 1], [0.9, 0.8]]
+    path.write_text(json.dumps({"about": about, name: rows, "curve": curve}))
+
+
+def test_budgets_and_tables_are_drawn_from_what_is_saved(tmp_path):
+    budget = row(0.75, 0.25, {"8": 2})
+    saved(tmp_path / "summary.json", "rungs", [{**budget, "multiply_adds": 25,
+                                                "parameters": 2}])  # fmt: skip
+    assert shrinking.draw_budgets(tmp_path, "svg") == [tmp_path / "pareto.svg"]
+    table = tmp_path / "compact-conv.json"
+    saved(table, "rows", [{
+        **budget, "k": 1, "channels": 4, "file_bytes": 3, "file_bytes_before": 4,
+        "parameters": 2, "multiply_adds": 25,
+    }])  # fmt: skip
+    (picture,) = compact.draw_table(table, "svg")
+    text = picture.read_text()
+    assert picture.name == "compact-conv.svg" and text.startswith("<?xml")
+    assert "m, layer conv, fill zero: compact networks" in text  # as a comment
+    assert "masked, every K swept" in text
+    for path, name, draw in (
+        (tmp_path / "summary.json", "rungs", lambda: shrinking.draw_budgets(tmp_path)),
+        (table, "rows", lambda: compact.draw_table(table)),
+    ):
+        saved(path, name, [])
+        assert draw() == []
+        saved(path, name, [{"k": 1}])
+        with pytest.raises(InputError, match=path.name):
+            draw()
 
 
 @pytest.mark.parametrize("unbalanced", [False, True])

@@ -1,4 +1,4 @@
-r"""Draws the pictures of every sweep in a run directory again, from saved files alone.
+r"""Draws the pictures of a run directory again, from saved files alone.
 
     jaxprune plot --workdir=runs/cifar_vgg --order=rank --normalize=each
     jaxprune plot --workdir=runs/cifar_vgg --format=pdf
@@ -13,7 +13,7 @@ from jaxprune._base.errors import InputError, check_choice
 from jaxprune.cli import lock, process, training_log
 from jaxprune.cli.pruning_options import stem
 from jaxprune.cli.settings import WorkdirSettings, flag
-from jaxprune.report import curves
+from jaxprune.report import compact, curves, shrinking
 from jaxprune.report.criteria import draw_comparison
 from jaxprune.report.feature_maps import ORDERS, SCALES
 from jaxprune.results.comparison import Comparison
@@ -40,7 +40,9 @@ def main(settings: Settings) -> None:
     check_choice("normalize", settings.normalize, SCALES)
     workdir = Path(settings.workdir)
     folders = sorted(path.parent for path in workdir.glob("sweep-*/summary.json"))
-    if not folders:
+    tables = sorted(workdir.glob("compact-*.json"))
+    budgets = list(workdir.glob("shrink/summary.json"))
+    if not (folders or tables or budgets):
         raise InputError(f"{workdir} holds no sweep: run jaxprune sweep first")
     lock.hold(workdir)
     results = [_load(folder) for folder in folders]
@@ -68,7 +70,12 @@ def main(settings: Settings) -> None:
     for path in sorted(workdir.glob("criteria-*/summary.json")):
         comparison = Comparison.load(path.parent)
         made[:0] = draw_comparison(comparison, path.parent, settings.format)
-    model = results[0].about.get("model", "network")
+    for path in budgets:
+        made += shrinking.draw_budgets(path.parent, settings.format)
+    for path in tables:
+        made += compact.draw_table(path, settings.format)
+    named = (result.about.get("model") for result in results)
+    model = next(filter(None, named), workdir.name)
     log = training_log.read(workdir)
     made += curves.draw_training(log, workdir, model, settings.format)
     print(f"{len(made)} pictures in {workdir}/")

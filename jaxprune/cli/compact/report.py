@@ -9,7 +9,7 @@ from typing import Any
 from jaxprune._base.files import replacing, write_text
 from jaxprune.cli import cluster
 from jaxprune.compaction.proof import Proof
-from jaxprune.report import compact, curves
+from jaxprune.report import compact
 
 # What of a row is more than one figure.
 _NESTED = ("latency", "epochs")
@@ -92,11 +92,9 @@ def write_table(
         table = csv.DictWriter(file, flat[0], lineterminator="\n")
         table.writeheader()
         table.writerows(flat)
-    text = json.dumps({"about": about, "rows": list(rows)}, indent=2) + "\n"
-    write_text(base.with_suffix(".json"), text)
-    title = f"{about['model']}, layer {about['layer']}, fill {about['fill']}"
-    figure = compact.against_k(rows, f"{title}: compact networks", curve)
-    curves.save(figure, base.with_suffix(".png"))
+    facts = {"about": about, "rows": list(rows), "curve": curve}
+    write_text(base.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
+    compact.draw_table(base.with_suffix(".json"))
     _print_table(rows)
 
 

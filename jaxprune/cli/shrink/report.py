@@ -64,9 +64,6 @@ def write_files(ladder: Ladder, chosen: Rung | None, figures: dict[str, Any]) ->
     rungs = sorted(ladder.rungs.values(), key=lambda rung: rung.row["multiply_adds"])
     rows = [_flat(rung) for rung in rungs[::-1]]
     _write_csv(folder / "pareto.csv", rows)
-    title = f"{ladder.run.config.model}: smaller networks, nothing trained"
-    figure = shrinking.pareto([rung.row for rung in rungs], title)
-    curves.save(figure, folder / "pareto.png")
     if chosen is not None:
         _write_csv(folder / "layers.csv", _layers(ladder, chosen))
     text = {
@@ -85,6 +82,7 @@ def write_files(ladder: Ladder, chosen: Rung | None, figures: dict[str, Any]) ->
         **figures,
     }
     write_text(folder / "summary.json", json.dumps(text, indent=2) + "\n")
+    shrinking.draw_budgets(folder)
     for layer, reason in ladder.analysis.groups.whole.items():
         print(f"left whole: {layer}: {reason}")
 
