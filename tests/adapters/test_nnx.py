@@ -300,11 +300,10 @@ def test_what_no_module_can_be_is_refused_in_one_line():
     with pytest.raises(InputError, match="computes something else with fewer chann"):
         halved(network, IMAGES).to_nnx()
     _, network = build("mobile")
-    keep = {n: np.arange(g.units) > 0 for n, g in network.groups.groups.items()}
-    fill = jaxprune.mean_fills(network, IMAGES, [network.groups.find("depthwise")])
-    small = jaxprune.compact_groups(
-        network, {"depthwise": (keep["depthwise"], fill["depthwise"])}
-    )
+    group = network.groups.find("depthwise")
+    fills = jaxprune.mean_fills(network, IMAGES, [group])
+    keep = np.arange(group.units) > 0
+    small = jaxprune.compact_groups(network, {group.name: (keep, fills[group.name])})
     with pytest.raises(InputError, match="'up/kernel' cannot be handed back: a map is"):
         small.to_nnx()
     _, network = build("vit")

@@ -42,7 +42,7 @@ STRICT = {
 def folder(tmp_path):
     (tmp_path / "net.py").write_text(SOURCE)
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 40\n")
-    split = random_split(n=60, shape=(6, 6, 1), classes=2)
+    split = random_split(n=120, shape=(6, 6, 1), classes=2)
     np.savez(
         tmp_path / "my.npz", images=split.images, labels=split.labels,
         class_names=np.array(["été", "冬"]),
