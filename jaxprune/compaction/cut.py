@@ -29,7 +29,7 @@ from jaxprune._base.errors import InputError
 from jaxprune.compaction.constant import check_constants
 from jaxprune.fills.fill import ConstantFill, LinearFill, MeanFill
 from jaxprune.fills.masked import Pruning, kept_of, mask_changes
-from jaxprune.graph.evaluate import Change, Narrowing, bind, run
+from jaxprune.graph.evaluate import Change, Narrowing, bind, in_float64, run
 from jaxprune.graph.groups import kept_indices
 from jaxprune.graph.layers import OFFSETS, Layer, moved_leaf, undo_moves
 from jaxprune.graph.network import Graph, Network
@@ -147,7 +147,7 @@ def _in_float64(
     program: Program, arrays: Mapping[str, Any], want: Sequence[int], **how: Any
 ) -> list[np.ndarray]:
     """The same, not rounded."""
-    with jax.enable_x64(True), jax.default_device(cpu()):
+    with in_float64():
         arrays = {path: np.asarray(array) for path, array in arrays.items()}
         values = run(program, arrays, None, want=want, exact=True, **how)
     return [np.asarray(value) for value in values]
@@ -192,7 +192,7 @@ def _given_behind_constants(
         )
 
     x = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), network.few)
-    with jax.enable_x64(True), jax.default_device(cpu()):
+    with in_float64():
         values = read(jax.tree.map(np.asarray, network.arrays), x)
     return {
         name: np.asarray(graph.layer(name).features(value)[0])
@@ -248,7 +248,7 @@ def _sent(
     """A layer's output for constant features; without positions, as `_one_row`."""
     if constants.ndim == rows.ndim - 1 == 1:
         return constants @ rows
-    with jax.enable_x64(True), jax.default_device(cpu()):
+    with in_float64():
         features = jnp.broadcast_to(constants, (*layer.positions, layer.inputs))
         operands = [layer.from_features(features[None]), layer.from_rows(rows)]
         if layer.x == 1:
@@ -260,14 +260,6 @@ def _sent(
             {**layer.equation.params, **wide},
         )
         return _one_row(np.asarray(layer.outputs(sent))[0])
-
-
-def cpu() -> Any:
-    """The device that is exact: the CPU, where there is one."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]
 
 
 def _fold_constants(

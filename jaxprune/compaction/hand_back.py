@@ -10,8 +10,8 @@ import numpy as np
 from jaxprune._base.arguments import is_close
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.adapters.offsets import Offset
-from jaxprune.compaction.cut import KERNELS, STORED, cpu, offset_paths
-from jaxprune.graph.evaluate import run
+from jaxprune.compaction.cut import KERNELS, STORED, offset_paths
+from jaxprune.graph.evaluate import in_float64, run
 from jaxprune.graph.network import Network
 from jaxprune.graph.trace import coarsest
 
@@ -121,7 +121,7 @@ def _differs_in_float64(network: Network, small: Any, batch: Any) -> str:
 
     def exactly(network: Network) -> Any:
         program = network.graph(batch).program
-        with jax.enable_x64(True), jax.default_device(cpu()):
+        with in_float64():
             given = jax.tree.map(np.asarray, (network.arrays, batch))
             return jax.jit(lambda a, x: run(program, a, x, exact=True))(*given)
 

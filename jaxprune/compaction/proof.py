@@ -33,9 +33,9 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxprune._base.arguments import half_of_digits
 from jaxprune._base.errors import InputError
-from jaxprune.compaction.cut import KERNELS, cpu, extras
+from jaxprune.compaction.cut import KERNELS, extras
 from jaxprune.fills.masked import Mask, mask_changes
-from jaxprune.graph.evaluate import Narrowing, Runner
+from jaxprune.graph.evaluate import Narrowing, Runner, in_float64
 from jaxprune.graph.labels import ELEMENTWISE, RULES
 from jaxprune.graph.layers import OFFSETS
 from jaxprune.graph.network import Graph, Network
@@ -162,7 +162,7 @@ def prove(
     """
     graph = network.graph(batch)
     written = written_layers(graph, narrowing, network.arrays, arrays)
-    with jax.enable_x64(True), jax.default_device(cpu()):
+    with in_float64():
         given = jax.tree.map(np.asarray, (network.arrays, dict(arrays), batch))
 
         # Two programs: in one, a value could be computed twice and rounded otherwise.

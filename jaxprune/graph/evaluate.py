@@ -4,7 +4,8 @@ A network with fewer channels has the same equations, on operands that lack the 
 which are removed. Most equations hold no size; those that do are in NARROWER.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -275,6 +276,20 @@ class Runner:
             ways = [lambda *a, body=body: call(body, a) for body in eqn.bodies]
             return lax.switch(inputs[0], ways, *inputs[1:])
         return call(eqn.bodies[0], inputs)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """JAX with 64-bit types, on the device that is exact: the CPU, where there is one.
+
+    For runs with `exact`.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        device = jax.local_devices()[0]
+    with jax.enable_x64(True), jax.default_device(device):
+        yield
 
 
 def is_relu(program: Program, eqn: Equation) -> bool:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import of_keras
-from jaxprune.graph.evaluate import run
+from jaxprune.graph.evaluate import in_float64, run
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.logits import are_probabilities, log_probabilities
 from jaxprune.graph.network import Graph, Network
@@ -207,10 +207,7 @@ class _Side:
             found: list[Array] = run(program, arrays, images, want=want, exact=True)
             return found
 
-        with (
-            jax.enable_x64(True),
-            jax.default_device(jax.local_devices(backend="cpu")[0]),
-        ):
+        with in_float64():
             return [np.asarray(value) for value in exactly(self.arrays, images)]
 
 
