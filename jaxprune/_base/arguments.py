@@ -57,17 +57,22 @@ _FORMS = {
 }  # fmt: skip
 
 
-def form_of(value: Any) -> str:
+def known_form(value: Any) -> str | None:
     """What a value is that was given as a network, and how that is given.
 
-    No framework is imported for that.
+    None where it is nothing that is known. No framework is imported for that.
     """
     if isinstance(value, type):
         return f"the class {value.__name__}: give a model of it"
     for base in type(value).__mro__:
         if found := _FORMS.get(f"{base.__module__}.{base.__qualname__}"):
             return ": ".join(found)
-    return type(value).__name__
+    return None
+
+
+def form_of(value: Any) -> str:
+    """The same, or the name of its type."""
+    return known_form(value) or type(value).__name__
 
 
 def check_model(value: Any, kind: Any, expected: str) -> None:
@@ -78,10 +83,9 @@ def check_model(value: Any, kind: Any, expected: str) -> None:
 
 def check_function(value: Any) -> None:
     """Raises InputError if `value` is no function, or an object that is more."""
-    found = form_of(value)
-    if found != type(value).__name__ or not callable(value):
+    if known_form(value) or not callable(value):
         raise InputError(
-            f"a network is a function of parameters and a batch, got {found}"
+            f"a network is a function of parameters and a batch, got {form_of(value)}"
         )
 
 
@@ -223,7 +227,7 @@ def check_collections(variables: Any) -> None:
     if isinstance(variables, Mapping) and "params" in variables:
         return
     found = form_of(variables)
-    if isinstance(variables, Mapping) and found == type(variables).__name__:
+    if isinstance(variables, Mapping) and not known_form(variables):
         names = ", ".join(map(str, variables)) or "nothing"
         found = f"one of {names:.60}; parameters alone are {{'params': parameters}}"
     raise InputError(

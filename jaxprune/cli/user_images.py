@@ -7,14 +7,12 @@ from jaxprune._base.errors import InputError, check_choice
 from jaxprune._base.files import sha256
 from jaxprune.cli import cluster
 from jaxprune.cli.settings import NetworkSettings
-from jaxprune.cli.user_network import UserNetwork
+from jaxprune.cli.user_network import SHA256, UserNetwork
 from jaxprune.data import datasets, npz, slices
 from jaxprune.data import images as folders
 from jaxprune.data.datasets import Splits
 from jaxprune.data.images import ImageFolder
 from jaxprune.recipes.config import UserConfig
-
-_SHA256 = "sha256:"
 
 
 def folder(settings: NetworkSettings) -> ImageFolder | None:
@@ -47,8 +45,8 @@ def described(
     if data is None:
         return None
     if folder is not None:
-        return f"{_SHA256}{folder.fingerprint(network.side)}"
-    return f"{_SHA256}{sha256(_existing(data))}" if _is_file(data) else data
+        return f"{SHA256}{folder.fingerprint(network.side)}"
+    return f"{SHA256}{sha256(_existing(data))}" if _is_file(data) else data
 
 
 def images(
@@ -73,7 +71,7 @@ def images(
             return folders.decode(
                 folder, size, cache_dir=settings.cache_dir, on_images=bar.update
             )
-    if data.startswith(_SHA256):
+    if data.startswith(SHA256):
         raise InputError("the images are a file's or folder's: say which with --data")
     if _is_file(data):
         splits = npz.load(_existing(data), network.classes, conf.seed)

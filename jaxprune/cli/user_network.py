@@ -42,7 +42,7 @@ _FORM = (
     "a jaxprune.Network with an example, a Keras model, or (linen model, variables, "
     "example, keyword arguments of the model's call)"
 )
-_SHA256 = "sha256:"
+SHA256 = "sha256:"
 _COLOURS = 3  # channels of the images in a folder
 
 
@@ -203,10 +203,8 @@ def _as_network(found: Any) -> Network:
     elif isinstance(found, tuple | list) and len(found) == 4:
         network = _of_linen(*found)
     else:
-        form = arguments.form_of(found)
-        if not form.endswith("from_keras(model)"):
-            known = form != type(found).__name__
-            got = form if known else _described(found)
+        if not _is_keras(found):
+            got = arguments.known_form(found) or _described(found)
             raise InputError(f"it must return {_FORM}, got {got}")
         network = of_keras(found)
     try:
@@ -215,6 +213,12 @@ def _as_network(found: Any) -> Network:
         raise InputError(
             f"the parameters must be arrays of numbers: {first_line(error)}"
         ) from error
+
+
+def _is_keras(value: Any) -> bool:
+    """Whether it is a Keras model; Keras is not imported for that."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(value, keras.Model)
 
 
 def _of_linen(model: Any, variables: Any, example: Any, call: Any) -> Network:
@@ -309,7 +313,7 @@ def given(
         if field.name not in fields:
             raise InputError(f"--{field.name} is an experiment's: {name} has its own")
         values[field.name] = config.parse(field, settings.overrides[field.name])
-    values["weights"] = f"{_SHA256}{network.weights}"
+    values["weights"] = f"{SHA256}{network.weights}"
     everywhere = processes.gather(np.frombuffer(values["weights"].encode(), np.uint8))
     if len({text.tobytes() for text in everywhere}) > 1:
         raise InputError(f"{name} has other weights in another process")

@@ -192,7 +192,9 @@ def finetune(
     first = jnp.asarray(given.read(np.arange(batch_size)))
     if augment is not None:
         first = augment(jax.random.key(seed), first)
-    softmax = bool(are_probabilities(small.function(dict(small.arrays), first)))
+    softmax = bool(
+        are_probabilities(jax.jit(small.function)(dict(small.arrays), first))
+    )
     logits = log_probabilities if softmax else _as_they_are
     step = _make_step(student, whole, optimizer, how, augment, logits, labelled)
     for result in fit(
