@@ -1,7 +1,7 @@
 """A network in a folder that stands alone: weights, description, program.
 
     weights.safetensors   every array, by path
-    example.safetensors   a few inputs
+    example.safetensors   a few inputs; where they are a tree, each array by its path
     spec.json             what it is, with the sha256 of every file and of itself
     function.stablehlo    (weights, inputs) -> what the network returns
     model.stablehlo       on request: pixels -> the same, its weights and scaling inside
@@ -26,7 +26,9 @@ from typing_extensions import TypedDict
 from jaxprune._base import arguments, manifest, schema
 from jaxprune._base.errors import InputError, first_line
 from jaxprune._base.files import replacing_folder
+from jaxprune.graph.trace import path_name
 
+INPUTS = "inputs"
 WEIGHTS, EXAMPLE, SPEC = "weights.safetensors", "example.safetensors", "spec.json"
 FUNCTION, PROGRAM = "function.stablehlo", "model.stablehlo"
 ONNX, KERAS = "model.onnx", "model.keras"
@@ -67,6 +69,7 @@ class Spec(TypedDict):
     kept: dict[str, dict[str, _Mask]]
     keys: dict[str, list[str]]
     input_shape: list[_Size]
+    inputs: NotRequired[dict[str, list[_Size]]]
     proof: dict[str, Any] | None
     tensors: dict[str, _Tensor]
 
@@ -94,12 +97,42 @@ def masks(spec: Spec) -> dict[tuple[str, int], np.ndarray]:
     }
 
 
+def describe_inputs(example: Any) -> dict[str, Any]:
+    """The shape of an input, as JSON; of a tree's arrays those by path, "inputs"."""
+    shapes = {name: list(np.shape(a)[1:]) for name, a in _by_path(example).items()}
+    if shapes.keys() == {INPUTS}:
+        return {"input_shape": shapes[INPUTS]}
+    return {"input_shape": [], "inputs": shapes}
+
+
+def _by_path(example: Any) -> dict[str, Any]:
+    """The arrays of a batch by name: of one that is an array, INPUTS."""
+    return {
+        "/".join(filter(None, (INPUTS, path_name(path)))): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(example)
+    }
+
+
+def plain(tree: Any) -> Any:
+    """A tree in what a program's file knows: dictionaries by text, lists and tuples."""
+    if tree is None:
+        return None
+    if type(tree) in (list, tuple):
+        return type(tree)(map(plain, tree))
+    nodes, structure = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: node is not tree
+    )
+    if jax.tree_util.treedef_is_leaf(structure):
+        return tree
+    return {path_name(path): plain(node) for path, node in nodes}
+
+
 def write(
     folder: Path,
     arrays: Mapping[str, Any],
     spec: Mapping[str, Any],
     files: Mapping[str, bytes],
-    example: np.ndarray,
+    example: Any,
 ) -> None:
     """Writes an artefact, whole or not at all, in place of one that is there.
 
@@ -123,7 +156,7 @@ def write(
     schema.check_json("spec", spec)
     with replacing_folder(folder) as new:
         (new / WEIGHTS).write_bytes(safetensors.save(weights))
-        (new / EXAMPLE).write_bytes(safetensors.save({"inputs": example}))
+        (new / EXAMPLE).write_bytes(safetensors.save(_by_path(example)))
         for name, content in files.items():
             (new / name).write_bytes(content)
         manifest.write(new, SPEC, {"format": FORMAT, **spec, "tensors": tensors})
@@ -153,7 +186,7 @@ def check_names(files: Mapping[str, bytes]) -> None:
 
 def read(
     folder: Path,
-) -> tuple[dict[str, np.ndarray], Spec, Callable[[Any, Any], Any], np.ndarray]:
+) -> tuple[dict[str, np.ndarray], Spec, Callable[[Any, Any], Any], Any]:
     """Reads an artefact: weights, facts, function and example.
 
     Raises:
@@ -173,10 +206,16 @@ def read(
     }
     if found != spec["tensors"]:
         raise InputError(f"{folder / WEIGHTS} holds other arrays than {SPEC} says")
-    example = _load(folder / EXAMPLE).get("inputs", np.zeros(0))
-    if list(example.shape[1:]) != spec["input_shape"]:
+    inputs = _load(folder / EXAMPLE)
+    function, structure = _function(folder / FUNCTION)
+    names = [*_by_path(jax.tree.unflatten(structure, range(structure.num_leaves)))]
+    described = spec.get("inputs", {INPUTS: spec["input_shape"]})
+    if not {name: list(np.shape(a)[1:]) for name, a in inputs.items()} == described or (
+        inputs.keys() != {*names}
+    ):
         raise InputError(f"{folder / EXAMPLE} holds no inputs as {SPEC} says")
-    return arrays, spec, _function(folder / FUNCTION), example
+    example = jax.tree.unflatten(structure, [inputs[name] for name in names])
+    return arrays, spec, function, example
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -186,19 +225,26 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is damaged ({first_line(error)})") from error
 
 
-def _function(path: Path) -> Callable[[Any, Any], Any]:
-    """A program that `export` has made of (weights, inputs)."""
+def _function(path: Path) -> tuple[Callable[[Any, Any], Any], Any]:
+    """A program that `export` has made of (weights, inputs); the inputs' structure."""
     try:
         program = jax_export.deserialize(bytearray(path.read_bytes()))
+        given, _ = jax.tree_util.treedef_children(program.in_tree)
+        inputs: Any = jax.tree_util.treedef_children(given)[1]
     except Exception as error:  # of its parser, or of a version that is too old
         raise InputError(
             f"{path} cannot be read by JAX {jax.__version__} ({first_line(error)})"
         ) from error
+    types = [aval.dtype for aval in program.in_avals[-inputs.num_leaves :]]
 
-    def function(arrays: Any, x: Any) -> Any:
-        return program.call(arrays, x.astype(program.in_avals[-1].dtype))
+    def function(arrays: Any, batch: Any) -> Any:
+        cast = (
+            leaf.astype(dtype)
+            for leaf, dtype in zip(jax.tree.leaves(batch), types, strict=True)
+        )
+        return program.call(arrays, jax.tree.unflatten(inputs, cast))
 
-    return function
+    return function, inputs
 
 
 def export(function: Callable[..., Any], example: Any, *first: Any) -> bytes:
@@ -209,21 +255,31 @@ def export(function: Callable[..., Any], example: Any, *first: Any) -> bytes:
 
     Args:
       function: (*first, batch) -> a tree of arrays, images on their first axis; what it
-        closes over becomes part of the file.
-      example: a batch.
+        closes over becomes part of the file. Nodes of other kinds than dictionaries,
+        lists and tuples become dictionaries.
+      example: a batch: an array or a tree of them.
       first: shapes of the arguments before it.
 
     Raises:
       InputError: a function that cannot be exported.
     """
     (size,) = jax_export.symbolic_shape("N")
-    batch = jax.ShapeDtypeStruct((size, *np.shape(example)[1:]), example.dtype)
+    batch = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((size, *np.shape(a)[1:]), a.dtype), example
+    )
+    structure: Any = jax.tree.structure(example)
+    if jax.tree.structure(plain(example)) != structure:
+        raise InputError(
+            "a network can be saved whose batch is made of dictionaries by text, lists "
+            f"and tuples, not so {structure}"
+        )
 
     def of_any_size(*arguments: Any) -> Any:
         *others, batch = arguments
 
         def one(x: Any) -> Any:
-            return jax.tree.map(lambda y: y[0], function(*others, x[None]))
+            few = jax.tree.map(lambda a: a[None], x)
+            return plain(jax.tree.map(_of_one_image, function(*others, few)))
 
         return jax.vmap(one)(batch)
 
@@ -233,6 +289,9 @@ def export(function: Callable[..., Any], example: Any, *first: Any) -> bytes:
         program = jax_export.export(jax.jit(of_any_size), platforms=PLATFORMS)(
             *first, batch
         )
+        return bytes(program.serialize())
+    except InputError:
+        raise
     except Exception as error:  # whatever the network's own operations raise
         raise InputError(
             f"the network cannot be exported: {type(error).__name__}: "
@@ -240,4 +299,13 @@ def export(function: Callable[..., Any], example: Any, *first: Any) -> bytes:
         ) from error
     finally:
         jax.config.update(_LOCATIONS, locations)
-    return bytes(program.serialize())
+
+
+def _of_one_image(output: Any) -> Any:
+    """An output for one image, without its axis."""
+    if output.shape[:1] != (1,):
+        raise InputError(
+            "the network cannot be exported: an output has no images on its first "
+            f"axis, it is {list(output.shape)} for one image"
+        )
+    return output[0]

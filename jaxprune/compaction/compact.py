@@ -50,8 +50,8 @@ def compact(
       fill: the fill of pruned channels in the masked network: "zero", "bias" (kernel
         zeroed, bias kept), its value in an array [P], "drop" (whatever reads it reads
         0), which is plain slicing, or what `linear_fill` returns.
-      example: inputs [N, ...], for tracing and for the comparison; a few images. By
-        default the network's own.
+      example: inputs [N, ...], or a tree of them, for tracing and for the comparison; a
+        few images. By default the network's own.
     """
     return compact_layers(network, {layer: (keep, fill)}, example=example)
 
@@ -131,13 +131,10 @@ def _with_example(network: Network, given: Any, what: str, example: Any) -> Netw
         example = network.example
     if example is None:
         raise InputError("give example=, a batch of inputs [N, ...], a few images")
-    example = np.asarray(arguments.check_finite("example", example))
-    if example.ndim < 2 or not len(example):
-        raise InputError(
-            "example must be a batch of inputs [N, ...], one or more, got "
-            f"{example.shape}"
-        )
-    return network.with_example(np.asarray(jnp.asarray(example)))
+    batch = arguments.check_batch("example", example)
+    return network.with_example(
+        jax.tree.map(lambda array: np.asarray(jnp.asarray(array)), batch)
+    )
 
 
 def _compact(

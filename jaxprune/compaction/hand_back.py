@@ -10,6 +10,7 @@ import numpy as np
 from jaxprune._base.arguments import is_close
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.adapters.offsets import Offset
+from jaxprune.compaction.artefact import plain
 from jaxprune.compaction.cut import KERNELS, STORED, offset_paths
 from jaxprune.graph.evaluate import in_float64, run
 from jaxprune.graph.network import Network
@@ -81,9 +82,13 @@ def _same(one: Offset | None, other: Offset | None) -> bool:
     return np.array_equal(one.rows[one.index], other.rows[other.index])
 
 
-def _drawn_like(example: np.ndarray) -> np.ndarray:
+def _drawn_like(example: Any) -> Any:
     """Inputs as large as the example's, drawn: those may be zero, or all the same."""
     rng = np.random.default_rng(0)
+    return jax.tree.map(lambda array: _drawn(rng, array), example)
+
+
+def _drawn(rng: np.random.Generator, example: np.ndarray) -> np.ndarray:
     if not jnp.issubdtype(example.dtype, jnp.floating):
         highest = int(example.max(initial=0)) + 1
         return rng.integers(0, highest, example.shape).astype(example.dtype)
@@ -131,7 +136,7 @@ def _differs_in_float64(network: Network, small: Any, batch: Any) -> str:
 
 def _difference(found: Any, expected: Any, dtype: Any) -> str:
     """The difference of two outputs beyond half of a type's digits, if any."""
-    ones, others = jax.tree.leaves(found), jax.tree.leaves(expected)
+    ones, others = jax.tree.leaves(plain(found)), jax.tree.leaves(plain(expected))
     if len(ones) != len(others):
         return "it returns something else"
     for one, other in zip(ones, others, strict=True):

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from jaxtyping import Array, Num
 
 from jaxprune._base import arguments, schema
 from jaxprune._base.errors import InputError
@@ -82,7 +81,7 @@ class Compact:
       function: (arrays, batch) -> what the network returns: the whole network's own
         equations, on fewer channels.
       layers: removed channels, by layer or group.
-      example: a few inputs, NumPy arrays.
+      example: a few inputs, a NumPy array or a tree of them.
       proof: the comparison with the masked network on the example; None once the
         arrays have been changed.
       whole: the network that channels were removed of; its arrays are shapes. None for
@@ -133,25 +132,39 @@ class Compact:
         named = dict(zip(rest.paths, arrays, strict=True))
         return dataclasses.replace(rest.network, arrays=named)
 
-    def __call__(self, x: Num[Array, "N *axes"] | Num[np.ndarray, "N *axes"]) -> Any:
-        """The network's output for a batch of inputs."""
-        if np.shape(x)[1:] != self.input_shape:
+    def __call__(self, x: Any) -> Any:
+        """The network's output for a batch of inputs [N, ...], or a tree of them."""
+        structure: Any = jax.tree.structure(self.example)
+        if not self.takes_an_array and jax.tree.structure(x) != structure:
             raise InputError(
-                f"the network takes inputs of shape [N, "
-                f"{', '.join(map(str, self.input_shape))}], got {list(np.shape(x))}"
+                f"the network takes {_listed(self.example)}, got {_listed(x)}"
             )
-        if not isinstance(x, jax.core.Tracer):
-            arguments.check_real("the input", x)
-        return self._compiled(dict(self.arrays), jnp.asarray(x))
+        given = [x] if self.takes_an_array else jax.tree.leaves(x)
+        for one, other in zip(given, jax.tree.leaves(self.example), strict=True):
+            if np.shape(one)[1:] != other.shape[1:]:
+                sizes = ", ".join(map(str, other.shape[1:]))
+                raise InputError(
+                    f"the network takes inputs of shape [N, {sizes}], got "
+                    f"{list(np.shape(one))}"
+                )
+            if not isinstance(one, jax.core.Tracer):
+                arguments.check_real("the input", one)
+        batch = jax.tree.unflatten(structure, map(jnp.asarray, given))
+        return self._compiled(dict(self.arrays), batch)
+
+    @property
+    def takes_an_array(self) -> bool:
+        """Whether a batch is one array, and no tree of several."""
+        return isinstance(self.example, np.ndarray)
 
     @cached_property
     def _compiled(self) -> Callable[[Any, Any], Any]:
         return jax.jit(self.function)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one input."""
-        return np.shape(self.example)[1:]
+    def input_shape(self) -> Any:
+        """Of one input; a tree of shapes, where the batch is a tree."""
+        return jax.tree.map(lambda array: array.shape[1:], self.example)
 
     @cached_property
     def variables(self) -> Any:
@@ -303,7 +316,14 @@ class Compact:
         artefact.check_names(files)
         schema.check_json("about", {} if about is None else about)
         names = class_names and arguments.check_names("class_names", class_names)
-        given = check_pixels(pixels, pixel_mean, pixel_std, self.network)
+        given, scaling = None, np.append(pixel_mean, pixel_std)
+        if self.takes_an_array:
+            given = check_pixels(pixels, pixel_mean, pixel_std, self.network)
+        elif stablehlo or onnx or scaling.tolist() != [0, 1]:
+            raise InputError(
+                "pixel_mean, pixel_std, stablehlo and onnx are for networks of images "
+                f"alone, and this one takes {_listed(self.example)}"
+            )
         origin = self.whole.origin if self.whole else None
         spec = {
             "model": type(origin.model).__name__ if origin else "",
@@ -311,8 +331,8 @@ class Compact:
             "layers": {name: _facts(layer) for name, layer in self.layers.items()},
             "kept": artefact.describe_masks(self.kept),
             "keys": _keys(self.whole) if self.whole else {},
-            "input_shape": list(self.input_shape),
-            "preprocessing": given.to_json(),
+            **artefact.describe_inputs(self.example),
+            "preprocessing": given and given.to_json(),
             "class_names": list(names),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "proof": self.proof.to_json() if self.proof else None,
@@ -323,17 +343,23 @@ class Compact:
         programs = {
             artefact.FUNCTION: artefact.export(self.function, self.example, shapes)
         }
-        if stablehlo:
+        if stablehlo and given:
             arrays = jax.tree.map(jnp.asarray, dict(self.arrays))
             image = np.zeros((1, *self.input_shape), given.dtype)
             programs[artefact.PROGRAM] = artefact.export(
                 lambda images: self.function(arrays, given.scale(images)), image
             )
-        if onnx:
+        if onnx and given:
             programs[artefact.ONNX] = to_onnx(self.network, given, names)
         artefact.write(
             Path(path), self.arrays, spec, {**programs, **files}, self.example
         )
+
+
+def _listed(batch: Any) -> str:
+    """The arrays of a tree by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    return ", ".join(path_name(path) or "an array" for path, _ in leaves) or "nothing"
 
 
 def flat(variables: Any) -> dict[str, Any]:
@@ -367,7 +393,7 @@ def as_compact(network: Network) -> Compact:
     Args:
       network: the network, with an example; or the `Compact.network` of another call.
     """
-    example = np.asarray(network.example)
+    example = jax.tree.map(np.asarray, network.example)
     if isinstance(network.origin, Compact):
         return dataclasses.replace(
             network.origin, arrays=network.arrays, example=example

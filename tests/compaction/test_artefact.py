@@ -7,7 +7,9 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import jaxprune
+from architectures import ARCHITECTURES
 from halved import halved
 from jaxprune._base.errors import InputError
 from jaxprune.compaction import artefact
@@ -25,6 +28,7 @@ from jaxprune.recipes.models import PairCNN
 from programs import run_program
 from random_data import random_split, random_variables
 from run_directories import reseal
+from selected import quick
 
 PAIR = PairCNN(widths=(3, 5, 7), dense=(10, 4))
 KEEP = np.array([False, True, True, False, True])
@@ -455,3 +459,117 @@ def test_arguments_of_the_call_that_no_file_keeps(tmp_path):
         jaxprune.load_compact(tmp_path / "called", model)
     loaded = jaxprune.load_compact(tmp_path / "called", model, call=call)
     np.testing.assert_array_equal(loaded(x), small(x))
+
+
+TREES = ("diffusion", "siamese", "detr", "ssd")
+
+
+@pytest.mark.parametrize("name", quick(TREES, ("diffusion",)))
+def test_batches_and_outputs_that_are_trees(name, tmp_path):
+    network = ARCHITECTURES[name].network()
+    small = halved(network, network.example)
+    expected = small(network.example)
+    small.save(tmp_path / "a")
+    for loaded in (
+        jaxprune.load_compact(tmp_path / "a"),
+        jaxprune.load_compact(tmp_path / "a", network),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, loaded.example, small.example)
+        found = loaded(jax.tree.map(lambda a: a[:1], network.example))
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        # The same float32 operations, fused in another way.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b[:1], atol=1e-5),
+            found, expected,
+        )  # fmt: skip
+    spec = json.loads((tmp_path / "a" / artefact.SPEC).read_text())
+    assert spec["preprocessing"] is None or name in ("detr", "ssd")
+
+
+@flax.struct.dataclass
+class Found:
+    """An output of a class of its own, with levels by number."""
+
+    scores: Any
+    levels: Any
+    nothing: Any = None
+
+
+def of_levels(params, batch):
+    images, (numbers, _) = batch
+    x = jax.nn.relu(images["image"] @ params["first"]) + numbers[:, None, None]
+    y = x @ params["second"]
+    return Found(scores=y.mean(1), levels={3: y + 1, 10: (y.argmax(-1), y)})
+
+
+def levels_network():
+    rng = np.random.default_rng(0)
+    params = {"first": rng.normal(size=(3, 6)), "second": rng.normal(size=(6, 4))}
+    batch = ({"image": rng.normal(size=(3, 5, 3))}, [rng.normal(size=3), np.arange(3)])
+    single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (params, batch))
+    return jaxprune.Network(of_levels, *single)
+
+
+def test_outputs_of_other_classes_are_dictionaries_in_a_file(tmp_path):
+    network = levels_network()
+    small = halved(network, network.example)
+    found = small(network.example)
+    assert isinstance(found, Found) and found.levels[10][0].dtype == jnp.int32
+    small.save(tmp_path / "a")
+    alone = jaxprune.load_compact(tmp_path / "a")(network.example)
+    assert alone.keys() == {"scores", "levels", "nothing"}
+    assert alone["nothing"] is None and alone["levels"].keys() == {"3", "10"}
+    np.testing.assert_allclose(alone["scores"], found.scores, atol=1e-5)
+    again = jaxprune.load_compact(tmp_path / "a", network)(network.example)
+    assert isinstance(again, Found)
+
+
+BAD_TREES = {
+    "one array": (lambda s, b: s(b[0]["image"]), "takes 0/image, 1/0, 1/1, got"),
+    "other sizes": (
+        lambda s, b: s(({"image": b[0]["image"][:, :, :2]}, b[1])),
+        r"inputs of shape \[N, 5, 3\], got \[3, 5, 2\]",
+    ),
+    "another number of images": (
+        lambda s, b: jaxprune.compact_groups(
+            s.network, {"first": (HALF, "drop")}, example=(b[0], [b[1][0][:2], b[1][1]])
+        ),
+        r"batch of inputs \[N, ...\], one or more, got",
+    ),
+    "numbers alone": (
+        lambda s, b: jaxprune.compact_groups(
+            s.network, {"first": (HALF, "drop")}, example={"x": 1.0}
+        ),
+        "example must be",
+    ),
+    "pixels": (lambda s, b: s.save("a", pixel_mean=(1.0,)), "for networks of images"),
+    "a program of pixels": (lambda s, b: s.save("a", stablehlo=True), "0/image, 1/0"),
+}  # fmt: skip
+HALF = np.arange(3) < 2
+
+
+@pytest.mark.parametrize("kind", BAD_TREES)
+def test_trees_that_do_not_fit_are_refused_in_one_line(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = levels_network()
+    small = halved(network, network.example)
+    call, message = BAD_TREES[kind]
+    with pytest.raises(InputError, match=message) as error:
+        call(small, network.example)
+    assert "\n" not in str(error.value) and not [*tmp_path.iterdir()]
+
+
+def test_an_output_without_images_is_not_exported(tmp_path):
+    def function(params, x):
+        x = jax.nn.relu(x @ params["first"])
+        return x @ params["second"], params["first"]
+
+    rng = np.random.default_rng(0)
+    sizes = {"first": (3, 6), "second": (6, 4)}
+    params = {k: rng.normal(size=s).astype(np.float32) for k, s in sizes.items()}
+    small = as_compact(jaxprune.Network(function, params, np.ones((2, 3), np.float32)))
+    with pytest.raises(
+        InputError, match=r"no images on its first axis, it is \[3, 6\]"
+    ):
+        small.save(tmp_path / "a")
+    assert not [*tmp_path.iterdir()]
