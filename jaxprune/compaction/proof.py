@@ -21,7 +21,7 @@ results, too; rounding alone makes the difference.
 Axes: N images, C classes, E equations.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -34,11 +34,12 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxprune._base.arguments import half_of_digits
 from jaxprune._base.errors import InputError
 from jaxprune.compaction.cut import KERNELS, extras
+from jaxprune.fills.fill import Constant
 from jaxprune.fills.masked import Mask, mask_changes
 from jaxprune.graph.evaluate import Narrowing, Runner, in_float64
 from jaxprune.graph.labels import ELEMENTWISE, RULES
 from jaxprune.graph.layers import OFFSETS
-from jaxprune.graph.network import Graph, Network
+from jaxprune.graph.network import Graph, Network, size_of
 from jaxprune.graph.trace import CONTRACTIONS, Equation
 
 _U = float(np.finfo(np.float64).eps) / 2
@@ -101,11 +102,12 @@ def compare(
     Raises:
       InputError: they differ in more than half of the digits of that type.
     """
-    rows = [a.reshape(len(a), -1).astype(np.float64) for a in (masked, compact)]
+    whole = [np.atleast_1d(a).astype(np.float64) for a in (masked, compact)]
+    rows = [a.reshape(len(a), -1) for a in whole]
     difference = np.abs(rows[0] - rows[1])
     scale = np.maximum(np.abs(rows[0]).max(-1), np.finfo(np.float32).tiny)
     proof = Proof(
-        images=len(masked),
+        images=len(rows[0]),
         largest_difference=float(difference.max()),
         relative_difference=float((difference.max(-1) / scale).max()),
     )
@@ -161,6 +163,7 @@ def prove(
         layer or operation is named.
     """
     graph = network.graph(batch)
+    filled = _filled(masks)
     written = written_layers(graph, narrowing, network.arrays, arrays)
     with in_float64():
         given = jax.tree.map(np.asarray, (network.arrays, dict(arrays), batch))
@@ -168,7 +171,7 @@ def prove(
         # Two programs: in one, a value could be computed twice and rounded otherwise.
         @jax.jit
         def run(arrays: Any, x: Any, masks: Any) -> tuple[list[Array], Masked]:
-            masked = masked_values(graph, arrays, x, masks)
+            masked = masked_values(graph, arrays, x, masks, filled)
             return [masked.values[value] for value in graph.program.results], masked
 
         @jax.jit
@@ -183,9 +186,25 @@ def prove(
     proofs = [
         compare(masked, np.asarray(compact), coarsest=graph.program.coarsest)
         for masked, compact in pairs
+        if masked.size and jnp.issubdtype(masked.dtype, jnp.floating)
     ]
-    proof = max(proofs, key=lambda proof: proof.relative_difference)
-    return replace(proof, equations=len(shares), bound_used=used)
+    count = size_of(batch)
+    proof = max(proofs, key=_difference, default=Proof(count, 0.0, 0.0))
+    return replace(proof, images=count, equations=len(shares), bound_used=used)
+
+
+def _filled(masks: Sequence[Mask]) -> frozenset[str]:
+    """Consumers that are given something else than 0 for what is pruned."""
+    return frozenset(
+        consumer
+        for mask in masks
+        for consumer, how in mask.at_consumers.items()
+        if not isinstance(how, Constant) or np.any(how.values)
+    )
+
+
+def _difference(proof: Proof) -> float:
+    return proof.relative_difference
 
 
 class Masked(NamedTuple):
@@ -194,8 +213,8 @@ class Masked(NamedTuple):
     Attributes:
       values: those that depend on the batch, by their numbers, before consumers are
         masked; and those that are stored.
-      sizes: for each consumer that is masked, by its equation's number, the sums of the
-        absolute products.
+      sizes: for each consumer that is given something for what is pruned, by its
+        equation's number, the sums of the absolute products.
     """
 
     values: dict[int, Array]
@@ -203,9 +222,22 @@ class Masked(NamedTuple):
 
 
 def masked_values(
-    graph: Graph, arrays: Mapping[str, Any], batch: Any, masks: Sequence[Mask]
+    graph: Graph,
+    arrays: Mapping[str, Any],
+    batch: Any,
+    masks: Sequence[Mask],
+    filled: Collection[str] | None = None,
 ) -> Masked:
-    """Runs the masked network; all but the graph may be traced."""
+    """Runs the masked network; all but the graph may be traced.
+
+    Args:
+      graph: of the whole network.
+      arrays: its parameters.
+      batch: inputs.
+      masks: of its channels.
+      filled: consumers that are given something else than 0 for what is pruned; by
+        default, all may be.
+    """
     program = graph.program
     before, after = mask_changes(graph, masks)
     runner = Runner(program, before, after, None, exact=True)
@@ -214,8 +246,8 @@ def masked_values(
     sizes: dict[int, Array] = {}
     for mask in masks:
         for consumer, how in mask.at_consumers.items():
-            layer = graph.layer(consumer)
-            if layer.in_a_loop:
+            layer = graph.reader(consumer)
+            if layer.in_a_loop or (filled is not None and consumer not in filled):
                 continue
             features = jnp.abs(layer.features(env[layer.input]))
             size = jnp.abs(getattr(how, "magnitude", how)(features, mask.keep))
@@ -296,6 +328,7 @@ class _Steps:
         self.given = extra.given
         self.runner = Runner(self.program, {}, extra.after, narrowing, exact=True)
         self.env = self.runner.start(arrays, None, extra.given)
+        self.left: dict[int, Any] = {}
         self.layers = {layer.equation.number: layer for layer in graph.layers.values()}
         # Where a fold may have moved a constant from one equation to another of its
         # layer, they are compared behind the last.
@@ -314,7 +347,7 @@ class _Steps:
             number = self.program.made_by[value].number
             result = self.env[value]
             found[number] = self.share(value, result, 2 * unit * jnp.abs(result))
-            self.env[value] = self.narrowing.take(value, self.masked.values[value])
+            self.env[value] = self.expected(value)
         for eqn in self.program.equations:
             if all(value in self.given for value in eqn.outputs):
                 continue
@@ -343,12 +376,19 @@ class _Steps:
     def value(self, value: int) -> Any:
         """The operand of an equation for a value."""
         if value in self.masked.values and value not in self.inside:
-            return self.narrowing.take(value, self.masked.values[value])
+            return self.expected(value)
         return self.env[value]
+
+    def expected(self, value: int) -> Any:
+        """What is left of a value of the masked network."""
+        if value not in self.left:
+            whole = self.masked.values[value]
+            self.left[value] = self.narrowing.take(value, whole)
+        return self.left[value]
 
     def share(self, value: int, result: Any, bound: Any) -> Array:
         """The largest share of the bound that the difference of a value takes up."""
-        expected = self.narrowing.take(value, self.masked.values[value])
+        expected = self.expected(value)
         alike = (result == expected) | ((result != result) & (expected != expected))
         distance = jnp.where(alike, 0.0, lax.abs(result - expected))
         bound = jnp.where(lax.is_finite(bound), bound, 0.0) + _TINY
