@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxprune.fills.masked import make_pruning, run_masked
+from jaxprune.fills.masked import kept_of, make_pruning, run_masked
 from jaxprune.graph.network import Network
 
 
@@ -18,6 +18,23 @@ def pruning_of(apply, variables, x, layer, keep, fill):
     network = network_of(apply, variables, x)
     group = network.graph().channels_of(layer)
     return make_pruning(network, group, keep, fill)
+
+
+def zeroed(network, prunings, where=lambda path, axis: True):
+    """The network's parameters with zeros wherever a unit goes.
+
+    Args:
+      network: the network.
+      prunings: masks of its groups.
+      where: for an axis of a leaf, whether zeros are written in it.
+    """
+    arrays = {path: np.array(array) for path, array in network.arrays.items()}
+    for (path, axis), kept in kept_of(prunings).items():
+        if where(path, axis):
+            index = [slice(None)] * arrays[path].ndim
+            index[axis] = ~kept
+            arrays[path][tuple(index)] = 0
+    return network.tree(arrays)
 
 
 def masked_logits(apply, variables, x, prunings):

@@ -159,6 +159,10 @@ class _Axes:
                 roots = graph.labels.roots(graph.program.leaves[path], axis)
                 self._group_of[roots[owner >= 0]] = number
 
+    def is_read(self, layer: Layer) -> bool:
+        """Whether a layer sums over its features, see `Labels.is_read`."""
+        return self._graph.labels.is_read(layer)
+
     def side(self, value: int, axis: int) -> Side:
         """An axis of a value."""
         numbers = self._group_of[self._graph.labels.roots(value, axis)]
@@ -191,7 +195,7 @@ class _Axes:
 def _of_layer(layer: Layer, axes: _Axes, program: Program, whole: Widths) -> Product:
     """The multiply-adds of a contraction."""
     sides = [(layer.product, axis) for axis in range(len(program.shape(layer.product)))]
-    if layer.groups == 1:
+    if axes.is_read(layer):
         sides += [(layer.input, axis) for axis in layer.axes.features]
     found = axes.product(sides)
     # Positions, taps, repeats: whatever no channel is on.

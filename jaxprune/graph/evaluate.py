@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from jaxprune import conv
-from jaxprune.graph.labels import GENERATORS, RULES, Labels
+from jaxprune.graph.labels import GENERATORS, RULES, Labels, Shuffle
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.trace import (
     CONTRACTIONS,
@@ -54,6 +54,9 @@ class Narrowing:
 
     def take(self, value: int, array: Any) -> Any:
         """The part that is left of a value's array in the whole network."""
+        made_by = self.labels.program.made_by.get(value)
+        if made_by and made_by.number in self.labels.shuffles:
+            array = array.reshape(self.labels.shuffles[made_by.number].shape)
         return take(array, self.kept(value))
 
     @cached_property
@@ -225,6 +228,8 @@ class Runner:
             pairs = zip(eqn.outputs, whole, strict=True)
             return [narrowing.take(value, array) for value, array in pairs]
         kept = [narrowing.kept(value) for value in (*eqn.inputs, *eqn.outputs)]
+        if eqn.number in narrowing.labels.shuffles:
+            return [_shuffle(narrowing.labels.shuffles[eqn.number], inputs[0], kept[0])]
         if not self.exact and all(k.all() for axes in kept for k in axes):
             return run_original(eqn, inputs)
         if eqn.name in NARROWER:
@@ -389,6 +394,16 @@ def _take_slice(array: Any, kept: Kept, params: Mapping[str, Any]) -> Any:
     return array
 
 
+def _shuffle(shuffle: Shuffle, array: Any, kept: Kept) -> Any:
+    """What is left of an axis, in the order that its channels are put in."""
+    if shuffle.order is None:
+        return array
+    keep = kept[shuffle.axis]
+    place = np.cumsum(keep) - 1
+    order = shuffle.order[keep[shuffle.order]]
+    return jnp.take(array, place[order], axis=shuffle.axis)
+
+
 # Parameters of an equation, what is kept of its operands and results -> parameters.
 Narrower = Callable[[Mapping[str, Any], list[Kept], list[Kept]], dict[str, Any]]
 
@@ -423,10 +438,9 @@ def _pad(params: Mapping, given: list[Kept], made: list[Kept]) -> dict:
 
 
 def _conv(params: Mapping, given: list[Kept], made: list[Kept]) -> dict:
-    groups = params["feature_group_count"]
-    keep = made[0][params["dimension_numbers"].out_spec[1]]
-    if groups > 1:
-        groups = groups * int(keep.sum()) // len(keep)
+    numbers = params["dimension_numbers"]
+    x, kernel = given[0][numbers.lhs_spec[1]], given[1][numbers.rhs_spec[1]]
+    groups = int(x.sum()) // max(int(kernel.sum()), 1)
     return {**params, "feature_group_count": groups}
 
 

@@ -7,7 +7,7 @@ them, make a group. A unit can go if some layer reads it, and nothing keeps it.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -33,6 +33,8 @@ class PruningGroup:
       leaves: for axes of the parameters that hold units, of each index.
       producers: for each layer that returns units, of each output channel [U].
       consumers: for each layer that sums over units, of each input feature [F].
+      sums: for each sum over units by itself, of each of its terms [F]; see
+        `Network.with_streams`.
     """
 
     name: str
@@ -40,6 +42,7 @@ class PruningGroup:
     leaves: Mapping[LeafAxis, Int[np.ndarray, " _"]]
     producers: Mapping[str, Int[np.ndarray, " U"]]
     consumers: Mapping[str, Int[np.ndarray, " F"]]
+    sums: Mapping[str, Int[np.ndarray, " F"]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         layers = [", ".join(names) for names in (self.producers, self.consumers)]
@@ -143,7 +146,11 @@ class Grouping:
             other = int(np.flatnonzero(roots == roots[one])[1])
             together = f"channels {one} and {other} go together: prune its groups"
             raise InputError(_refusal(name, f"{together} (find_groups)"))
-        return self._group(name, roots)
+        group = self._group(name, roots)
+        for key in group.sums:
+            where = self.labels.sums[key].equation.described
+            raise InputError(_refusal(name, f"{where} adds them up: prune its groups"))
+        return group
 
     def _channel_axes(self) -> Iterator[tuple[str, np.ndarray]]:
         """Each layer's axes of output channels: the units' lowest labels."""
@@ -155,7 +162,7 @@ class Grouping:
     def _roots_that_are_read(self) -> np.ndarray:
         read = np.zeros(self.labels.unions.count, bool)
         for layer in self.layers.values():
-            for axis in layer.axes.features if layer.groups == 1 else ():
+            for axis in layer.axes.features if self.labels.is_read(layer) else ():
                 read[self.labels.roots(layer.input, axis)] = True
         return read
 
@@ -203,15 +210,20 @@ class Grouping:
         for key, layer in self.layers.items():
             if layer.kernel is not None:
                 producers[key] = held(layer.product, layer.axes.channels)
-            if layer.groups == 1:
+            if self.labels.is_read(layer):
                 consumers[key] = held(layer.input, layer.axes.features)
+        sums = {
+            key: held(layer.input, layer.axes.features)
+            for key, layer in self.labels.sums.items()
+        }
 
         def holding(found: Mapping) -> dict:
             return {key: owner for key, owner in found.items() if (owner >= 0).any()}
 
         return PruningGroup(
-            name, len(units), holding(leaves), holding(producers), holding(consumers)
-        )
+            name, len(units), holding(leaves), holding(producers), holding(consumers),
+            holding(sums),
+        )  # fmt: skip
 
 
 def _unused(name: str, taken: Mapping[str, object]) -> str:

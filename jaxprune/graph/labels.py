@@ -6,11 +6,16 @@ with a kernel, they are tied: they go together or not at all. Label 0 stays: the
 positions, the network's results, and whatever meets an operation that is not
 understood, for which the reason is kept.
 
+A sum over channels by itself, such as a LayerNorm's, needs all of them. Where `streams`
+is asked for, it leaves out the terms of channels that go, and what it is divided by
+stays: then the network without them is what is masked.
+
 One rule for each operation says which labels its results have; all are in RULES.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool
@@ -36,6 +41,8 @@ class Labels:
       layers: its contractions, by name.
       values: of every value, the labels of each axis.
       unions: labels that are tied, and labels that stay.
+      sums: sums over channels that may leave out terms, by name.
+      shuffles: equations that move channels within one axis, see `find_shuffles`.
       stored: values that depend on parameters alone in a way that is not understood:
         of fewer channels they cannot be computed, so that they are kept as they are.
       choice: see `Splits`.
@@ -45,8 +52,24 @@ class Labels:
     layers: Mapping[str, Layer]
     values: Mapping[int, Axes]
     unions: Unions
+    sums: Mapping[str, Layer]
+    shuffles: "Shuffles"
     stored: frozenset[int]
     choice: "Splits"
+
+    def reader(self, name: str) -> Layer:
+        """The layer, or the sum over channels, of this name."""
+        return self.sums[name] if name in self.sums else self.layers[name]
+
+    def is_read(self, layer: Layer) -> bool:
+        """Whether a layer sums over its features, and not over a group of them each.
+
+        A convolution with groups does where all groups have the same labels.
+        """
+        return layer.groups == 1 or not all(
+            (self.roots(layer.kernel_value, axis) == STAYS).all()
+            for axis in layer.axes.kernel_features
+        )
 
     def leaf(self, path: str) -> Axes:
         """The labels of a leaf; the same whatever the batch's shape is."""
@@ -68,21 +91,24 @@ class Labels:
 Splits = Mapping[tuple[int, tuple[int, ...]], int]
 
 
-def find_labels(program: Program, choice: Splits | None = None) -> Labels:
+def find_labels(
+    program: Program, choice: Splits | None = None, streams: bool = False
+) -> Labels:
     """Labels of a program.
 
     Args:
       program: a network.
       choice: axes of a reshape that may be cut; by default, those with which most
         indices of the leaves can go.
+      streams: whether sums over channels may leave out terms.
     """
-    layers = find_layers(program)
+    complete = partial(_complete, program, find_layers(program), streams)
     if choice is not None:
-        return _complete(program, layers, choice)[0]
-    best, splits = _complete(program, layers, {})
+        return complete(choice)[0]
+    best, splits = complete({})
     for key, axes in splits.items():
         for axis in axes[1:]:
-            other, _ = _complete(program, layers, {**best.choice, key: axis})
+            other, _ = complete({**best.choice, key: axis})
             if _free(other) > _free(best):
                 best = other
     return best
@@ -98,7 +124,7 @@ def _free(labels: Labels) -> int:
 
 
 def _complete(
-    program: Program, layers: Mapping[str, Layer], choice: Splits
+    program: Program, layers: Mapping[str, Layer], streams: bool, choice: Splits
 ) -> tuple[Labels, dict[tuple[int, tuple[int, ...]], list[int]]]:
     """Labels, and the reshapes in which there was a choice.
 
@@ -108,7 +134,7 @@ def _complete(
     """
     stored: set[int] = set()
     while True:
-        walk = _Walk(program, layers, choice, stored)
+        walk = _Walk(program, layers, streams, choice, stored)
         labels = walk.run()
         if more := walk.sums_over_channels():
             stored |= more
@@ -123,10 +149,13 @@ class _Walk:
         self,
         program: Program,
         layers: Mapping[str, Layer],
+        streams: bool,
         choice: Splits,
         stored: set[int],
     ):
         self.program, self.layers, self.choice = program, layers, choice
+        self.streams = streams
+        self.shuffles = find_shuffles(program)
         self.by_equation = {layer.equation.number: layer for layer in layers.values()}
         self.to_store = stored
         self.unions = Unions()
@@ -134,6 +163,7 @@ class _Walk:
         self.stored: set[int] = set()
         self.splits: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         self.static_sums: list[tuple[Equation, np.ndarray]] = []
+        self.sums: list[Equation] = []
         self.inside = 0  # so many bodies
 
     def run(self) -> Labels:
@@ -153,9 +183,19 @@ class _Walk:
             if not self.sums_over_channels():
                 self.stay(labels, f"{eqn.described} adds them up, in parameters alone")
         return Labels(
-            program, self.layers, self.values, self.unions, frozenset(self.stored),
-            self.choice,
+            program, self.layers, self.values, self.unions, self.sums_by_name(),
+            self.shuffles, frozenset(self.stored), self.choice,
         )  # fmt: skip
+
+    def sums_by_name(self) -> dict[str, Layer]:
+        """Sums over channels, numbered: a smaller network's have the same names."""
+        return {
+            f"reduce_sum#{number}": Layer(
+                f"reduce_sum#{number}", "sum", eqn, self.program, 0, None, None,
+                eqn.outputs[0],
+            )
+            for number, eqn in enumerate(self.sums)
+        }  # fmt: skip
 
     def sums_over_channels(self) -> set[int]:
         """Equations that add up parameters over channels of layers."""
@@ -185,9 +225,9 @@ class _Walk:
         """Labels of an equation's results."""
         given = [self.values[value] for value in eqn.inputs]
         try:
-            if eqn.number in self.to_store:
-                raise NotUnderstood
-            if eqn.name not in RULES:
+            if eqn.number in self.shuffles:
+                return [_shuffled(self, eqn, given[0])]
+            if eqn.number in self.to_store or eqn.name not in RULES:
                 raise NotUnderstood
             return RULES[eqn.name](self, eqn, given)
         except NotUnderstood:
@@ -244,6 +284,11 @@ class _Walk:
     def stay(self, labels: np.ndarray, reason: str) -> None:
         self.unions.stay(labels, reason)
 
+    def lose(self, eqn: Equation, labels: np.ndarray) -> None:
+        """An axis of one index goes: where it was one of several channels, it stays."""
+        if len(labels) == 1:
+            self.stay(labels, f"{eqn.described} takes it by its position")
+
     def tie(self, eqn: Equation, a: np.ndarray, b: np.ndarray) -> None:
         if a is b or (a.shape == b.shape and (a == b).all()):
             return
@@ -266,6 +311,8 @@ def _elementwise(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
     found = []
     for dim, size in enumerate(shape):
         same = [axes[dim] for axes in arrays if len(axes[dim]) == size]
+        for axes in arrays if size > 1 else ():
+            walk.lose(eqn, axes[dim])
         for other in same[1:]:
             walk.tie(eqn, same[0], other)
         found.append(same[0])
@@ -290,6 +337,8 @@ def _broadcast(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
     for axis, dim in zip(given[0], dims, strict=True):
         if len(axis) == shape[dim]:
             found[dim] = axis
+        else:
+            walk.lose(eqn, axis)
     return [
         [
             walk.unions.new(size) if axis is None else axis
@@ -304,6 +353,8 @@ def _transpose(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
 
 def _squeeze(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
     gone = eqn.params["dimensions"]
+    for axis in gone:
+        walk.lose(eqn, given[0][axis])
     return [[labels for axis, labels in enumerate(given[0]) if axis not in gone]]
 
 
@@ -373,10 +424,13 @@ def _pad(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
 
 
 def _reduce(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
-    """An axis that is summed over goes; its indices stay, since all are needed."""
+    """An axis that is summed over goes; its indices stay, where all are needed."""
     gone = eqn.params["axes"]
-    for dim in gone:
-        _joined(walk, eqn, given[0][dim])
+    if walk.streams and eqn.name == "reduce_sum" and not walk.is_static(eqn):
+        walk.sums.append(eqn)
+    else:
+        for dim in gone:
+            _joined(walk, eqn, given[0][dim])
     found = [axis for dim, axis in enumerate(given[0]) if dim not in gone]
     return [found for _ in eqn.outputs]
 
@@ -448,16 +502,28 @@ def _conv(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
         walk.tie(eqn, features, inputs)
         if walk.is_static(eqn):
             _joined(walk, eqn, features)
-    else:  # each group as a whole, with all that it reads and returns
-        walk.stay(inputs, f"{eqn.described} has groups of them")
+    else:
         parts = [axis.reshape(groups, -1) for axis in (features, channels)]
-        members = np.concatenate(parts, axis=1)
-        walk.tie(eqn, members, members[:, :1])
+        if _are_stacked(walk, parts):
+            walk.tie(eqn, parts[0], inputs)
+        else:  # each group as a whole, with all that it reads and returns
+            walk.stay(inputs, f"{eqn.described} has groups of them")
+            members = np.concatenate(parts, axis=1)
+            walk.tie(eqn, members, members[:, :1])
     shape = walk.program.shape(eqn.outputs[0])
     found = walk.staying(shape)
     found[numbers.out_spec[0]] = x[numbers.lhs_spec[0]]
     found[numbers.out_spec[1]] = channels
     return [found]
+
+
+def _are_stacked(walk: _Walk, parts: Axes) -> bool:
+    """Whether all groups of a convolution have the same labels, as members of a stack.
+
+    `vmap` writes a convolution of several kernels so.
+    """
+    rows = [walk.unions.roots(part.ravel()).reshape(part.shape) for part in parts]
+    return parts[0].shape[1] > 1 and all((r == r[:1]).all() for r in rows)
 
 
 def _dynamic_slice(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
@@ -506,6 +572,8 @@ def _reshape(walk: _Walk, eqn: Equation, given: list[Axes]) -> list[Axes]:
     """Axes that are put together or taken apart, in blocks of equal size."""
     order = eqn.params["dimensions"]  # of the axes, where they are moved as well
     axes = given[0] if order is None else [given[0][axis] for axis in order]
+    for axis in axes:
+        walk.lose(eqn, axis)
     old = [len(axis) for axis in axes]
     new = walk.program.shape(eqn.outputs[0])
     found: Axes = [walk.unions.new(1) for _ in new]
@@ -585,6 +653,76 @@ def _parted(
         else np.zeros(size, np.int64)
         for a, size in enumerate(shape)
     ]
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """One of the three operations that put channels of an axis in another order.
+
+    A reshape takes the axis apart, a transpose turns its parts round, a reshape joins
+    them again. What is left of such an axis cannot be taken apart. So the values in
+    between stand for the axis itself, and the transpose moves the channels.
+
+    Attributes:
+      axis: the channels' axis.
+      shape: of the result, its parts taken as one axis.
+      order: for each place in the axis, the channel that comes there; None for the
+        reshapes.
+    """
+
+    axis: int
+    shape: tuple[int, ...]
+    order: np.ndarray | None
+
+
+# By the number of an equation.
+Shuffles = Mapping[int, Shuffle]
+
+
+def find_shuffles(program: Program) -> Shuffles:
+    """The equations that put channels of one axis in another order."""
+    found: dict[int, Shuffle] = {}
+    for first in program.equations:
+        if first.name != "reshape" or first.params["dimensions"] is not None:
+            continue
+        chain = [first]
+        for name in ("transpose", "reshape"):
+            readers = program.read_by[chain[-1].outputs[0]]
+            if len(readers) == 1 and readers[0].name == name:
+                chain += readers
+        shape = program.shape(first.inputs[0])
+        if len(chain) < 3 or program.shape(chain[2].outputs[0]) != shape:
+            continue
+        parts, order = (
+            program.shape(chain[0].outputs[0]),
+            chain[1].params["permutation"],
+        )
+        axis, count = _part(shape, parts)
+        inside = order[axis : axis + count]
+        others = [a for a in range(len(parts)) if not axis <= a < axis + count]
+        if count > 1 and [*order[:axis], *order[axis + count :]] == others:
+            places = np.arange(shape[axis]).reshape(parts[axis : axis + count])
+            moved = places.transpose([a - axis for a in inside]).ravel()
+            for eqn, place in zip(chain, (None, moved, None), strict=True):
+                found[eqn.number] = Shuffle(axis, shape, place)
+    return found
+
+
+def _part(shape: Sequence[int], parts: Sequence[int]) -> tuple[int, int]:
+    """The axis that a reshape takes apart, and into how many; 0 where not just one."""
+    count = len(parts) - len(shape) + 1
+    for axis, size in enumerate(shape):
+        inside = parts[axis : axis + count]
+        if (*shape[:axis], *inside, *shape[axis + 1 :]) == tuple(parts):
+            return axis, count if int(np.prod(inside)) == size else 0
+    return 0, 0
+
+
+def _shuffled(walk: _Walk, eqn: Equation, given: Axes) -> Axes:
+    shuffle = walk.shuffles[eqn.number]
+    if shuffle.order is None:
+        return given
+    return [a[shuffle.order] if i == shuffle.axis else a for i, a in enumerate(given)]
 
 
 ELEMENTWISE = """

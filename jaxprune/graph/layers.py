@@ -35,7 +35,8 @@ class Layer:
 
     Attributes:
       name: from the path of its kernel, "block_1/conv"; a second call is "conv#2".
-      kind: "conv", "dense", or "product" where both operands depend on the batch.
+      kind: "conv", "dense", or "product" where both operands depend on the batch; "sum"
+        for a sum over channels by itself, which is no layer of a network.
       equation: the contraction.
       program: that it is part of.
       x: number of the operand that is summed over; it depends on the batch.
@@ -93,6 +94,8 @@ class Layer:
     def axes(self) -> "Axes":
         """Which axes of the operands and the result are summed over, and so on."""
         eqn = self.equation
+        if self.kind == "sum":
+            return Axes(tuple(eqn.params["axes"]), (), (), (), ())
         if self.kind == "conv":
             numbers = eqn.params["dimension_numbers"]
             return Axes(
@@ -230,6 +233,8 @@ def apart(x: Any, axes: Sequence[int], shape: Sequence[int]) -> Any:
     rest = [axis for axis in range(len(shape)) if axis not in axes]
     if [*rest, *axes] == list(range(len(shape))) and len(axes) == 1:
         return x
+    if not axes:
+        return x[..., 0]
     if len(axes) > 1:
         x = x.reshape(*x.shape[:-1], *(shape[axis] for axis in axes))
     return x.transpose(np.argsort((*rest, *axes)))

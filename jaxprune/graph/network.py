@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError, check_choice
+from jaxprune.graph.constants import where_varying
 from jaxprune.graph.evaluate import Change, Narrowing, run
 from jaxprune.graph.groups import Grouping, Groups, LeafAxis, PruningGroup
 from jaxprune.graph.labels import Labels, Splits, find_labels
@@ -53,6 +54,10 @@ class Graph:
         """Every call of a layer by name, in order of execution."""
         return self.labels.layers
 
+    def reader(self, name: str) -> Layer:
+        """The layer, or the sum over channels, of this name."""
+        return self.labels.reader(name)
+
     def layer(self, name: str) -> Layer:
         """A layer by its name.
 
@@ -73,12 +78,36 @@ class Graph:
         return Grouping(self.labels).of_layer(layer)
 
     def last_conv(self) -> str:
-        """Name of the convolution that is executed last.
+        """Name of the last convolution whose channels can leave with a constant fill.
+
+        Not so where they are part of a residual sum, or of the network's output.
 
         Raises:
-          InputError: the network has no convolution whose kernel is a parameter.
+          InputError: there is none; with the reason for the last convolution.
         """
-        return self._convs()[-1]
+        names = self._convs()
+        reasons = []
+        for name in reversed(names):
+            try:
+                self.conv(name)
+                self._check_constant(name)
+            except InputError as error:
+                reasons.append(str(error))
+            else:
+                return name
+        raise InputError(
+            "name a layer: no convolution's channels can leave with a constant fill; "
+            f"{reasons[0]}"
+        )
+
+    def _check_constant(self, name: str) -> None:
+        """Raises InputError unless a layer's channels can become constants and go."""
+        group = self.channels_of(name)
+        for consumer, eqn in where_varying(self.labels, name, group).items():
+            raise InputError(
+                f"{eqn.described} joins the channels of '{name}' with what depends on "
+                f"the image, where '{consumer}' reads them"
+            )
 
     def conv(self, name: str) -> Layer:
         """The convolution of this name, which is called once.
@@ -155,12 +184,14 @@ class Network:
         is given.
       origin: the framework's own network that this is read from, if it is one; see
         `jaxprune.adapters`.
+      streams: whether sums over channels may leave out terms, see `with_streams`.
     """
 
     function: Function
     params: Any
     example: Any = None
     origin: Any = None
+    streams: bool = False
     _graphs: dict[Any, Graph] = field(default_factory=dict, repr=False)
     _choice: list[Splits] = field(default_factory=list, repr=False)
 
@@ -195,6 +226,16 @@ class Network:
         """The same network, traced for another batch."""
         return replace(self, example=example)
 
+    def with_streams(self) -> "Network":
+        """The same network, in which channels under a LayerNorm or RMSNorm may go.
+
+        Experimental. What a sum over channels by itself leaves out are the terms of
+        those that go; what it is divided by stays. So the residual streams of
+        transformers, mixers and ConvNeXt are groups, too. Masked and compact network
+        are the same. What it costs in accuracy has not been measured yet.
+        """
+        return replace(self, streams=True, _graphs={}, _choice=[])
+
     def graph(self, batch: Any = None) -> Graph:
         """The network for batches of this shape; by default, of the example's.
 
@@ -212,7 +253,7 @@ class Network:
         if key not in self._graphs:
             program = trace(self.function, self.params, batch)
             choice = self._choice[0] if self._choice else None
-            labels = find_labels(program, choice)
+            labels = find_labels(program, choice, self.streams)
             if choice is None:
                 self._choice.append(labels.choice)
             self._graphs[key] = Graph(labels)

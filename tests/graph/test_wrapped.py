@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict
 import jaxprune
 from jaxprune.adapters import linen
 from jaxprune.compaction.compact import compact_groups
-from jaxprune.fills.masked import kept_of, make_pruning
+from jaxprune.fills.masked import make_pruning
+from masked import zeroed
 from random_data import random_split, random_variables
 from selected import quick
 from wrapped import WRAPPED
@@ -49,18 +50,6 @@ def test_groups_and_reasons_are_those_worked_out_by_hand(name):
         assert re.search(reason, found.whole[layer])
 
 
-def written(network, group, keep, paths=None):
-    """The network's variables with zeros wherever a unit goes."""
-    pruning = make_pruning(network, group, keep, "drop")
-    arrays = {path: np.array(array) for path, array in network.arrays.items()}
-    for (path, axis), kept in kept_of([pruning]).items():
-        if paths is None or path in paths:
-            index = [slice(None)] * arrays[path].ndim
-            index[axis] = ~kept
-            arrays[path][tuple(index)] = 0
-    return network.tree(arrays)
-
-
 @pytest.mark.parametrize("name", quick(WRAPPED, SOME))
 def test_the_smaller_network_is_the_one_in_which_zeros_are_written(name):
     """The model's own code on its own variables is what decides."""
@@ -70,7 +59,12 @@ def test_the_smaller_network_is_the_one_in_which_zeros_are_written(name):
     for group in network.groups.groups.values():
         keep = rng.permutation(group.units) < rng.integers(1, group.units)
         paths = WRITTEN.get((name, group.name))
-        expected = model.apply(written(network, group, keep, paths), x)
+        zeros = zeroed(
+            network,
+            [make_pruning(network, group, keep, "drop")],
+            lambda path, _, paths=paths: paths is None or path in paths,
+        )
+        expected = model.apply(zeros, x)
         small = compact_groups(network, {group.name: (keep, "drop")})
         np.testing.assert_allclose(small(x), expected, atol=1e-5)
         sizes = [sum(map(np.size, n.arrays.values())) for n in (small, network)]
@@ -105,7 +99,7 @@ def test_layers_return_what_flax_captures(name):
             compared += 1
     assert compared >= 3
     if not any("#" in layer for layer in layers):
-        last = network.graph(x).last_conv()
+        last = [name for name, found in layers.items() if found.kind == "conv"][-1]
         map_ = linen.capture(model.apply, variables, x, last)
         np.testing.assert_allclose(
             map_, jaxprune.sweep.taps.capture_map(network, network.arrays, x, last),

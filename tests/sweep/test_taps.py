@@ -8,7 +8,7 @@ from flax import linen as nn
 
 import jaxprune
 from jaxprune._base.errors import InputError
-from jaxprune.recipes.models import CifarVGG, PairCNN
+from jaxprune.recipes.models import CifarResNet, CifarVGG, PairCNN
 from jaxprune.sweep.taps import default_tap
 from random_data import random_split, random_variables
 
@@ -96,6 +96,40 @@ def test_the_default_tap_is_behind_a_relu_that_alone_is_given_the_map(then, tap)
 )  # fmt: skip
 def test_last_conv_is_the_one_executed_last(model, size, channels, expected):
     assert jaxprune.last_conv(*build(model, channels, size)) == expected
+
+
+class Mapped(nn.Module):
+    """A convolution, a sum with what it is given, and one that makes the output."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(5, (3, 3), name="stem")(x)
+        y = nn.Conv(4, (3, 3), name="inside")(nn.relu(x))
+        x = x + nn.Conv(5, (3, 3), name="added")(nn.relu(y))
+        return nn.Conv(2, (1, 1), name="out")(x)
+
+
+def test_last_conv_is_one_whose_channels_can_leave():
+    """Neither what makes the output nor what is added to something else."""
+    assert jaxprune.last_conv(*build(Mapped())) == "inside"
+
+
+def test_last_conv_of_a_residual_network_is_its_recipes():
+    """In both the last block; CIFAR's ends with a projection shortcut."""
+    model = CifarResNet(8, (4, 6, 8), 3)
+    assert jaxprune.last_conv(*build(model, 3, 8)) == "stage3_block0/conv1"
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.GroupNorm(2, name="norm")(nn.Conv(4, (3, 3), name="conv")(x))
+        return nn.Dense(2)(x.mean((1, 2)))
+
+
+def test_a_network_of_which_no_convolution_can_be_swept():
+    with pytest.raises(InputError, match=r"'conv' .* channels 0 and 1 go together"):
+        jaxprune.last_conv(*build(Normed()))
 
 
 def test_capture_by_hand():

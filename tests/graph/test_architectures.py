@@ -1,0 +1,65 @@
+"""Architectures for any task: what can be cut, and that what is left is right."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import jaxprune
+from architectures import ARCHITECTURES
+from jaxprune.fills.masked import make_pruning
+from masked import zeroed
+from selected import quick
+
+# Between them: a decoder, several calls of a layer, several inputs, attention, stacks.
+SOME = ("unet", "retinanet", "diffusion", "stacked", "members", "shuffled")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_groups_and_reasons_are_those_worked_out_by_hand(name):
+    architecture = ARCHITECTURES[name]
+    network = architecture.network()
+    found = network.groups
+    units = {group.name: group.units for group in found.groups.values()}
+    assert units == architecture.groups
+    assert found.whole.keys() == architecture.whole.keys()
+    for layer, reason in architecture.whole.items():
+        assert re.search(reason, found.whole[layer]), found.whole[layer]
+    produced = {p for group in found.groups.values() for p in group.producers}
+    layers = {n for n, layer in network.layers.items() if layer.leaf is not None}
+    assert layers == produced | found.whole.keys()
+
+
+def halves(network):
+    """Every second unit of every group gone."""
+    return {
+        name: (np.arange(group.units) % 2 == 0, "drop")
+        for name, group in network.groups.groups.items()
+    }
+
+
+def in_outputs(path, axis):
+    """A standardised kernel is divided by what all of its inputs are."""
+    return "kernel" not in path or axis == 3
+
+
+@pytest.mark.parametrize("name", quick(ARCHITECTURES, SOME))
+def test_the_smaller_network_is_the_one_in_which_zeros_are_written(name):
+    """The model's own code on its own variables decides, in every output."""
+    network = ARCHITECTURES[name].network()
+    keeps, groups = halves(network), network.groups
+    prunings = [
+        make_pruning(network, groups.find(group), *how) for group, how in keeps.items()
+    ]
+    where = {"where": in_outputs} if name == "bit" else {}
+    small = jaxprune.compact_groups(network, keeps)
+    found = small(network.example)
+    expected = jax.jit(network.function)(
+        zeroed(network, prunings, **where), network.example
+    )
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        # Sums of some hundred products in another order, through up to 20 layers.
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    assert small.proof.images == 2 and small.proof.bound_used <= 1
