@@ -68,6 +68,7 @@ class Spec(TypedDict):
     layers: dict[str, _Layer]
     kept: dict[str, dict[str, _Mask]]
     keys: dict[str, list[str]]
+    streams: NotRequired[bool]
     input_shape: list[_Size]
     inputs: NotRequired[dict[str, list[_Size]]]
     proof: dict[str, Any] | None

@@ -63,7 +63,7 @@ def extras(graph: Graph, narrowing: Narrowing, arrays: Mapping[str, Any]) -> Ext
         elif collection == STORED:
             given[narrowing.stored[int(name)]] = array
         elif name.endswith("/rows"):
-            layer = graph.layer(name.removesuffix("/rows"))
+            layer = graph.reader(name.removesuffix("/rows"))
             after |= offset_change(layer, arrays)
     return Extras(given, after)
 
@@ -80,8 +80,10 @@ def offset_change(layer: Layer, arrays: Mapping[str, Any]) -> dict[int, Change]:
         return {}
 
     def add(results: list[Any]) -> list[Any]:
-        y = layer.outputs(results[0])
         offset = jnp.asarray(arrays[rows])[jnp.asarray(arrays[index])]
+        if layer.kind == "sum":
+            return [results[0] + offset[0].astype(results[0].dtype)]
+        y = layer.outputs(results[0])
         return [layer.from_outputs(y + offset.astype(y.dtype), results[0].shape)]
 
     return {layer.equation.number: add}
@@ -101,11 +103,16 @@ def cut(network: Network, prunings: Sequence[Pruning]) -> dict[str, np.ndarray]:
     whole = {path: np.asarray(array) for path, array in network.arrays.items()}
     arrays = dict(whole)
     given = _given_behind_constants(network, prunings)
-    for consumer in dict.fromkeys(name for p in prunings for name in p.group.consumers):
-        layer = graph.layer(consumer)
-        if layer.kernel is None or layer.in_a_loop:  # which takes 'drop' alone
+    for reader in dict.fromkeys(name for p in prunings for name in p.group.readers):
+        layer = graph.reader(reader)
+        own = [p for p in prunings if reader in p.group.readers]
+        if layer.kind == "sum":
+            constants = _constants(layer, own, given)
+            if constants.any():
+                total = constants.sum(keepdims=True)
+                _fold_constants(arrays, layer, total, narrowing)
+        if layer.takes_drop_alone:
             continue
-        own = [p for p in prunings if consumer in p.group.consumers]
         (kernel,) = _in_float64(graph.program, whole, [layer.kernel_value])
         rows = np.asarray(layer.rows(kernel))
         constants = _constants(layer, own, given)
@@ -212,12 +219,12 @@ def _constants(
         constants = np.zeros(given[layer.name].shape)
     for pruning in prunings:
         fill = pruning.fill
-        gone = ~kept_indices(pruning.keep, pruning.group.consumers[layer.name])
+        gone = ~kept_indices(pruning.keep, pruning.group.readers[layer.name])
         if isinstance(fill, ConstantFill):
             constants[..., gone] = given[layer.name][..., gone]
         elif isinstance(fill, MeanFill):
             constants[..., gone] = fill.at_consumer(pruning.group, layer.name)[gone]
-        elif isinstance(fill, LinearFill):
+        elif isinstance(fill, LinearFill) and layer.kind != "sum":
             regression = pruning.mask.at_consumers[layer.name]
             constants[..., regression.features] = regression.constants
     return _one_row(constants)

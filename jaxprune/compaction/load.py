@@ -63,6 +63,8 @@ def load_compact(
     if model is None:
         return small
     whole = _whole(model, spec, arrays, call, path).with_example(example)
+    if spec.get("streams"):
+        whole = whole.with_streams()
     kept = artefact.masks(spec)
     own = dataclasses.replace(
         small, function=narrower(whole, kept), whole=whole, kept=kept

@@ -187,7 +187,8 @@ class Compact:
     @cached_property
     def network(self) -> Network:
         """The same as a network of its own, to be analysed, or pruned again."""
-        return Network(self.function, dict(self.arrays), self.example, self)
+        streams = self.whole is not None and self.whole.streams
+        return Network(self.function, dict(self.arrays), self.example, self, streams)
 
     def as_network(self, variables: Any = None) -> Network:
         """The network with these variables; by default its own."""
@@ -331,6 +332,7 @@ class Compact:
             "layers": {name: _facts(layer) for name, layer in self.layers.items()},
             "kept": artefact.describe_masks(self.kept),
             "keys": _keys(self.whole) if self.whole else {},
+            **({"streams": True} if self.whole and self.whole.streams else {}),
             **artefact.describe_inputs(self.example),
             "preprocessing": given and given.to_json(),
             "class_names": list(names),
@@ -395,8 +397,11 @@ def as_compact(network: Network) -> Compact:
     """
     example = jax.tree.map(np.asarray, network.example)
     if isinstance(network.origin, Compact):
+        whole = network.origin.whole
+        if whole is not None and network.streams:
+            whole = whole.with_streams()
         return dataclasses.replace(
-            network.origin, arrays=network.arrays, example=example
+            network.origin, arrays=network.arrays, example=example, whole=whole
         )
     arrays = {path: np.asarray(leaf) for path, leaf in network.arrays.items()}
     shapes = network.with_params(jax.tree.map(shape_of, network.params))

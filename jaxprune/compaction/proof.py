@@ -270,7 +270,7 @@ def written_layers(
 ) -> dict[str, float]:
     """Layers whose kernel, bias or map a fold has written; the unit of their type."""
     found = {}
-    for name, layer in graph.layers.items():
+    for name, layer in graph.readers.items():
         rows = f"{OFFSETS}/{name}/rows"
         changed = any(
             path in arrays and path not in whole for path in (f"{KERNELS}/{name}", rows)
@@ -281,8 +281,8 @@ def written_layers(
             left = narrowing.take(graph.program.leaves[path], np.asarray(whole[path]))
             changed = changed or not np.array_equal(left, np.asarray(arrays[path]))
         if changed:
-            dtype = graph.program.types[layer.kernel_value].dtype
-            found[name] = _unit(dtype)
+            value = layer.product if layer.kernel is None else layer.kernel_value
+            found[name] = _unit(graph.program.types[value].dtype)
     return found
 
 
@@ -332,11 +332,11 @@ class _Steps:
         self.layers = {layer.equation.number: layer for layer in graph.layers.values()}
         # Where a fold may have moved a constant from one equation to another of its
         # layer, they are compared behind the last.
-        self.inside = {v for layer in graph.layers.values() for v in layer.inner}
+        self.inside = {v for layer in graph.readers.values() for v in layer.inner}
         self.bounds: dict[int, Array] = {}
         self.units = {
             eqn.number: written.get(name, 0.0)
-            for name, layer in graph.layers.items()
+            for name, layer in graph.readers.items()
             for eqn in (layer.equation, *layer.adds)
         }
 
@@ -409,7 +409,13 @@ class _Steps:
             return bound
         if eqn.name in _SUMS:
             (size,) = self.runner.alone(eqn, sizes, self.env)
-            return 2 * _added_up(eqn, inputs[0].shape) * _U * size
+            bound = 2 * _added_up(eqn, inputs[0].shape) * _U * size
+            if eqn.number in self.masked.sizes:
+                (value,) = eqn.inputs
+                count = _added_up(eqn, self.program.shape(value))
+                whole = self.masked.sizes[eqn.number]
+                bound += 2 * count * _U * self.narrowing.take(eqn.outputs[0], whole)
+            return bound
         if eqn.name in ELEMENTWISE:
             written = unit * sum(sizes[1:], start=0.0) if unit else 0.0
             return _FEW * _U * (jnp.abs(result) + sum(sizes, start=0.0)) + written

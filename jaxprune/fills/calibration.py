@@ -168,7 +168,10 @@ def mean_fills(
     groups = _checked(groups)
     _check_linear(network, groups)
     owners = {
-        (g.name, name): owner for g in groups for name, owner in g.consumers.items()
+        (g.name, name): owner
+        for g in groups
+        for name, owner in g.readers.items()
+        if name in g.consumers or not network.graph().reader(name).in_a_loop
     }
     held = {key: np.flatnonzero(owner >= 0) for key, owner in owners.items()}
     sums = {key: np.zeros(len(owner)) for key, owner in owners.items()}
@@ -191,23 +194,22 @@ def mean_fills(
 def why_not_fitted(network: Network, group: PruningGroup) -> str:
     """Why units cannot be predicted where they are read; "" where they can."""
     for name, owner in group.consumers.items():
-        if network.layers[name].in_a_loop:
-            return f"'{name}' reads them inside a loop or a branch"
-        if network.layers[name].kernel is None:
-            return f"'{name}' reads them as a product of two values of an image"
+        if how := network.layers[name].takes_drop_alone:
+            return f"'{name}' reads them {how}"
         if group_features(owner, group.units) is None:
             return f"'{name}' has another number of features for some than for others"
     return ""
 
 
 def _check_linear(network: Network, groups: Sequence[PruningGroup]) -> None:
-    """Raises InputError where two values of an image are multiplied to read units."""
+    """Raises InputError where units are read in a way that takes 'drop' alone."""
     for group in groups:
         for consumer in group.consumers:
-            if network.layers[consumer].kernel is None:
+            layer = network.layers[consumer]
+            if layer.takes_drop_alone and not layer.in_a_loop:
                 raise InputError(
-                    f"'{consumer}' reads '{group.name}' as a product of two values of "
-                    "an image: it takes the fill 'drop' alone"
+                    f"'{consumer}' reads '{group.name}' {layer.takes_drop_alone}: it "
+                    "takes the fill 'drop' alone"
                 )
 
 

@@ -109,15 +109,15 @@ class MeanFill(Fill):
         """Raises InputError if it was fitted for other consumers."""
         _check_consumers(self, self.means, group)
         for name, means in self.means.items():
-            if np.shape(means) != group.consumers[name].shape:
+            if np.shape(means) != group.readers[name].shape:
                 raise InputError(
                     f"fill '{self.name}' was fitted on {len(means)} input features of "
-                    f"'{name}', which has {len(group.consumers[name])}"
+                    f"'{name}', which has {len(group.readers[name])}"
                 )
 
     def at_consumer(self, group: PruningGroup, name: str) -> Float[np.ndarray, " F"]:
-        """The values of a consumer's pruned features."""
-        return self.means.get(name, np.zeros(len(group.consumers[name]), np.float32))
+        """The values of a consumer's, or a sum's, pruned features."""
+        return self.means.get(name, np.zeros(len(group.readers[name]), np.float32))
 
     def at_consumers(
         self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
@@ -125,13 +125,15 @@ class MeanFill(Fill):
         """The change of each consumer's operand."""
         return {
             name: Constant(owner, self.at_consumer(group, name))
-            for name, owner in group.consumers.items()
+            for name, owner in group.readers.items()
         }
 
 
 @dataclass(frozen=True)
 class LinearFill(Fill):
     """A prediction from the kept channels at each consumer; see `fills.linear`.
+
+    Sums by themselves leave their terms out.
 
     Attributes:
       moments: of each consumer's operand.
@@ -171,7 +173,11 @@ class LinearFill(Fill):
         self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
     ) -> dict[str, AtConsumer]:
         """The change of each consumer's operand."""
-        return dict(self.regressions(keep))
+        dropped = {
+            name: Constant(owner, np.zeros(len(owner), np.float32))
+            for name, owner in group.sums.items()
+        }
+        return {**self.regressions(keep), **dropped}
 
     def nested(self, order: Int[np.ndarray, " P"]) -> dict[str, Nested]:
         """For each consumer, the regressions of all K in this order of pruning."""
@@ -185,7 +191,7 @@ class LinearFill(Fill):
 def _check_consumers(
     fill: Fill, fitted: Mapping[str, Any], group: PruningGroup
 ) -> None:
-    if unknown := set(fitted) - set(group.consumers):
+    if unknown := set(fitted) - set(group.readers):
         raise InputError(
             f"fill '{fill.name}' was fitted on what '{min(unknown)}' reads, which "
             f"does not read '{group.name}'"

@@ -108,11 +108,7 @@ def make_pruning(
     resolved.check(group)
     if not (isinstance(resolved, MeanFill) and not resolved.means):
         for consumer in group.consumers:
-            layer = network.layers[consumer]
-            if layer.kernel is None or layer.in_a_loop:
-                how = "inside a loop or a branch"
-                if layer.kernel is None:
-                    how = "as a product of two values of an image"
+            if how := network.layers[consumer].takes_drop_alone:
                 raise InputError(
                     f"'{consumer}' reads '{group.name}' {how}: it takes the fill "
                     "'drop' alone"
@@ -142,7 +138,7 @@ def mask_changes(graph: Graph, masks: Sequence[Mask]) -> tuple[Changes, Changes]
             eqn = graph.program.made_by[layer.output]
             after[eqn.number] = _filled(layer, mask.keep, mask.values)
     before = {
-        graph.layer(consumer).equation.number: _masked(graph.layer(consumer), hows)
+        graph.reader(consumer).equation.number: _masked(graph.reader(consumer), hows)
         for consumer, hows in at_consumers.items()
     }
     return before, after

@@ -64,20 +64,21 @@ def operand_rows(
       InputError: a value is not finite, or a consumer is inside a loop.
     """
     for _, consumer in features:
-        if network.layers[consumer].in_a_loop:
+        if network.graph().reader(consumer).in_a_loop:
             raise InputError(
                 f"what '{consumer}' is given cannot be read: it is inside a loop or a "
                 "branch (nn.scan, lax.cond); the fill 'drop' needs no reading"
             )
 
     def given(arrays: Any, x: Array) -> list[Array]:
-        layers = network.graph(x).layers
-        want = [layers[consumer].input for _, consumer in features]
+        graph = network.graph(x)
+        readers = [graph.reader(consumer) for _, consumer in features]
+        want = [reader.input for reader in readers]
         values = network.evaluate(x, arrays=arrays, want=want)
         return [
-            jnp.asarray(layers[consumer].features(value)[..., asked])
-            for value, ((_, consumer), asked) in zip(
-                values, features.items(), strict=True
+            jnp.asarray(reader.features(value)[..., asked])
+            for reader, value, asked in zip(
+                readers, values, features.values(), strict=True
             )
         ]
 

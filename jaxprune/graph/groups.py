@@ -48,6 +48,11 @@ class PruningGroup:
         layers = [", ".join(names) for names in (self.producers, self.consumers)]
         return f"PruningGroup({self.units} units, {layers[0]} -> {layers[1]})"
 
+    @property
+    def readers(self) -> dict[str, Int[np.ndarray, " F"]]:
+        """The consumers, and the sums."""
+        return {**self.consumers, **self.sums}
+
     def kept(self, keep: Bool[np.ndarray, " P"]) -> dict[LeafAxis, np.ndarray]:
         """Of each axis in `leaves`, the indices that a mask of the units leaves."""
         return {axis: kept_indices(keep, owner) for axis, owner in self.leaves.items()}

@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool
 
-from jaxprune.graph.layers import Layer, find_layers
+from jaxprune.graph.layers import Layer, find_layers, with_bias
 from jaxprune.graph.trace import Equation, Program, loop_carry
 from jaxprune.graph.unions import STAYS, Unions
 
@@ -189,13 +189,12 @@ class _Walk:
 
     def sums_by_name(self) -> dict[str, Layer]:
         """Sums over channels, numbered: a smaller network's have the same names."""
-        return {
-            f"reduce_sum#{number}": Layer(
-                f"reduce_sum#{number}", "sum", eqn, self.program, 0, None, None,
-                eqn.outputs[0],
-            )
-            for number, eqn in enumerate(self.sums)
-        }  # fmt: skip
+        found = {}
+        for number, eqn in enumerate(self.sums):
+            name, output = f"reduce_sum#{number}", eqn.outputs[0]
+            layer = Layer(name, "sum", eqn, self.program, 0, None, None, output)
+            found[name] = with_bias(layer)
+        return found
 
     def sums_over_channels(self) -> set[int]:
         """Equations that add up parameters over channels of layers."""

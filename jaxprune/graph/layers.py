@@ -155,6 +155,15 @@ class Layer:
         """Whether the call is inside a loop or branch, where no value can be read."""
         return self.equation not in self.program.equations
 
+    @property
+    def takes_drop_alone(self) -> str:
+        """How it reads features that nothing can be predicted for; "" otherwise."""
+        if self.kernel is None:
+            return "as a product of two values of an image"
+        if self.in_a_loop:
+            return "inside a loop or a branch"
+        return "in several convolutions at once" if self.groups > 1 else ""
+
     def features(self, x: Any) -> Any:
         """The operand with its features on one last axis, [..., F]."""
         return together(x, self.axes.features)
@@ -233,8 +242,6 @@ def apart(x: Any, axes: Sequence[int], shape: Sequence[int]) -> Any:
     rest = [axis for axis in range(len(shape)) if axis not in axes]
     if [*rest, *axes] == list(range(len(shape))) and len(axes) == 1:
         return x
-    if not axes:
-        return x[..., 0]
     if len(axes) > 1:
         x = x.reshape(*x.shape[:-1], *(shape[axis] for axis in axes))
     return x.transpose(np.argsort((*rest, *axes)))
@@ -261,7 +268,7 @@ def find_layers(program: Program) -> dict[str, Layer]:
         layer = Layer(
             name, kind, eqn, program, x, kernel, leaf, eqn.outputs[0], repeats=repeats
         )
-        found[name] = layer if kernel is None else _with_bias(layer)
+        found[name] = layer if kernel is None else with_bias(layer)
     return found
 
 
@@ -325,12 +332,12 @@ def leaves_behind(program: Program, value: int) -> list[str]:
     return list(found)
 
 
-def _with_bias(layer: Layer) -> Layer:
-    """The layer with what its own parameters add to its output."""
+def with_bias(layer: Layer) -> Layer:
+    """The layer with what its own parameters, or its offset, add to its output."""
     program = layer.program
-    if layer.in_a_loop or layer.leaf is None:
+    if layer.in_a_loop or (layer.leaf is None and layer.kind != "sum"):
         return layer
-    own = layer_of(layer.leaf, program)
+    own = layer_of(layer.leaf, program) if layer.leaf else layer.name
     value, adds, bias = layer.product, [], None
     way, inner, added = [layer.product], [], []
     while True:

@@ -54,6 +54,11 @@ class Graph:
         """Every call of a layer by name, in order of execution."""
         return self.labels.layers
 
+    @property
+    def readers(self) -> dict[str, Layer]:
+        """Layers, and sums over channels by themselves, see `Network.with_streams`."""
+        return {**self.layers, **self.labels.sums}
+
     def reader(self, name: str) -> Layer:
         """The layer, or the sum over channels, of this name."""
         return self.labels.reader(name)
@@ -234,6 +239,8 @@ class Network:
         transformers, mixers and ConvNeXt are groups, too. Masked and compact network
         are the same. What it costs in accuracy has not been measured yet.
         """
+        if self.streams:
+            return self
         return replace(self, streams=True, _graphs={}, _choice=[])
 
     def graph(self, batch: Any = None) -> Graph:
