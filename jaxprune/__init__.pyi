@@ -40,6 +40,7 @@ from .ranking.criteria import Criterion as Criterion
 from .ranking.order import prefix_masks as prefix_masks
 from .ranking.order import pruning_order as pruning_order
 from .results.result import SweepResult as SweepResult
+from .results.task_result import TaskResult as TaskResult
 from .shrinking.analysis import Analysis as Analysis
 from .shrinking.budget import Budget as Budget
 from .shrinking.shrink import analyse as analyse
@@ -52,6 +53,13 @@ from .sweep.layer import sweep_orders as sweep_orders
 from .sweep.score import score as score
 from .sweep.taps import TAPS as TAPS
 from .sweep.taps import run_from as run_from
+from .tasks.classes import classification as classification
+from .tasks.classes import segmentation as segmentation
+from .tasks.imitation import imitation as imitation
+from .tasks.task import Score as Score
+from .tasks.task import Task as Task
+from .tasks.values import reconstruction as reconstruction
+from .tasks.values import regression as regression
 from .training.finetune import finetune as finetune
 
 __version__: str

@@ -19,7 +19,7 @@ from experiments.bench.plan import (
     ratios,
 )
 from jaxprune._base.files import replacing
-from jaxprune.report import curves
+from jaxprune.report import style
 
 _COLUMNS = (
     "by", "what", "images", "channels", "devices", "seconds", "lowest", "highest",
@@ -74,7 +74,7 @@ def save(
     figure = bars(
         [bar for m in measured.values() for bar in _bars(m)], _title(measured)
     )
-    curves.save(figure, workdir / "bench.png")
+    style.save(figure, workdir / "bench.png")
 
 
 def _row(m: Measured) -> dict[str, Any]:

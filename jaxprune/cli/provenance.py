@@ -18,7 +18,7 @@ from jaxprune.cli import scoring
 from jaxprune.cli.pruning_options import PruningOptions
 from jaxprune.cli.run_directory import Run
 from jaxprune.data import datasets
-from jaxprune.results.result import SweepResult
+from jaxprune.results.load import AnyResult, load
 
 _OF_A_SWEEP = (
     "weights", "tap", "rank_split", "select_split", "eval_split", "dtype",
@@ -116,14 +116,14 @@ def device() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
-def differences(saved: SweepResult, facts: dict[str, Any]) -> list[str]:
+def differences(saved: AnyResult, facts: dict[str, Any]) -> list[str]:
     """The facts of a saved sweep that differ from today's."""
     return differing(saved.about, facts, _OF_A_SWEEP)
 
 
 def saved_sweep(
     folder: Path, ks: tuple[int, ...], about: dict[str, Any]
-) -> SweepResult | None:
+) -> AnyResult | None:
     """The folder's sweep, if there is one, as it would be made again.
 
     Raises:
@@ -131,7 +131,7 @@ def saved_sweep(
     """
     if not (folder / "summary.json").exists():
         return None
-    saved = SweepResult.load(folder)
+    saved = load(folder)
     found = differences(saved, about)
     if saved.ks != ks:
         found.append(f"it has {len(saved.ks)} values of K, not these {len(ks)}")

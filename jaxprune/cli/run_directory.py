@@ -25,6 +25,8 @@ from jaxprune.graph.network import Network
 from jaxprune.recipes import config
 from jaxprune.recipes.config import AnyConfig, Config, UserConfig
 from jaxprune.recipes.recipe import RECIPES, Defaults, Recipe
+from jaxprune.tasks.classes import Classification, classification
+from jaxprune.tasks.task import Task
 from jaxprune.training import checkpoint
 
 
@@ -41,6 +43,7 @@ class Run:
         with their shapes where they are trained or imported here.
       defaults: layer, criterion, tap and fill where no flag says otherwise.
       channels_first: whether the network takes [N, C, H, W], unlike the images.
+      task: what its outputs are for.
     """
 
     settings: NetworkSettings
@@ -50,11 +53,25 @@ class Run:
     whole: Network
     defaults: Defaults
     channels_first: bool = False
+    task: Task = dataclasses.field(default_factory=classification)
 
     @property
     def comes_trained(self) -> bool:
         """Whether it is a user's network, which has its weights."""
         return isinstance(self.config, UserConfig)
+
+    def require_classes(self, what: str, instead: str) -> None:
+        """Raises InputError unless the network's outputs are classes.
+
+        Args:
+          what: what needs them.
+          instead: what to call in Python for other tasks.
+        """
+        if not isinstance(self.task, Classification) or self.task.output is not None:
+            raise InputError(
+                f"{what} knows networks that return logits [N, C] alone; in Python, "
+                f"{instead} takes any output"
+            )
 
     @property
     def training(self) -> Config:
@@ -161,7 +178,7 @@ def load(settings: NetworkSettings, *, train_imported: bool, alone: bool = True)
     if name is not None and config.is_own(name):
         return _own(settings, workdir, name)
     conf = resolve(settings, train_imported=train_imported)
-    for flag in ("data", "image_size"):
+    for flag in ("data", "image_size", "task", "output"):
         if getattr(settings, flag) is not None:
             raise InputError(
                 f"--{flag} is for a network of your own, --model=my_module:build or "
@@ -194,7 +211,8 @@ def untrained(conf: Config, splits: datasets.Splits) -> Network:
 def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
     """The run of a user's network, as the settings and the run directory agree."""
     folder = user_images.folder(settings)
-    network = user_network.build(name, settings.image_size)
+    task = user_network.task_of(settings, _saved(workdir))
+    network = user_network.build(name, settings.image_size, task)
     dataset = user_images.described(settings.data, network, folder)
     given = user_network.given(settings, name, network, dataset)
     saved = _saved(workdir)
@@ -209,8 +227,9 @@ def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
     if first:
         print(f"{name} takes channels first: images [H, W, C] are given as [C, H, W]")
     return Run(
-        settings, conf, workdir, splits, network.network, user_network.DEFAULTS, first
-    )
+        settings, conf, workdir, splits, network.network, user_network.DEFAULTS, first,
+        task,
+    )  # fmt: skip
 
 
 def checkpoints(workdir: Path) -> Path:

@@ -12,7 +12,7 @@ from jaxprune.cli import cluster
 from jaxprune.cli.pruning_options import PruningOptions
 from jaxprune.cli.run_directory import Run
 from jaxprune.data import datasets
-from jaxprune.data.splits import Split, check_classes
+from jaxprune.data.splits import Split
 from jaxprune.fills.fill import Fill
 from jaxprune.ranking.criteria import CRITERIA
 from jaxprune.sweep import maps as places
@@ -37,7 +37,7 @@ def check(run: Run, chosen: PruningOptions, criterion: str) -> None:
         split = datasets.choose_split(run.splits, chosen.eval_split)
         places.check_space(_maps_dir(chosen), _maps_bytes(run, chosen, len(split)))
     needs = CRITERIA[criterion].needs
-    Gathering(run.network(), chosen.layer, chosen.tap, needs)
+    Gathering(run.network(), chosen.layer, chosen.tap, needs, run.task)
     if "losses" not in needs:
         return
     if chosen.fill == "all":
@@ -102,6 +102,7 @@ def tap(
         return tap_layer(
             run.network(variables),
             split,
+            task=run.task,
             layer=chosen.layer,
             tap=chosen.tap,
             rank_split=rank_split,
@@ -131,14 +132,12 @@ def splits(run: Run, chosen: PruningOptions) -> dict[str, Split]:
     """The images by the names of their splits.
 
     Raises:
-      InputError: a split that is unknown or empty, smaller than a batch, or without a
-        class where classes are counted.
+      InputError: a split that is unknown or empty, or smaller than a batch.
     """
     found: dict[str, Split] = {}
     for which in (chosen.eval_split, chosen.select_split, chosen.rank_split):
         found[which] = datasets.choose_split(run.splits, which)
     for which in (chosen.eval_split, chosen.select_split):
-        check_classes(found[which], which)
         run.batch_size(found[which])
     return found
 

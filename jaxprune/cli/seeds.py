@@ -16,7 +16,7 @@ from jaxprune.cli import process, run_directory
 from jaxprune.cli.pruning_options import stem
 from jaxprune.cli.settings import NetworkSettings, flag
 from jaxprune.recipes import config
-from jaxprune.report import curves
+from jaxprune.report import style
 from jaxprune.report.seeds import compare_seeds
 from jaxprune.results.confidence import mean_interval
 from jaxprune.results.result import SweepResult
@@ -34,9 +34,7 @@ class SeedSettings(NetworkSettings):
 OfSeeds = TypeVar("OfSeeds", bound=SeedSettings)
 
 
-def sweep_each(
-    settings: OfSeeds, sweep: Callable[[OfSeeds], list[SweepResult]]
-) -> None:
+def sweep_each(settings: OfSeeds, sweep: Callable[[OfSeeds], Any]) -> None:
     """Sweeps the network of every seed of --seeds, and writes what they have in common.
 
     Args:
@@ -172,7 +170,7 @@ def _write(
             for row, k in enumerate(results[0].ks):
                 texts = (f"{column[row]:.6f}" for column in columns.values())
                 rows.writerow([k, *texts])
-        curves.save(compare_seeds(seeds, results), new / "seeds.png")
+        style.save(compare_seeds(seeds, results), new / "seeds.png")
         write_text(new / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 

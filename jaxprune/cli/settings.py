@@ -23,6 +23,7 @@ from jaxprune.recipes import config
 from jaxprune.recipes.recipe import RECIPES
 from jaxprune.sweep.maps import KINDS
 from jaxprune.sweep.taps import TAPS
+from jaxprune.tasks.ready import TASKS
 
 EXPORTS = ("stablehlo", "onnx", "keras")
 # A field of settings, of which a flag is made.
@@ -91,6 +92,14 @@ class NetworkSettings(WorkdirSettings):
         "Images for a network of your own: an .npz file (images, labels and, if they "
         "have names, class_names), a folder of JPEG or PNG images, one subfolder for "
         "each class, or a TFDS name."
+    )
+    task: str | None = flag(
+        "What the outputs of a network of your own are for; its images are an .npz "
+        "file with targets [N, ...]. Default: classification.",
+        choices=tuple(TASKS),
+    )
+    output: str | None = flag(
+        "Part of its output that the task goes by: a key, or a position."
     )
     image_size: int | None = flag(
         "Height and width that a folder's images are resized and cropped to. Default: "

@@ -61,6 +61,11 @@ def images(
       InputError: they are not to be had, or not what the network takes.
     """
     data = settings.data or conf.dataset
+    if network.classes is None and not _is_file(data) and conf.task != "imitation":
+        raise InputError(
+            f"--task={conf.task} takes --data=images.npz with targets; {data} has "
+            "classes"
+        )
     if folder is not None:
         size = network.side
         _check(conf, data, network, (size, size, 3), folder.class_names)
@@ -113,7 +118,7 @@ def _check(
             f"{data} has images [{', '.join(map(str, shape))}], and {conf.model} takes "
             f"[{', '.join(taken)}], by its example"
         )
-    if len(names) != network.classes:
+    if network.classes is not None and len(names) != network.classes:
         raise InputError(
             f"{data} has {len(names)} classes, and {conf.model} tells "
             f"{network.classes} apart"

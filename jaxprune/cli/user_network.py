@@ -34,8 +34,11 @@ from jaxprune.data import datasets
 from jaxprune.graph.network import Network
 from jaxprune.graph.trace import trace
 from jaxprune.recipes import config
-from jaxprune.recipes.config import Config, UserConfig
+from jaxprune.recipes.config import AnyConfig, Config, UserConfig
 from jaxprune.recipes.recipe import Defaults
+from jaxprune.tasks.classes import Classification, classification
+from jaxprune.tasks.ready import by_name
+from jaxprune.tasks.task import Task
 
 DEFAULTS = Defaults(criterion="abs_mean", tap=None, fill="linear")
 _FORM = (
@@ -53,13 +56,13 @@ class UserNetwork(NamedTuple):
       network: the network, its weights as NumPy arrays.
       shape: of an image as it takes it, [H, W, C] or [C, H, W]; None where it takes
         any size.
-      classes: number of classes.
+      classes: number of classes; None where its outputs are none.
       weights: SHA-256 of its weights, or of its file.
     """
 
     network: Network
     shape: tuple[int | None, ...]
-    classes: int
+    classes: int | None
     weights: str
 
     def channels_first(self, image: tuple[int, ...]) -> bool | None:
@@ -116,12 +119,23 @@ def folder_name(name: str) -> str:
     return Path(name).name if config.is_keras_file(name) else ".".join(parse(name))
 
 
-def build(name: str, image_size: int | None = None) -> UserNetwork:
+def task_of(settings: NetworkSettings, saved: AnyConfig | None) -> Task:
+    """The task that the flags name or, where they do not, the run directory's."""
+    kept = saved if isinstance(saved, UserConfig) else None
+    name = settings.task or (kept.task if kept is not None else "classification")
+    output = settings.output or (kept.output if kept is not None else None)
+    return by_name(name, output)
+
+
+def build(
+    name: str, image_size: int | None = None, task: Task | None = None
+) -> UserNetwork:
     """Reads the file, or calls the function and looks at what it returns.
 
     Args:
       name: my_package.my_module:build, or a file.
       image_size: height and width of the images; by default those of the example.
+      task: what its outputs are for; by default classification.
 
     Raises:
       InputError: something fails; names what, and where in the user's code.
@@ -140,7 +154,8 @@ def build(name: str, image_size: int | None = None) -> UserNetwork:
             first = _is_colours_first(shape)
             size, channels = (image_size, image_size), shape[0 if first else 2]
             shape = (channels, *size) if first else (*size, channels)
-        return UserNetwork(network, shape, _classes(network, shape), weights)
+        task = task or classification()
+        return UserNetwork(network, shape, _classes(network, shape, task), weights)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
 
@@ -260,8 +275,20 @@ def _is_colours_first(shape: tuple[int | None, ...]) -> bool:
     return shape[0] == _COLOURS and shape[2] != _COLOURS
 
 
-def _classes(network: Network, shape: tuple[int | None, ...]) -> int:
-    """How many the network tells apart, by its logits of two images."""
+def _classes(network: Network, shape: tuple[int | None, ...], task: Task) -> int | None:
+    """How many the network tells apart, by its logits of two images.
+
+    None where its outputs are no classes.
+    """
+    network = task.applied(network)
+    if not isinstance(task, Classification):
+        if None in shape:
+            raise InputError(
+                f"task {task.name} needs images of one size: give an example"
+            )
+        images = jax.ShapeDtypeStruct((2, *shape), np.float32)
+        trace(network.function, network.params, images)  # or says why that cannot be
+        return None
     if None in shape:  # a Keras model says
         found = tuple(network.origin.model.output_shape)
         if len(found) != 2 or not isinstance(found[1], int):
@@ -319,6 +346,9 @@ def given(
         raise InputError(f"{name} has other weights in another process")
     if dataset is not None:
         values["dataset"] = dataset
+    for flag in ("task", "output"):
+        if getattr(settings, flag) is not None:
+            values[flag] = getattr(settings, flag)
     return values
 
 

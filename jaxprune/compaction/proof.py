@@ -32,6 +32,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxprune._base.arguments import half_of_digits
+from jaxprune._base.batch import size_of
 from jaxprune._base.errors import InputError
 from jaxprune.compaction.cut import KERNELS, extras
 from jaxprune.fills.fill import Constant
@@ -39,7 +40,7 @@ from jaxprune.fills.masked import Mask, mask_changes
 from jaxprune.graph.evaluate import Narrowing, Runner, in_float64
 from jaxprune.graph.labels import ELEMENTWISE, RULES
 from jaxprune.graph.layers import OFFSETS
-from jaxprune.graph.network import Graph, Network, size_of
+from jaxprune.graph.network import Graph, Network
 from jaxprune.graph.trace import CONTRACTIONS, Equation
 
 _U = float(np.finfo(np.float64).eps) / 2

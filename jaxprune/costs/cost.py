@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array
 from safetensors import numpy as safetensors
 
+from jaxprune._base.batch import size_of
 from jaxprune.adapters.networks import takes_network
 from jaxprune.costs.multiply_adds import multiply_adds
-from jaxprune.graph.network import Network, size_of
+from jaxprune.graph.network import Network
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ class Splits:
         if tuple(read) != ("train", "test"):
             digest.update(repr(tuple(read)).encode())
         for split in read.values():
-            for array in (split.images, split.sources, split.labels):
+            arrays = [split.images, split.sources, split.labels]
+            if split.targets is not None:
+                arrays.append(split.read_targets(np.arange(len(split))))
+            for array in arrays:
                 digest.update(f"{array.dtype} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
             digest.update(repr(split.class_names).encode())

@@ -5,6 +5,8 @@
     validation_images, validation_labels       the split `validation`
     class_names [classes]                      text; by default 0, 1, 2, ...
 
+Where outputs are no classes, `targets` [N, ...] (`train_targets`, `validation_targets`)
+take the place of labels; without them networks are compared with one another alone.
 One of the three is enough. With `images` and without `train_images`, a fifth of the
 images are drawn for `train`, at most `_MOST`, and the others are left for `test`.
 """
@@ -24,10 +26,8 @@ from jaxprune.data.splits import Split, image_split
 
 _SHARE, _MOST = 0.2, 512
 _PREFIXES = {"train": "train_", "validation": "validation_", "test": ""}
-_ARRAYS = {
-    split: (f"{prefix}images", f"{prefix}labels") for split, prefix in _PREFIXES.items()
-}
-_KNOWN = (*(name for names in _ARRAYS.values() for name in names), "class_names")
+_KINDS = ("images", "labels", "targets")
+_KNOWN = (*(p + kind for p in _PREFIXES.values() for kind in _KINDS), "class_names")
 # Ends of two ranges that are further apart than this share of all values, as those of
 # 0 .. 1 and 0 .. 255 or -1 .. 1 are, are not of the same kind of pixels.
 _APART = 15 / 16
@@ -39,27 +39,30 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def load(path: Path, classes: int, seed: int = 0) -> Splits:
+def load(path: Path, classes: int | None, seed: int = 0) -> Splits:
     """The file's images, by split.
 
     Args:
       path: the file.
-      classes: number of the network's classes.
+      classes: number of the network's classes; None where it has targets instead.
       seed: of the draw.
 
     Raises:
       InputError: no such file, or arrays that are not those, or do not belong
         together; the file is named.
     """
-    arrays = _read(path)
+    arrays = _read(path, "labels" if classes is not None else None)
     try:
-        names = _class_names(arrays.get("class_names"), classes)
-        splits = {
-            split: _split(arrays, images, labels, names)
-            for split, (images, labels) in _ARRAYS.items()
-            if images in arrays
-        }
-        _check_alike({_ARRAYS[n][0]: splits[n].images for n in reversed(splits)})
+        there = [n for n, prefix in _PREFIXES.items() if f"{prefix}images" in arrays]
+        if classes is None:
+            splits = {name: _with_targets(arrays, _PREFIXES[name]) for name in there}
+        else:
+            names = _class_names(arrays.get("class_names"), classes)
+            splits = {name: _split(arrays, _PREFIXES[name], names) for name in there}
+        there.reverse()
+        _check_alike(
+            {f"{_PREFIXES[name]}images": splits[name].images for name in there}
+        )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if "test" in splits and "train" not in splits:
@@ -103,8 +106,13 @@ def _draw(labels: np.ndarray, seed: int) -> np.ndarray:
     return drawn
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that have a known name; nothing is unpickled."""
+def _read(path: Path, needed: str | None) -> dict[str, np.ndarray]:
+    """The arrays that have a known name; nothing is unpickled.
+
+    Args:
+      path: the file.
+      needed: what it must hold beside images, "labels".
+    """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -128,22 +136,44 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"{path} is no .npz file of plain arrays: {why}; np.savez(path, "
             "images=..., labels=...) writes one"
         ) from error
-    pairs = [[name in arrays for name in names] for names in _ARRAYS.values()]
-    if not any(map(all, pairs)):
-        missing = [name for name in _ARRAYS["test"] if name not in arrays]
-        raise InputError(
-            f"{path} has no {' and no '.join(missing)}, it holds "
-            f"{', '.join(held) or 'nothing'}: np.savez(path, images=..., labels=...)"
-        )
-    for names, there in zip(_ARRAYS.values(), pairs, strict=True):
-        if sum(there) == 1:
-            raise InputError(f"{path} holds one of {' and '.join(names)}: give both")
+    _check_names(path, arrays, held, ["images", *filter(None, [needed])])
     return arrays
 
 
-def _split(
-    arrays: dict[str, Any], of_images: str, of_labels: str, names: tuple[str, ...]
-) -> Split:
+def _check_names(
+    path: Path, arrays: dict[str, np.ndarray], held: list[str], needed: list[str]
+) -> None:
+    """Raises InputError unless a split has all that is needed, and none has a part."""
+    by_split = [[prefix + kind for kind in needed] for prefix in _PREFIXES.values()]
+    there = [[name in arrays for name in names] for names in by_split]
+    if not any(map(all, there)):
+        missing = [name for name in needed if name not in arrays]
+        wanted = ", ".join(f"{kind}=..." for kind in needed)
+        raise InputError(
+            f"{path} has no {' and no '.join(missing)}, it holds "
+            f"{', '.join(held) or 'nothing'}: np.savez(path, {wanted})"
+        )
+    for names, found in zip(by_split, there, strict=True):
+        if any(found) and not all(found):
+            raise InputError(f"{path} holds one of {' and '.join(names)}: give both")
+
+
+def _with_targets(arrays: dict[str, Any], prefix: str) -> Split:
+    images, targets = arrays[f"{prefix}images"], arrays.get(f"{prefix}targets")
+    if images.ndim != 4 or not len(images):
+        raise InputError(
+            f"{prefix}images must be [N, H, W, C], N at least 1; got "
+            f"{list(images.shape)}"
+        )
+    if targets is not None and targets.dtype.kind == "f":
+        targets = targets.astype(np.float32)
+    if images.dtype != np.uint8:
+        images = images.astype(np.float32)
+    return image_split(images, targets=targets)
+
+
+def _split(arrays: dict[str, Any], prefix: str, names: tuple[str, ...]) -> Split:
+    of_images, of_labels = f"{prefix}images", f"{prefix}labels"
     images, labels = arrays[of_images], arrays[of_labels]
     if labels.ndim == 2 and len(labels) == len(images):
         cure = "[:, 0]" if labels.shape[1] == 1 else ".argmax(1)"

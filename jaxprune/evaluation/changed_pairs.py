@@ -1,4 +1,4 @@
-"""Predictions of those (image, mask) pairs that can differ from the mask before.
+"""Outputs of those (image, mask) pairs that can differ from the mask before.
 
 Axes: B images of a batch, P channels, K masks, M pairs.
 """
@@ -7,6 +7,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -18,13 +19,12 @@ from jaxprune.evaluation.every_pair import (
     EveryPair,
     Judged,
     Plan,
-    Predicted,
     chunks,
     collect,
-    judge,
 )
 from jaxprune.evaluation.masked_head import MaskedHead
 from jaxprune.fills.fill import ConstantFill
+from jaxprune.tasks.task import Task
 
 # With a larger share of pairs that change, gathering them costs more than it saves.
 _MOST_CHANGED = 0.9
@@ -33,7 +33,7 @@ _MOST_CHANGED = 0.9
 def changed_pairs(
     differs: Bool[np.ndarray, "B P"], ks: Sequence[int] | Int[np.ndarray, " K"]
 ) -> Bool[np.ndarray, "K B"]:
-    """Where an image's prediction under a mask can differ from that of the mask before.
+    """Where an image's output under a mask can differ from that of the mask before.
 
     From ks[j-1] to ks[j] the channels of rank ks[j-1] .. ks[j]-1 become their fill;
     where each holds it already, at every position, nothing changes. The first mask's
@@ -48,18 +48,20 @@ def changed_pairs(
     return (np.diff(counts[:, list(ks)], axis=1, prepend=-1) != 0).T
 
 
-def carry_forward(changed: Bool[np.ndarray, "K B"], judged: Judged) -> Predicted:
-    """Predictions from those of the changed pairs, in order of mask and image."""
-    classes, losses = map(np.asarray, judged)
+def carry_forward(
+    changed: Bool[np.ndarray, "K B"], values: dict[str, np.ndarray]
+) -> Judged:
+    """All pairs from the changed ones, which are in order of mask and image."""
+    evaluated = int(changed.sum())
     index = np.zeros(changed.shape, np.intp)
-    index[changed] = np.arange(len(classes))
+    index[changed] = np.arange(evaluated)
     # A later mask's pairs come later, so the last one evaluated is the largest.
     index = np.maximum.accumulate(index, axis=0)
-    return Predicted(classes[index], losses[index], len(classes))
+    return Judged({name: array[index] for name, array in values.items()}, evaluated)
 
 
 class ChangedPairs:
-    """Evaluates the pairs whose prediction can differ from that of the mask before.
+    """Evaluates the pairs whose output can differ from that of the mask before.
 
     For fills that are constants at the layer.
 
@@ -68,7 +70,13 @@ class ChangedPairs:
     """
 
     def __init__(
-        self, head: MaskedHead, mesh: Mesh, plan: Plan, every: EveryPair, pairs: int
+        self,
+        head: MaskedHead,
+        task: Task,
+        mesh: Mesh,
+        plan: Plan,
+        every: EveryPair,
+        pairs: int,
     ):
         assert isinstance(plan.fill, ConstantFill)
         values = plan.fill.values
@@ -77,20 +85,20 @@ class ChangedPairs:
             middle = tuple(range(1, fm.ndim - 1))
             return jnp.any(fm != jnp.asarray(values, fm.dtype), axis=middle)
 
-        def predict(
-            weights: Any, labels: Array, around: Any, fm: Array, rank: Array,
+        def judge(
+            weights: Any, targets: Any, around: Any, fm: Array, rank: Array,
             image: Array, k: Array,
-        ) -> Judged:  # fmt: skip
+        ) -> dict[str, Array]:  # fmt: skip
             keep = rank >= k[:, None]
-            around = [array[image] for array in around]
-            logits = head.logits(weights, around, fm[image], keep)
-            return judge(logits, labels[image])
+            targets, around = jax.tree.map(lambda a: a[image], (targets, around))
+            outputs = head.outputs(weights, around, fm[image], keep)
+            return task.judge(outputs, targets)
 
         self._differs = Sharded(differs, mesh, (SPREAD,), SPREAD)
         whole = (REPLICATED,) * 5
-        self._predict = Sharded(predict, mesh, (*whole, SPREAD, SPREAD), SPREAD)
+        self._judge = Sharded(judge, mesh, (*whole, SPREAD, SPREAD), SPREAD)
         self._every = every
-        self.functions = [self._differs, self._predict, *every.functions]
+        self.functions = [self._differs, self._judge, *every.functions]
         self._mesh, self._plan = mesh, plan
         self._pairs = round_up(pairs, mesh.size)
 
@@ -100,8 +108,8 @@ class ChangedPairs:
         other._plan, other._every = plan, self._every.reordered(plan)
         return other
 
-    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Predicted:
-        """Predictions of a batch's real images."""
+    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Judged:
+        """The outputs of a batch's real images."""
         differs = np.asarray(self._differs(feature_map))[: batch.size]
         changed = changed_pairs(differs[:, self._plan.order], self._plan.ks)
         if changed.mean() > _MOST_CHANGED:
@@ -110,11 +118,10 @@ class ChangedPairs:
         pairs = np.stack([image, np.asarray(self._plan.ks)[mask]], axis=1)
         weights = self._every.weights
         around = self._every.around(weights, batch.images)
-        given = (batch.labels, around, feature_map, self._plan.rank)
+        given = (batch.targets, around, feature_map, self._plan.rank)
         given = replicate(given, self._mesh)
-        judged = collect(
-            self._predict(weights, *given, some[:, 0], some[:, 1])
+        values = collect(
+            self._judge(weights, *given, some[:, 0], some[:, 1])
             for some in chunks(pairs.astype(np.int32), self._pairs)
         )
-        judged = Judged(*(array[: len(pairs)] for array in judged))
-        return carry_forward(changed, judged)
+        return carry_forward(changed, values)

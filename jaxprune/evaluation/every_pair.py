@@ -1,6 +1,4 @@
-"""Predictions under many masks, of every (image, mask) pair.
-
-With each prediction goes its cross-entropy.
+"""Outputs under many masks, of every (image, mask) pair, judged by a task.
 
 A mask is True where a channel is kept. What the network's end reads besides the layer's
 feature map is worked out once for each batch, see `jaxprune.evaluation.head`.
@@ -18,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
+from jaxprune._base.batch import pad_rows
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import (
     DATA,
@@ -38,6 +36,7 @@ from jaxprune.evaluation.masked_head import MaskedHead
 from jaxprune.fills.fill import Fill
 from jaxprune.fills.linear import Nested
 from jaxprune.ranking.order import prefix_masks
+from jaxprune.tasks.task import Task
 
 # Elements of an array that one evaluation holds: enough to keep a matrix unit busy,
 # and 16 MiB of float32 on a CPU.
@@ -79,31 +78,15 @@ class Plan:
 
 
 class Judged(NamedTuple):
-    """Predicted classes, and the cross-entropy of each in nats."""
+    """A batch's outputs as a task judges them, and how many pairs were evaluated.
 
-    classes: Int[Array, "*M"] | Int[np.ndarray, "*M"]
-    losses: Float[Array, "*M"] | Float[np.ndarray, "*M"]
+    Attributes:
+      values: what the task keeps of each pair, [K, B, ...], see `Task.judge`.
+      evaluated: number of pairs.
+    """
 
-
-class Predicted(NamedTuple):
-    """Predictions of a batch of images, and how many pairs had to be evaluated."""
-
-    classes: Int[np.ndarray, "K B"]
-    losses: Float[np.ndarray, "K B"]
+    values: dict[str, np.ndarray]
     evaluated: int
-
-
-def judge(logits: Float[Array, "M C"], labels: Int[Array, " M"]) -> Judged:
-    """Predictions of logits, and their cross-entropy with the classes `labels`."""
-    return Judged(jnp.argmax(logits, axis=-1), cross_entropy(logits, labels))
-
-
-def cross_entropy(
-    logits: Float[Array, "M C"], labels: Int[Array, " M"]
-) -> Float[Array, " M"]:
-    """Of each image, in nats; in float32 at least."""
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide), labels)
 
 
 def chunk_size(elements: int) -> int:
@@ -176,17 +159,10 @@ def run_masks(
     """Outputs of a `mask_program` for each mask, `mask_chunk` masks at a time."""
     images = len(jax.tree.leaves(batch)[0])
     size = round_up(images, mesh.shape[DATA])
-    batch = jax.tree.map(lambda a: _pad_rows(a, size), tuple(batch))
+    batch = pad_rows(tuple(batch), size)
     chunk = round_up(mask_chunk, mesh.shape[MASK])
     every = collect(program(weights, batch, some) for some in chunks(masks, chunk))
     return jax.tree.map(lambda array: array[: len(masks), :images], every)
-
-
-def _pad_rows(rows: Any, size: int) -> Any:
-    """Rows of zeros up to `size`."""
-    if len(rows) == size:
-        return rows
-    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 def chunks(
@@ -194,7 +170,7 @@ def chunks(
 ) -> Iterator[Shaped[np.ndarray, "size ..."]]:
     """`size` rows at a time, zeros after the last."""
     for start in range(0, len(rows), size):
-        yield _pad_rows(rows[start : start + size], size)
+        yield pad_rows(rows[start : start + size], size)
 
 
 def collect(outputs: Iterable[Any]) -> Any:
@@ -223,10 +199,16 @@ class EveryPair:
     """
 
     def __init__(
-        self, head: MaskedHead, weights: Any, mesh: Mesh, plan: Plan, mask_chunk: int
+        self,
+        head: MaskedHead,
+        task: Task,
+        weights: Any,
+        mesh: Mesh,
+        plan: Plan,
+        mask_chunk: int,
     ):
-        def one(weights: Any, labels: Array, *batch: Any) -> Judged:
-            return judge(head.logits(weights, *batch), labels)
+        def one(weights: Any, targets: Any, *batch: Any) -> dict[str, Array]:
+            return task.judge(head.outputs(weights, *batch), targets)
 
         self.weights = replicate(weights, mesh)
         self.around = Sharded(head.around, mesh, (REPLICATED, SPREAD), SPREAD)
@@ -242,13 +224,12 @@ class EveryPair:
             other.weights = replicate((self.weights[0], plan.nested), self._mesh)
         return other
 
-    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Predicted:
-        """Predictions of a batch's real images."""
+    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Judged:
+        """The outputs of a batch's real images."""
         around = self.around(self.weights, batch.images)
-        given = (batch.labels, around, feature_map)
-        classes, losses = run_masks(
+        given = (batch.targets, around, feature_map)
+        values = run_masks(
             self._program, self.weights, given, self._masks, self._mesh, self._chunk
         )
-        real = slice(batch.size)
-        evaluated = batch.size * len(self._masks)
-        return Predicted(classes[:, real], losses[:, real], evaluated)
+        real = {name: array[:, : batch.size] for name, array in values.items()}
+        return Judged(real, batch.size * len(self._masks))

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxprune._base.arguments import is_close
+from jaxprune._base.batch import size_of, take
 from jaxprune.graph.evaluate import Change, run
 from jaxprune.graph.network import Graph, Network
 from jaxprune.graph.trace import Program
@@ -32,20 +33,20 @@ class Head:
 
     Attributes:
       network: the network.
-      image: shape and type of one image.
+      image: shape and type of one image, or of several inputs.
       start: the value.
       apart: whether what goes around is worked out apart; otherwise it is the images.
     """
 
     network: Network
-    image: jax.ShapeDtypeStruct
+    image: Any
     start: Start
     apart: bool = True
 
-    def around(self, arrays: Mapping[str, Any], images: Array) -> tuple[Array, ...]:
+    def around(self, arrays: Mapping[str, Any], images: Any) -> tuple[Array, ...]:
         """Other values that the network's end reads: arrays [B, ...]."""
         if not self.apart:
-            return (images,)
+            return tuple(jax.tree.leaves(images))
         graph = self.network.graph(images)
         values = crossing(graph.program, self.start(graph))
         return tuple(run(graph.program, arrays, images, want=values))
@@ -72,18 +73,18 @@ class Head:
         if self.apart:
             known |= zip(crossing(graph.program, start), around, strict=True)
         else:
-            (images,) = around
+            images = jax.tree.unflatten(jax.tree.structure(self.image), around)
         return run(graph.program, arrays, images, given=known, before=before(graph))
 
     def shapes_around(self, batch: int) -> list[tuple[int, ...]]:
         """Shapes of the arrays that go around the value for `batch` images."""
         if not self.apart:
-            return [(batch, *self.image.shape)]
+            return [(batch, *one.shape) for one in jax.tree.leaves(self.image)]
         graph = self.network.graph(_batch_of(self.image, batch))
         values = crossing(graph.program, self.start(graph))
         return [graph.program.shape(value) for value in values]
 
-    def _images(self, given: Any) -> jax.ShapeDtypeStruct:
+    def _images(self, given: Any) -> Any:
         return _batch_of(self.image, given.shape[0])
 
 
@@ -96,7 +97,7 @@ def crossing(program: Program, start: int) -> list[int]:
     return sorted(ends & program.live)
 
 
-def make_head(network: Network, images: Array, start: Start) -> Head:
+def make_head(network: Network, images: Any, start: Start) -> Head:
     """The head of a network; see `Head`.
 
     Args:
@@ -104,17 +105,19 @@ def make_head(network: Network, images: Array, start: Start) -> Head:
       images: some, [N, ...], to try whether what goes around can be taken apart.
       start: value that the end begins with.
     """
-    image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+    image = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), images)
     head = Head(network, image, start)
     return head if _is_by_image(head, images) else replace(head, apart=False)
 
 
-def _batch_of(one: jax.ShapeDtypeStruct, size: int) -> jax.ShapeDtypeStruct:
+def _batch_of(one: Any, size: int) -> Any:
     """`size` of them, on a first axis."""
-    return jax.ShapeDtypeStruct((size, *one.shape), one.dtype)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), one
+    )
 
 
-def _is_by_image(head: Head, images: Array) -> bool:
+def _is_by_image(head: Head, images: Any) -> bool:
     """Whether an image's part of every array that goes around is the image's alone.
 
     It is not where an array has its images on another axis, or where it holds an
@@ -126,10 +129,13 @@ def _is_by_image(head: Head, images: Array) -> bool:
     first = all(shape[:1] == (2,) for shape in two)
     if not first or three != [(3, *shape[1:]) for shape in two]:
         return False
-    images = images[np.arange(max(4, len(images))) % len(images)]
-    index = shuffled_with_repeats(len(images))
+    count = max(4, size_of(images))
+    images = take(images, np.arange(count) % size_of(images))
+    index = shuffled_with_repeats(count)
     around = jax.jit(head.around)
-    before, after = (around(head.network.arrays, x) for x in (images, images[index]))
+    before, after = (
+        around(head.network.arrays, x) for x in (images, take(images, index))
+    )
     return all(is_close(a[index], b) for a, b in zip(before, after, strict=True))
 
 

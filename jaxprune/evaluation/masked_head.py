@@ -18,7 +18,7 @@ from jaxprune.graph.network import Graph, Network
 
 @dataclass(frozen=True)
 class MaskedHead:
-    """Logits from a layer's feature map, some of whose channels are pruned.
+    """Outputs from a layer's feature map, some of whose channels are pruned.
 
     Weights are (the network's arrays by path, what becomes of consumers' features).
 
@@ -32,18 +32,18 @@ class MaskedHead:
     layer: str
     fill: Fill
 
-    def around(self, weights: Any, images: Array) -> tuple[Array, ...]:
+    def around(self, weights: Any, images: Any) -> tuple[Array, ...]:
         """Other values that the network's end reads: arrays [B, ...]."""
         return self.head.around(weights[0], images)
 
-    def logits(
+    def outputs(
         self,
         weights: Any,
         around: Sequence[Array],
         feature_map: Float[Array, "B *axes P"],
         keep: Any,
-    ) -> Array:
-        """Logits under a mask [P] or, with a constant fill, [B, P]."""
+    ) -> Any:
+        """The network's under a mask [P] or, with a constant fill, [B, P]."""
         arrays, at_consumers = weights
         if isinstance(self.fill, ConstantFill):
             feature_map = fill_channels(feature_map, keep, self.fill.values)
@@ -53,12 +53,11 @@ class MaskedHead:
             return mask_changes(graph, [Mask(self.layer, keep, None, at_consumers)])[0]
 
         given = layer.from_outputs(feature_map)
-        logits: Array = self.head.results(arrays, around, given, before)
-        return logits
+        return self.head.results(arrays, around, given, before)
 
 
 def make_masked_head(
-    network: Network, images: Array, layer: str, fill: Fill
+    network: Network, images: Any, layer: str, fill: Fill
 ) -> MaskedHead:
     """The end of a network from a layer on; see `make_head`."""
     head = make_head(network, images, lambda graph: graph.layer(layer).output)

@@ -16,6 +16,7 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -26,18 +27,12 @@ from jaxprune._base.mesh import REPLICATED, SPREAD, Sharded, replicate, round_up
 from jaxprune.data.splits import Batch
 from jaxprune.evaluation.changed_pairs import carry_forward, changed_pairs
 from jaxprune.evaluation.consumer import Consumer
-from jaxprune.evaluation.every_pair import (
-    Judged,
-    Plan,
-    Predicted,
-    chunks,
-    collect,
-    judge,
-)
+from jaxprune.evaluation.every_pair import Judged, Plan, chunks, collect
 from jaxprune.evaluation.head import Head
 from jaxprune.fills.fill import ConstantFill, MeanFill
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.network import Network
+from jaxprune.tasks.task import Task
 
 # Channels between two sums that all pairs of a batch share. More make the pairs' own
 # sums dearer, fewer leave more evaluations that are not full.
@@ -54,6 +49,7 @@ class ReadNetwork:
       consumer: of these channels.
       plan: channels to prune.
       head: from what the consumer returns.
+      task: that judges outputs.
     """
 
     network: Network
@@ -61,6 +57,7 @@ class ReadNetwork:
     consumer: Consumer
     plan: Plan
     head: Head
+    task: Task
 
     def weights(self, arrays: Any) -> dict[str, Any]:
         """The arrays, the consumer's rows by rank [S R, U], and the linear fill's."""
@@ -121,25 +118,24 @@ class ReadNetwork:
         parts, kernel = self._step(weights, change, first)
         return total + self.consumer.product(kernel, _flat(parts))
 
-    def predict(
-        self, weights: Any, labels: Array, around: Any, total: Array, change: Array,
+    def judge(
+        self, weights: Any, targets: Any, around: Any, total: Array, change: Array,
         first: Array, image: Array, pruned: Array,
-    ) -> Judged:  # fmt: skip
-        """Predictions [M] with `pruned` more channels pruned, from `first` on."""
+    ) -> dict[str, Array]:  # fmt: skip
+        """Outputs [M] with `pruned` more channels pruned, from `first` on."""
         parts, kernel = self._step(weights, change, first)
         gone = np.arange(STEP) < pruned[:, None]
         gone = gone.reshape(len(image), *(1,) * (parts.ndim - 3), STEP, 1)
         parts = jnp.where(gone, parts[image], 0)
         total = total[image] + self.consumer.product(kernel, _flat(parts))
-        around = [array[image] for array in around]
-        logits = self.logits(weights["arrays"], around, total)
-        return judge(logits, labels[image])
+        targets, around = jax.tree.map(lambda a: a[image], (targets, around))
+        outputs = self.outputs(weights["arrays"], around, total)
+        return self.task.judge(outputs, targets)
 
-    def logits(self, arrays: Any, around: Any, total: Array) -> Array:
+    def outputs(self, arrays: Any, around: Any, total: Array) -> Any:
         """The network's, from what the consumer returns [M ... U]."""
         total = self.consumer.layer.from_outputs(total)
-        logits: Array = self.head.results(arrays, around, total)
-        return logits
+        return self.head.results(arrays, around, total)
 
     def _step(self, weights: Any, change: Array, first: Array) -> tuple[Array, Array]:
         """The changes of STEP channels, and the rows of the kernel that they meet."""
@@ -175,17 +171,18 @@ class RunningSum:
         layer: str,
         consumer: Consumer,
         head: Head,
+        task: Task,
         mesh: Mesh,
         plan: Plan,
         pairs: int,
     ):
-        self._network = read = ReadNetwork(network, layer, consumer, plan, head)
+        self._network = read = ReadNetwork(network, layer, consumer, plan, head, task)
         whole, spread = (REPLICATED,), (SPREAD, SPREAD)
         self._read = Sharded(read.read, mesh, (*whole, *spread), SPREAD)
         self._around = Sharded(head.around, mesh, (*whole, SPREAD), SPREAD)
         self._advance = Sharded(read.advance, mesh, whole * 4, REPLICATED)
-        self._predict = Sharded(read.predict, mesh, (*whole * 6, *spread), SPREAD)
-        self.functions = [self._read, self._around, self._advance, self._predict]
+        self._judge = Sharded(read.judge, mesh, (*whole * 6, *spread), SPREAD)
+        self.functions = [self._read, self._around, self._advance, self._judge]
         self._weights = replicate(read.weights(arrays), mesh)
         self._mesh, self._plan = mesh, plan
         self._pairs = round_up(pairs, mesh.size)
@@ -198,8 +195,8 @@ class RunningSum:
         other._weights = replicate(weights, self._mesh)
         return other
 
-    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Predicted:
-        """Predictions of a batch's real images."""
+    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Judged:
+        """The outputs of a batch's real images."""
         weights, ks = self._weights, np.asarray(self._plan.ks)
         total, change, differs = self._read(weights, batch.images, feature_map)
         differs = np.asarray(differs)[: batch.size, : len(self._plan.order)]
@@ -209,19 +206,19 @@ class RunningSum:
         firsts = np.arange(0, ks[-1] + 1, STEP, dtype=np.int32)
         steps = np.split(pairs, np.searchsorted(pairs[:, 1], firsts[1:]))
         around = self._around(weights["arrays"], batch.images)
-        labels, around, total, change = replicate(
-            (batch.labels, around, total, change), self._mesh
+        targets, around, total, change = replicate(
+            (batch.targets, around, total, change), self._mesh
         )
-        parts = []
+        parts: list[dict[str, np.ndarray]] = []
         for first, here in zip(firsts, steps, strict=True):
             if len(here):
-                judged = collect(
-                    self._predict(
-                        weights, labels, around, total, change, first, some[:, 0],
+                found = collect(
+                    self._judge(
+                        weights, targets, around, total, change, first, some[:, 0],
                         some[:, 1] - first,
                     )
                     for some in chunks(here, self._pairs)
                 )  # fmt: skip
-                parts.append(Judged(*(array[: len(here)] for array in judged)))
+                parts.append({name: a[: len(here)] for name, a in found.items()})
             total = self._advance(weights, total, change, first)
         return carry_forward(changed, collect(parts))

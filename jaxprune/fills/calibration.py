@@ -9,17 +9,17 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Int, Num
+from jaxtyping import Int
 
 from jaxprune._base import arguments, processes
+from jaxprune._base.batch import check_batch, size_of, take
 from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import takes_network
 from jaxprune.fills.fill import LinearFill, MeanFill
 from jaxprune.fills.linear import group_features, regressed_together
 from jaxprune.fills.moments import Sums
-from jaxprune.fills.operands import Pair, check_images, operand_rows
+from jaxprune.fills.operands import Pair, operand_rows
 from jaxprune.graph.groups import PruningGroup
 from jaxprune.graph.network import Network
 
@@ -35,7 +35,7 @@ _PRESS_ROWS = 2**14
 @takes_network
 def linear_fill(
     network: Network,
-    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    images: Any,
     *,
     layer: str | None = None,
     ridge: float | None = None,
@@ -49,7 +49,8 @@ def linear_fill(
 
     Args:
       network: the network, or in its place a function or `apply`, and its variables.
-      images: inputs of the network; not those that it is evaluated on.
+      images: inputs of the network, [N, ...] or a tree of such; not those that it is
+        evaluated on.
       layer: name of the convolution; by default the last one.
       ridge: in units of the mean variance, positive; by default the one of RIDGES with
         the smallest leave-one-out error (`press`).
@@ -63,8 +64,8 @@ def linear_fill(
       InputError: no images, a ridge that is not positive, activations that are not
         finite, or channels that cannot be followed to the layers that read them.
     """
-    check_images(images)
-    graph = network.with_example(images[:1]).graph()
+    images = check_batch("images that a fill is fitted on", images)
+    graph = network.with_example(take(images, np.arange(1))).graph()
     group = graph.channels_of(graph.last_conv() if layer is None else layer)
     fills = linear_fills(
         network, images, [group], ridge=ridge, batch_size=batch_size, mesh=mesh
@@ -76,7 +77,7 @@ def linear_fill(
 @takes_network
 def linear_fills(
     network: Network,
-    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    images: Any,
     groups: Iterable[PruningGroup],
     *,
     ridge: float | None = None,
@@ -87,7 +88,8 @@ def linear_fills(
 
     Args:
       network: the network, or in its place a function or `apply`, and its variables.
-      images: inputs of the network; not those that it is evaluated on.
+      images: inputs of the network, [N, ...] or a tree of such; not those that it is
+        evaluated on.
       groups: such as `find_groups(...).groups.values()`.
       ridge: in units of the mean variance, positive; by default chosen for each.
       batch_size: images in a batch.
@@ -100,18 +102,18 @@ def linear_fills(
       InputError: no images, a ridge that is not positive, activations that are not
         finite, or a group that is read by a product of two values of an image.
     """
-    check_images(images)
+    images = check_batch("images that a fill is fitted on", images)
     if ridge is not None and not (isinstance(ridge, Real) and 0 < ridge < np.inf):
         raise InputError(f"ridge must be positive and finite, got {ridge!r}")
     arguments.check_count("batch_size", batch_size)
-    network = network.with_example(images[:1])
+    network = network.with_example(take(images, np.arange(1)))
     groups = _checked(groups)
-    sums = _read(network, np.asarray(images), groups, batch_size, mesh)
+    sums = _read(network, images, groups, batch_size, mesh)
     kernels = {consumer: network.kernel(consumer) for _, consumer in sums}
     fills = {}
     for group in groups:
         own = {consumer: sums[group.name, consumer] for consumer in group.consumers}
-        facts: dict[str, Any] = {"images": len(images)}
+        facts: dict[str, Any] = {"images": size_of(images)}
         best = ridge
         if best is None:
             errors = {c: sum(s.press(c) for s in own.values()) for c in RIDGES}
@@ -137,7 +139,7 @@ def _checked(groups: Any) -> list[PruningGroup]:
 @takes_network
 def mean_fills(
     network: Network,
-    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    images: Any,
     groups: Iterable[PruningGroup],
     *,
     batch_size: int = 128,
@@ -150,7 +152,8 @@ def mean_fills(
 
     Args:
       network: the network, or in its place a function or `apply`, and its variables.
-      images: inputs of the network; not those that it is evaluated on.
+      images: inputs of the network, [N, ...] or a tree of such; not those that it is
+        evaluated on.
       groups: such as `find_groups(...).groups.values()`.
       batch_size: images in a batch.
       mesh: the devices; by default all of this process.
@@ -162,9 +165,9 @@ def mean_fills(
       InputError: no images, activations that are not finite, or a group that is read
         by a product of two values of an image.
     """
-    check_images(images)
+    images = check_batch("images that a fill is fitted on", images)
     arguments.check_count("batch_size", batch_size)
-    network = network.with_example(images[:1])
+    network = network.with_example(take(images, np.arange(1)))
     groups = _checked(groups)
     _check_linear(network, groups)
     owners = {
@@ -176,16 +179,14 @@ def mean_fills(
     held = {key: np.flatnonzero(owner >= 0) for key, owner in owners.items()}
     sums = {key: np.zeros(len(owner)) for key, owner in owners.items()}
     counts = dict.fromkeys(owners, 0)
-    for key, rows, _ in operand_rows(
-        network, np.asarray(images), held, batch_size, mesh
-    ):
+    for key, rows, _ in operand_rows(network, images, held, batch_size, mesh):
         sums[key][held[key]] += rows.sum(0, dtype=np.float64)
         counts[key] += len(rows)
     means: dict[str, dict[str, np.ndarray]] = {g.name: {} for g in groups}
     for (group, consumer), total in sums.items():
         count = processes.total(np.array([counts[group, consumer]]))
         means[group][consumer] = (processes.total(total) / count).astype(np.float32)
-    facts = {"images": len(images)}
+    facts = {"images": size_of(images)}
     return {
         name: MeanFill("mean", means=own, facts=facts) for name, own in means.items()
     }
@@ -215,7 +216,7 @@ def _check_linear(network: Network, groups: Sequence[PruningGroup]) -> None:
 
 def _read(
     network: Network,
-    images: np.ndarray,
+    images: Any,
     groups: Sequence[PruningGroup],
     batch_size: int,
     mesh: Mesh | None,

@@ -9,8 +9,8 @@ means the same in a network that is masked, swept or compact.
 Axes: P channels of the layer, F input features of a consumer.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -55,6 +55,11 @@ class Fill:
 
     def check(self, group: PruningGroup) -> None:
         """Raises InputError if it was fitted for other consumers."""
+
+    def among(self, layers: Collection[str]) -> "Fill":
+        """The fill where the network has no layers but these."""
+        del layers
+        return self
 
     def at_consumers(
         self, group: PruningGroup, keep: Bool[np.ndarray, " P"]
@@ -115,6 +120,10 @@ class MeanFill(Fill):
                     f"'{name}', which has {len(group.readers[name])}"
                 )
 
+    def among(self, layers: Collection[str]) -> "MeanFill":
+        """The fill of those of its consumers that are among some layers, if any are."""
+        return replace(self, means=_among(self.means, layers))
+
     def at_consumer(self, group: PruningGroup, name: str) -> Float[np.ndarray, " F"]:
         """The values of a consumer's, or a sum's, pruned features."""
         return self.means.get(name, np.zeros(len(group.readers[name]), np.float32))
@@ -165,6 +174,10 @@ class LinearFill(Fill):
         """Raises InputError if it was fitted for other consumers."""
         _check_consumers(self, self.moments, group)
 
+    def among(self, layers: Collection[str]) -> "LinearFill":
+        """The fill of those of its consumers that are among some layers, if any are."""
+        return replace(self, moments=_among(self.moments, layers))
+
     def regressions(self, keep: Bool[np.ndarray, " P"]) -> dict[str, Regression]:
         """For each consumer, pruned channels as predicted from those that are kept."""
         return {name: m.regress(keep) for name, m in self.moments.items()}
@@ -186,6 +199,11 @@ class LinearFill(Fill):
     def left_out(self, kept: Bool[np.ndarray, " P"]) -> dict[str, AtConsumer]:
         """The change of each consumer's operand where one channel more may go."""
         return {name: leave_out(m, kept) for name, m in self.moments.items()}
+
+
+def _among(fitted: Mapping[str, Any], layers: Collection[str]) -> Mapping[str, Any]:
+    """What was fitted to some layers; all, where that is nothing."""
+    return {name: own for name, own in fitted.items() if name in layers} or fitted
 
 
 def _check_consumers(

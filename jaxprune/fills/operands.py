@@ -11,7 +11,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxprune._base import arguments, processes
+from jaxprune._base import processes
+from jaxprune._base.batch import pad_rows, size_of, take
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import (
     REPLICATED,
@@ -27,21 +28,9 @@ from jaxprune.graph.network import Network
 Pair = tuple[str, str]
 
 
-def check_images(images: Any) -> None:
-    """Raises an InputError if there are no images [N, ...]."""
-    array = arguments.as_array("images", images)
-    if array.dtype.kind == "c":
-        raise InputError("a fill is fitted on images of real numbers, got complex ones")
-    if array.ndim < 2 or not len(array):
-        raise InputError(
-            f"a fill needs images [N, ...] to be fitted on, got shape "
-            f"{list(array.shape)}"
-        )
-
-
 def operand_rows(
     network: Network,
-    images: np.ndarray,
+    images: Any,
     features: Mapping[Pair, np.ndarray],
     batch_size: int,
     mesh: Mesh | None,
@@ -70,7 +59,7 @@ def operand_rows(
                 "branch (nn.scan, lax.cond); the fill 'drop' needs no reading"
             )
 
-    def given(arrays: Any, x: Array) -> list[Array]:
+    def given(arrays: Any, x: Any) -> list[Array]:
         graph = network.graph(x)
         readers = [graph.reader(consumer) for _, consumer in features]
         want = [reader.input for reader in readers]
@@ -85,18 +74,17 @@ def operand_rows(
     mesh = mesh or make_mesh()
     run = Sharded(given, mesh, (REPLICATED, SPREAD), SPREAD)
     arrays = replicate(network.arrays, mesh)
-    own = images[processes.own(len(images))]
-    size = round_up(min(batch_size, len(own)), mesh.size)
-    for start in range(0, len(own), size):
-        batch = own[start : start + size]
-        padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-        outputs = run(arrays, np.pad(batch, padding))
+    index = processes.own(size_of(images))
+    size = round_up(min(batch_size, len(index)), mesh.size)
+    for start in range(0, len(index), size):
+        part = index[start : start + size]
+        outputs = run(arrays, pad_rows(take(images, part), size))
         for (key, asked), x in zip(features.items(), outputs, strict=True):
-            x = np.asarray(x)[: len(batch)].astype(np.float32)
+            x = np.asarray(x)[: len(part)].astype(np.float32)
             rows = x.reshape(-1, *asked.shape)
             if not np.isfinite(rows).all():
                 raise InputError(
                     f"what '{key[1]}' is given is not finite on the calibration "
                     "images: check the network's weights and the images' scale"
                 )
-            yield key, rows, len(rows) // len(batch) * len(images)
+            yield key, rows, len(rows) // len(part) * size_of(images)

@@ -6,7 +6,7 @@ which are removed. Most equations hold no size; those that do are in NARROWER.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -98,6 +98,7 @@ def run(
     after: Mapping[int, Change] | None = None,
     narrowing: Narrowing | None = None,
     exact: bool = False,
+    fast: bool = False,
 ) -> Any:
     """Values of a program; under jit, those alone are computed that they need.
 
@@ -113,8 +114,9 @@ def run(
       narrowing: removed indices of each value.
       exact: in float64, whatever the types are in the program; to be called where JAX
         has 64-bit types (`jax.enable_x64`).
+      fast: with the convolutions of `jaxprune.conv`.
     """
-    runner = Runner(program, before or {}, after or {}, narrowing, exact)
+    runner = Runner(program, before or {}, after or {}, narrowing, exact, fast=fast)
     wanted = program.results if want is None else want
     env = runner.start(arrays, batch, given or {})
     runner.equations(program.needed(wanted, given or {}), env)
@@ -131,6 +133,7 @@ class Runner:
     after: Mapping[int, Change]
     narrowing: Narrowing | None
     exact: bool
+    fast: bool = field(default=False, kw_only=True)
 
     def start(
         self, arrays: Mapping[str, Any], batch: Any, given: Mapping[int, Any]
@@ -185,6 +188,9 @@ class Runner:
             return self.bodies(eqn, inputs, env)
         if self.exact:
             return self.exactly(eqn, inputs)
+        if self.fast and eqn.name == "conv_general_dilated":
+            left, right = inputs
+            return [_fast_convolution(left, right, eqn.params)]
         if self.narrowing is None:
             return run_original(eqn, inputs)
         return self.narrower(eqn, inputs, eqn.params)
@@ -341,6 +347,10 @@ def contract(eqn: Equation, left: Any, right: Any, params: Mapping[str, Any]) ->
     """
     if conv.SCOPE not in eqn.scope:
         return bind(eqn, [left, right], params)[0]
+    return _fast_convolution(left, right, params)
+
+
+def _fast_convolution(left: Any, right: Any, params: Mapping[str, Any]) -> Array:
     options = {key: params[key] for key in _CONV_OPTIONS}
     strides, padding = params["window_strides"], params["padding"]
     operands = jnp.asarray(left), jnp.asarray(right)

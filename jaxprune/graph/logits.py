@@ -15,7 +15,7 @@ from jaxprune._base.arguments import half_of_digits
 from jaxprune.graph.network import Network
 
 
-def are_probabilities(outputs: Float[Any, "N C"]) -> Bool[Array, ""]:
+def are_probabilities(outputs: Float[Any, "N *axes C"]) -> Bool[Array, ""]:
     """Whether every row is a distribution: nothing negative, a sum of 1.
 
     Logits of a few images are none: all of their rows would have to be.
@@ -24,7 +24,7 @@ def are_probabilities(outputs: Float[Any, "N C"]) -> Bool[Array, ""]:
     return (outputs >= 0).all() & (error <= half_of_digits(outputs.dtype)).all()
 
 
-def log_probabilities(outputs: Float[Any, "N C"]) -> Float[Array, "N C"]:
+def log_probabilities(outputs: Float[Any, "N *axes C"]) -> Float[Array, "N *axes C"]:
     """Logarithms, in float32 at least; that of 0 is -87.3, or float64's least."""
     wide = jnp.float64 if outputs.dtype == jnp.float64 else jnp.float32
     return jnp.log(jnp.maximum(outputs.astype(wide), jnp.finfo(wide).tiny))

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -323,8 +322,3 @@ def _few(array: Any) -> jax.ShapeDtypeStruct:
     if not one.shape:
         raise InputError("a batch has images on its first axis, got a number")
     return jax.ShapeDtypeStruct((IMAGES, *one.shape[1:]), one.dtype)
-
-
-def size_of(batch: Any) -> int:
-    """How many images a batch has."""
-    return int(jnp.shape(jax.tree.leaves(batch)[0])[0])

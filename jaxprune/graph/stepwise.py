@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from jaxtyping import Array
 
 from jaxprune.graph.evaluate import run_original
@@ -20,7 +21,7 @@ class Stepwise:
     Args:
       graph: the network, for the batch's shape.
       arrays: its parameters, by path.
-      batch: an array of inputs.
+      batch: its inputs, an array or a tree.
       layers: those that `layer` decides the output of, by the value that they return.
       layer: function from such a layer's input to its output.
       also: values that are asked for as often beside the program itself.
@@ -30,7 +31,7 @@ class Stepwise:
         self,
         graph: Graph,
         arrays: Mapping[str, Any],
-        batch: Array,
+        batch: Any,
         layers: Mapping[int, Layer],
         layer: Callable[[Layer, Array], Array],
         also: Counter[int],
@@ -40,7 +41,7 @@ class Stepwise:
         self.values: dict[int, Any] = dict(program.constants)
         self.values |= {program.leaves[path]: a for path, a in arrays.items()}
         self.fixed = set(self.values)
-        self.values |= dict.fromkeys(program.batch, batch)
+        self.values |= zip(program.batch, jax.tree.leaves(batch), strict=True)
         self.left = Counter(program.results) + also
         inside = {v for layer in layers.values() for v in (*layer.inner, layer.output)}
         for eqn in program.equations:

@@ -88,9 +88,13 @@ class UserConfig:
     seed: int = flag("Seed of everything drawn.", at_least=0, default=0)
     pixel_mean: tuple[float, ...] = flag("Subtracted from pixels.", default=(0.0,))
     pixel_std: tuple[float, ...] = flag("Divides pixels then.", default=(1.0,))
+    task: str = flag("What its outputs are for.", default="classification")
+    output: str | None = flag("Part of its output that this goes by.", default=None)
 
 
 AnyConfig = Config | UserConfig
+# Fields that the config.json of earlier versions lacks.
+_LATER = ("task", "output")
 
 
 def is_own(model: str) -> bool:
@@ -211,7 +215,8 @@ def of_facts(facts: Mapping[str, Any], where: Path) -> AnyConfig:
     """
     own = is_own(str(facts.get("model")))
     kind: type[AnyConfig] = UserConfig if own else Config
-    missing = [f.name for f in dataclasses.fields(kind) if f.name not in facts]
+    needed = [f for f in dataclasses.fields(kind) if f.name not in _LATER]
+    missing = [f.name for f in needed if f.name not in facts]
     if missing:
         raise InputError(f"{where} is damaged: it lacks {', '.join(missing)}")
     return schema.check({**facts}, kind, where)

@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from typing_extensions import TypedDict
 
 from jaxprune._base import schema
-from jaxprune.report.curves import Quartiles, add_grid, save
+from jaxprune.report.curves import Quartiles
+from jaxprune.report.style import add_grid, save
 
 
 @schema.and_others

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxprune.report.curves import add_grid, save
+from jaxprune.report.style import add_grid, save
 from jaxprune.results.comparison import BAND, Comparison
 
 # By criterion, so that a colour means the same in every picture: of one kin, the second
@@ -61,7 +61,11 @@ def accuracy_by_criterion(comparison: Comparison) -> Figure:
     criteria are in order of their mean accuracy over K.
     """
     kinds = [
-        ("accuracy", comparison.accuracy, comparison.random_accuracy),
+        (
+            comparison.measure.replace("_", " "),
+            comparison.accuracy,
+            comparison.random_accuracy,
+        ),
         (
             "balanced accuracy",
             comparison.balanced_accuracy,

@@ -4,11 +4,10 @@ A function named after a picture returns a matplotlib Figure; `save` writes one.
 P channels, K masks, C classes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Int
 from matplotlib.axes import Axes
@@ -18,11 +17,16 @@ from typing_extensions import TypedDict
 
 from jaxprune._base import schema
 from jaxprune._base.errors import InputError
-from jaxprune._base.files import replacing
 from jaxprune.report.confidence import band, loss_curve, mark_chosen, note
 from jaxprune.report.feature_maps import feature_maps
+from jaxprune.report.style import add_grid, axes_of_k, legend_below, save
+from jaxprune.report.task_curves import baseline, examples, in_words, score_vs_k
 from jaxprune.results import metrics
+from jaxprune.results.base import BaseResult
+from jaxprune.results.confidence import Interval
+from jaxprune.results.load import AnyResult
 from jaxprune.results.result import SweepResult
+from jaxprune.results.task_result import TaskResult
 
 _ACCURACY, _BALANCED, _QUIET = "tab:blue", "tab:orange", "0.45"
 # Colour, width and style of each fill's curve. Where two lie upon one another (a mean
@@ -37,20 +41,8 @@ _FILLS: dict[str, tuple[str, float, str]] = {
 }
 
 
-# Formats that figures are written in.
-FORMATS = ("png", "pdf", "svg")
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Writes the figure to `path`, whole or not at all, without empty margins."""
-    # Publishers refuse Type 3 fonts, matplotlib's default in a PDF.
-    with replacing(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(temporary, dpi=150, bbox_inches="tight", pad_inches=0.08)
-    return path
-
-
 def draw_sweep(
-    result: SweepResult,
+    result: AnyResult,
     folder: Path,
     *,
     order: str = "channel",
@@ -69,11 +61,16 @@ def draw_sweep(
       suffix: of the files, one of FORMATS.
     """
     figures = {
-        "accuracy_vs_k": accuracy_vs_k(result),
         "feature_maps": feature_maps(result, order=order, normalize=normalize),
         "scores": sorted_scores(result),
-        "confusion": confusion_matrices(result, k),
     }
+    if isinstance(result, TaskResult):
+        figures = {"score_vs_k": score_vs_k(result), **figures}
+        if result.shown_outputs is not None:
+            figures["examples"] = examples(result)
+    else:
+        figures = {"accuracy_vs_k": accuracy_vs_k(result), **figures}
+        figures["confusion"] = confusion_matrices(result, k)
     return [save(each, folder / f"{name}.{suffix}") for name, each in figures.items()]
 
 
@@ -112,19 +109,6 @@ class Quartiles(TypedDict):
     after: _Spread
 
 
-def add_grid(axes: Axes) -> None:
-    """Thin lines behind what is drawn."""
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def _axes_of_k(axes: Axes, result: SweepResult) -> None:
-    p = len(result.order)
-    axes.set_xlim(0, p)
-    axes.set_xlabel(f"K, channels pruned of {p}")
-    add_grid(axes)
-
-
 def _baseline(axes: Axes, result: SweepResult, name: str = "accuracy") -> None:
     base = getattr(result, name)[0]
     label = f"baseline {_of(name, result)}{base:.4f}"
@@ -137,7 +121,7 @@ def _chance(
     """The accuracy, or balanced accuracy, of a network that knows one class."""
     share = np.bincount(result.labels).max() / len(result.labels)
     if name == "balanced_accuracy":
-        share = 1 / len(result.class_names)
+        share = 1 / len(result.present)
     label = f"chance, always one class: {_of(name, result)}{share:.2f}"
     axes.axhline(share, color=color, linestyle=":", linewidth=1.2, label=label)
 
@@ -178,27 +162,19 @@ def accuracy_vs_k(result: SweepResult) -> Figure:
     top.set_ylim(0, 1.02)
     top.set_title(result.title, pad=16)
     if result.cross_entropy is not None:
-        loss_curve(panels[-1], result, _ACCURACY)
+        loss_curve(panels[-1], result, _ACCURACY, "cross-entropy, nats")
     for axes in panels:
-        _axes_of_k(axes, result)
+        axes_of_k(axes, result)
         axes.label_outer()
     legend_below(figure, [top], columns=2)
     return figure
 
 
-def legend_below(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
-    """One legend below all panels: curves that fall leave no corner free."""
-    found = [axes.get_legend_handles_labels() for axes in panels]
-    shown = {label: line for each in found for line, label in zip(*each, strict=True)}
-    figure.legend(
-        [*shown.values()], [*shown], loc="outside lower center", ncols=columns
-    )
-
-
 def _predicted_shares(axes: Axes, result: SweepResult) -> None:
     """Share of images predicted as each class, beside the true share."""
     shares = metrics.predicted_share(result.confusion)
-    truth = np.bincount(result.labels) / len(result.labels)
+    counts = np.bincount(result.labels, minlength=len(result.class_names))
+    truth = counts / counts.sum()
     for c, name in enumerate(result.class_names):
         (line,) = axes.plot(result.ks, shares[:, c], label=f"predicted '{name}'")
         axes.axhline(truth[c], color=line.get_color(), linestyle=":", linewidth=1)
@@ -207,42 +183,53 @@ def _predicted_shares(axes: Axes, result: SweepResult) -> None:
     axes.legend(loc="best", framealpha=0.95)
 
 
-def compare_fills(results: list[SweepResult]) -> Figure:
-    """Accuracy against K of sweeps that differ in what a pruned channel becomes.
+def compare_fills(results: Sequence[AnyResult]) -> Figure:
+    """The score against K of sweeps that differ in what a pruned channel becomes.
 
-    For unbalanced classes, balanced accuracy is a second panel. Bands are 95 %
-    intervals.
+    That is accuracy; for unbalanced classes, balanced accuracy is a second panel. Bands
+    are 95 % intervals.
     """
-    unbalanced = not results[0].is_balanced
+    first = results[0]
+    unbalanced = isinstance(first, SweepResult) and not first.is_balanced
     figure = Figure(figsize=(8, 8.6 if unbalanced else 5.4), layout="constrained")
     panels = figure.subplots(2 if unbalanced else 1, 1, squeeze=False)[:, 0]
-    names = ("accuracy", "balanced_accuracy")
     by_fill = {result.about["fill"]: result for result in results}
     for fill, (color, width, style) in _FILLS.items():
         if fill not in by_fill:
             continue
         result = by_fill[fill]
-        intervals = (result.figures.accuracy, result.figures.recalls.balanced)
-        for axes, name, interval in zip(panels, names, intervals, strict=False):
+        for axes, (curve, interval) in zip(panels, _measured(result), strict=False):
             axes.plot(
-                result.ks, getattr(result, name), label=f"fill {fill}",
-                color=color, linewidth=width, linestyle=style,
+                result.ks, curve, label=f"fill {fill}", color=color, linewidth=width,
+                linestyle=style,
             )  # fmt: skip
             band(axes, result.ks, interval, color)
-    title = f"{results[0].subject}: what a pruned channel becomes"
+    title = f"{first.subject}: what a pruned channel becomes"
     panels[0].set_title(title, pad=16)
-    note(panels[0], results[0])
-    for axes, name in zip(panels, names, strict=False):
-        _baseline(axes, results[0], name)
-        _chance(axes, results[0], name)
-        axes.set_ylabel(name.replace("_", " "))
-        axes.set_ylim(0, 1.02)
-        _axes_of_k(axes, results[0])
+    note(panels[0], first)
+    for axes, name in zip(panels, (first.measure, "balanced_accuracy"), strict=False):
+        axes.set_ylabel(in_words(name))
+        axes_of_k(axes, first)
+        if isinstance(first, SweepResult):
+            _baseline(axes, first, name)
+            _chance(axes, first, name)
+            axes.set_ylim(0, 1.02)
+        else:
+            baseline(axes, first)
     legend_below(figure, panels, columns=3 if unbalanced else 4)
     return figure
 
 
-def sorted_scores(result: SweepResult) -> Figure:
+def _measured(result: AnyResult) -> list[tuple[np.ndarray, Interval]]:
+    """Curves and intervals of the panels: the score and, of classes, the balanced."""
+    curves = [(result.curve, result.curve_interval)]
+    if isinstance(result, SweepResult):
+        balanced = result.figures.recalls.balanced
+        curves.append((result.balanced_accuracy, balanced))
+    return curves
+
+
+def sorted_scores(result: BaseResult) -> Figure:
     """Scores in ascending order, the order of pruning."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
@@ -299,7 +286,7 @@ def confusion_matrices(result: SweepResult, k: int | None = None) -> Figure:
 
 def _confusion(axes: Axes, counts: Int[np.ndarray, "C C"]) -> AxesImage:
     """A matrix in per cent of each row, with its numbers."""
-    share = 100 * counts / counts.sum(1, keepdims=True)
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     digits = 1 if len(counts) <= 4 else 0
     for (true, predicted), value in np.ndenumerate(share):
         axes.text(

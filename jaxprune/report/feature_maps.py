@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from jaxprune.results.result import SweepResult
+from jaxprune.results.base import BaseResult
 
 ORDERS = ("channel", "rank")
 SCALES = ("shared", "each")
@@ -26,7 +26,7 @@ def grid_shape(p: int) -> tuple[int, int]:
 
 
 def feature_maps(
-    result: SweepResult, *, order: str = "channel", normalize: str = "shared"
+    result: BaseResult, *, order: str = "channel", normalize: str = "shared"
 ) -> Figure:
     """The P mean feature maps as a grid of tiles.
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxprune.report.confidence import band
-from jaxprune.report.curves import add_grid, legend_below
+from jaxprune.report.style import add_grid, legend_below
 from jaxprune.results.confidence import mean_interval
 from jaxprune.results.result import SweepResult
 

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from typing_extensions import TypedDict
 
 from jaxprune._base import schema
-from jaxprune.report.curves import Quartiles, add_grid, legend_below, save
+from jaxprune.report.curves import Quartiles
+from jaxprune.report.style import add_grid, legend_below, save
 
 _MARKERS = "osD^v"
 

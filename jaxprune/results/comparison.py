@@ -21,6 +21,7 @@ from jaxprune._base.arguments import check_numbers
 from jaxprune._base.errors import InputError
 from jaxprune._base.files import replacing_folder
 from jaxprune.ranking.order import check_ks
+from jaxprune.results.load import AnyResult
 from jaxprune.results.result import SweepResult
 from jaxprune.results.saved import check_target
 
@@ -36,7 +37,8 @@ class Comparison:
       ks: numbers of pruned channels, ascending.
       names: of the criteria.
       scores: of every channel by each criterion.
-      accuracy: share of images predicted right.
+      accuracy: share of images predicted right; of other tasks than classification,
+        the score that `about["measure"]` names.
       balanced_accuracy: mean over classes of the share of the class.
       safe_k: the largest K that each may go to, see `SweepResult.largest_safe_k`.
       random_accuracy: of random orders.
@@ -67,6 +69,11 @@ class Comparison:
             check_numbers(name, getattr(self, name), (criteria, k))
             array = getattr(self, f"random_{name}")
             check_numbers(f"random_{name}", array, (len(self.random_accuracy), k))
+
+    @property
+    def measure(self) -> str:
+        """The name of the score."""
+        return str(self.about.get("measure", "accuracy"))
 
     @cached_property
     def mean_accuracy(self) -> Float[np.ndarray, " C"]:
@@ -140,8 +147,12 @@ class Comparison:
             np.savez_compressed(new / "criteria.npz", **arrays)
             with open(new / "criteria.csv", "w", encoding="utf-8") as file:
                 rows = csv.writer(file, lineterminator="\n")
-                rows.writerow(["criterion", "k", "accuracy", "balanced_accuracy"])
+                measures = [self.measure]
+                if self.measure == "accuracy":
+                    measures.append("balanced_accuracy")
+                rows.writerow(["criterion", "k", *measures])
                 for name, *curves in self._curves():
+                    curves = curves[: len(measures)]
                     for k, *figures in zip(self.ks, *curves, strict=True):
                         rows.writerow([name, k, *(f"{x:.6f}" for x in figures)])
             manifest.write(new, "summary.json", self.summary())
@@ -222,7 +233,7 @@ class _Summary(TypedDict):
 
 
 def compare(
-    results: Mapping[str, SweepResult],
+    results: Mapping[str, AnyResult],
     random: Sequence[tuple[np.ndarray, np.ndarray]],
     about: dict[str, Any],
 ) -> Comparison:
@@ -235,18 +246,28 @@ def compare(
     """
     first = next(iter(results.values()))
     none = np.zeros((0, len(first.ks)))
+    if first.measure != "accuracy":
+        about = {**about, "measure": first.measure}
+    curves = [measured(result) for result in results.values()]
     return Comparison(
         ks=first.ks,
         names=tuple(results),
         scores=np.stack([r.scores for r in results.values()]),
-        accuracy=np.stack([r.accuracy for r in results.values()]),
-        balanced_accuracy=np.stack([r.balanced_accuracy for r in results.values()]),
+        accuracy=np.stack([curve for curve, _ in curves]),
+        balanced_accuracy=np.stack([balanced for _, balanced in curves]),
         safe_k=tuple(r.largest_safe_k(r.max_drop) for r in results.values()),
         random_accuracy=np.stack([a for a, _ in random]) if random else none,
         random_balanced_accuracy=np.stack([b for _, b in random]) if random else none,
-        is_balanced=first.is_balanced,
+        is_balanced=not isinstance(first, SweepResult) or first.is_balanced,
         about=about,
     )
+
+
+def measured(result: AnyResult) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and balanced accuracy; of other tasks the first score, twice."""
+    if isinstance(result, SweepResult):
+        return result.accuracy, result.balanced_accuracy
+    return result.curve, result.curve
 
 
 def _json(x: Any) -> float | None:

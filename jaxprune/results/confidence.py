@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 
 # Of a bootstrap: their 2.5th percentile moves by a fortieth of the interval's width
 # from one seed to the next.
-_RESAMPLES = 2000
+RESAMPLES = 2000
 
 # Weights of images that the bootstrap holds at once.
 _ELEMENTS = 2**22
@@ -229,21 +229,23 @@ def bootstrap(
 
     Args:
       right: whether an image is predicted right under a mask.
-      labels: true class of each image; every class has some.
+      labels: true class of each image. Those of a class without images are NaN.
       classes: their number.
       seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
-    balanced = np.zeros((len(right), _RESAMPLES))
+    balanced = np.zeros((len(right), RESAMPLES))
+    present = len(np.unique(labels))
     recalls, changes = [], []
     for c in range(classes):
         drawn = _resampled(right[:, labels == c], rng)
-        balanced += drawn / classes
-        recalls.append(_percentiles(drawn))
-        changes.append(_percentiles(drawn - drawn[0]))
+        if not np.isnan(drawn).any():
+            balanced += drawn / present
+        recalls.append(percentiles(drawn))
+        changes.append(percentiles(drawn - drawn[0]))
     return Recalls(
-        _percentiles(balanced),
-        _percentiles(balanced - balanced[0]),
+        percentiles(balanced),
+        percentiles(balanced - balanced[0]),
         *(Interval(*np.stack(ends, axis=-1)) for ends in (recalls, changes)),
     )
 
@@ -251,13 +253,18 @@ def bootstrap(
 def _resampled(
     right: Bool[np.ndarray, "K M"], rng: np.random.Generator
 ) -> Float[np.ndarray, "K R"]:
-    """Share that is right of images drawn with replacement, the same for all masks."""
+    """Share that is right of images drawn with replacement, the same for all masks.
+
+    NaN where there are none.
+    """
     images = right.shape[1]
+    if not images:
+        return np.full((len(right), RESAMPLES), np.nan)
     # Sums of up to 2^24 ones are exact.
     ones, parts = right.astype(np.float32), []
     step = max(1, _ELEMENTS // images)
-    for start in range(0, _RESAMPLES, step):
-        rows = min(step, _RESAMPLES - start)
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
         drawn = rng.integers(images, size=(rows, images))
         drawn += images * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * images)
@@ -265,7 +272,8 @@ def _resampled(
     return np.concatenate(parts, axis=1) / np.float32(images)
 
 
-def _percentiles(drawn: Float[np.ndarray, "K R"]) -> Interval:
+def percentiles(drawn: Float[np.ndarray, "K R"]) -> Interval:
+    """The interval of what was drawn R times."""
     tail = (1 - CONFIDENCE) / 2
     return Interval(*np.quantile(drawn, [tail, 1 - tail], axis=1))
 
@@ -293,7 +301,7 @@ def figures(
 
     Args:
       right: whether an image is predicted right under a mask.
-      labels: true class of each image; every class has some.
+      labels: true class of each image.
       classes: their number.
     """
     counts = discordant(right)

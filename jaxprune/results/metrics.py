@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from jaxprune._base.arguments import check_number
-from jaxprune._base.errors import InputError
 
 
 def confusion(
@@ -33,27 +32,16 @@ def correct(confusion: Int[np.ndarray, "K C C"]) -> Int[np.ndarray, " K"]:
 
 
 def balanced_accuracy(confusion: Int[np.ndarray, "K C C"]) -> Float[np.ndarray, " K"]:
-    """Mean over classes of the share of the class that is predicted right.
-
-    Raises:
-      InputError: a class has no image.
-    """
-    return recall(confusion).mean(1)
+    """Mean, over classes that have images, of the share that is predicted right."""
+    return np.nanmean(recall(confusion), axis=1)
 
 
 def recall(confusion: Int[np.ndarray, "K C C"]) -> Float[np.ndarray, "K C"]:
-    """Share of each class that is predicted right, in [0, 1].
-
-    Raises:
-      InputError: a class has no image.
-    """
+    """Share of each class that is predicted right; NaN where it has no image."""
     per_class = confusion.sum(2)
-    if (per_class == 0).any():
-        missing = sorted({int(c) for c in np.argwhere(per_class == 0)[:, 1]})
-        raise InputError(
-            f"balanced accuracy needs images of every class: none of {missing}"
-        )
-    return np.diagonal(confusion, axis1=1, axis2=2) / per_class
+    right = np.diagonal(confusion, axis1=1, axis2=2)
+    none = np.full(right.shape, np.nan)
+    return np.divide(right, per_class, out=none, where=per_class > 0)
 
 
 def predicted_share(confusion: Int[np.ndarray, "K C C"]) -> Float[np.ndarray, "K C"]:

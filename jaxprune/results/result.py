@@ -3,7 +3,6 @@
 Axes: K masks, N images, H x W positions, P channels, C classes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,24 +13,20 @@ from jaxtyping import Bool, Float, Int, Integer, UInt8
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
-from jaxprune.ranking.order import check_ks, check_order, prefix_masks
 from jaxprune.results import confidence, metrics, saved, thumbnails
+from jaxprune.results.base import BaseResult
 
 
-@dataclass(frozen=True)
-class SweepResult:
-    """Predictions of the network with the first k channels of `order` pruned.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SweepResult(BaseResult):
+    """Predicted classes with the first k channels of `order` pruned.
 
     Attributes:
-      ks: numbers of pruned channels, ascending; the first is the baseline.
-      order: channels in the order in which they are pruned.
-      scores: score of every channel, by channel index.
       predictions: predicted class for each k and image.
       labels: true class of each image.
-      mean_feature_map: mean over the ranking images of the layer's feature map; a
-        layer without positions has H = W = 1.
       class_names: name of each class.
-      about: JSON-able facts of how it was made.
+      in_top: whether the true class is among the five with the largest logits; None
+        where that was not counted.
       cross_entropy: mean over the images at each k, in nats; None where predictions
         alone are known.
       cross_entropy_std: their standard deviation at each k, in nats; None as above.
@@ -46,14 +41,10 @@ class SweepResult:
       InputError: what these say of one another does not fit.
     """
 
-    ks: tuple[int, ...]
-    order: Int[np.ndarray, " P"]
-    scores: Float[np.ndarray, " P"]
     predictions: Integer[np.ndarray, "K N"]
     labels: Int[np.ndarray, " N"]
-    mean_feature_map: Float[np.ndarray, "H W P"]
     class_names: tuple[str, ...]
-    about: dict[str, Any]
+    in_top: Bool[np.ndarray, "K N"] | None = None
     cross_entropy: Float[np.ndarray, " K"] | None = None
     cross_entropy_std: Float[np.ndarray, " K"] | None = None
     select_predictions: Integer[np.ndarray, "K S"] | None = None
@@ -62,13 +53,13 @@ class SweepResult:
     thumbnails: UInt8[np.ndarray, "T h w c"] | None = None
 
     def __post_init__(self) -> None:
-        p, classes = len(self.order), len(self.class_names)
-        check_ks(self.ks, p)
-        check_order(self.order, p)
-        arguments.check_numbers("scores", self.scores, (p,))
+        super().__post_init__()
+        classes = len(self.class_names)
         arguments.check_labels("labels", self.labels, classes)
         arguments.check_labels("predictions", self.predictions, classes)
         self._check_rows("predictions", self.predictions, self.labels)
+        if self.in_top is not None:
+            self._check_rows("in_top", self.in_top, self.labels)
         for name in ("cross_entropy", "cross_entropy_std"):
             values = getattr(self, name)
             if values is not None:
@@ -78,15 +69,8 @@ class SweepResult:
             arguments.check_labels("select_labels", labels, classes)
             arguments.check_labels("select_predictions", predictions, classes)
             self._check_rows("select_predictions", predictions, labels)
-        maps = (*self.mean_feature_map.shape[:2], p)
-        arguments.check_numbers("mean_feature_map", self.mean_feature_map, maps)
         if self.thumbnails is not None:
             thumbnails.check(self.thumbnail_images, self.thumbnails, len(self.labels))
-        saved.check_about(self.about)
-
-    def __repr__(self) -> str:
-        title = f"{self.title}; " if self.title else ""
-        return f"SweepResult({title}{len(self.ks)} K, {len(self.labels)} images)"
 
     def _check_rows(self, name: str, predictions: Any, labels: Any) -> None:
         if predictions.shape != (len(self.ks), len(labels)):
@@ -96,18 +80,44 @@ class SweepResult:
             )
 
     @property
-    def title(self) -> str:
-        """The sweep's title, on one line."""
-        names = {key: self.about.get(key) for key in ("layer", "criterion", "fill")}
-        known = [f"{key} {name}" for key, name in names.items() if name]
-        return ", ".join([*filter(None, [self.about.get("model")]), *known])
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.labels)
 
     @property
-    def subject(self) -> str:
-        """Its network and layer, on one line."""
-        layer = self.about.get("layer")
-        named = [self.about.get("model", "network"), layer and f"layer {layer}"]
-        return ", ".join(filter(None, named))
+    def measure(self) -> str:
+        """The name of the score that decides how many channels can go."""
+        return "accuracy"
+
+    @property
+    def curve(self) -> Float[np.ndarray, " K"]:
+        """Accuracy at each k."""
+        return self.accuracy
+
+    @property
+    def curve_interval(self) -> confidence.Interval:
+        """Wilson's intervals of it."""
+        return self.figures.accuracy
+
+    @property
+    def loss(self) -> Float[np.ndarray, " K"] | None:
+        """Cross-entropy at each k."""
+        return self.cross_entropy
+
+    @property
+    def loss_interval(self) -> confidence.Interval | None:
+        """95 % intervals of it."""
+        return self.cross_entropy_interval
+
+    @property
+    def drop_limits(self) -> Float[np.ndarray, " K"]:
+        """Tango's limits, on the images that K is chosen on."""
+        return confidence.largest_drop(confidence.discordant(self._chooser.right))
+
+    @property
+    def chosen_elsewhere(self) -> bool:
+        """Whether K is chosen on other images than those reported."""
+        return self._chooser is not self
 
     @cached_property
     def confusion(self) -> Int[np.ndarray, "K C C"]:
@@ -124,19 +134,20 @@ class SweepResult:
         """Mean over classes of the share predicted right at each k, in [0, 1]."""
         return metrics.balanced_accuracy(self.confusion)
 
-    @property
-    def channel_means(self) -> Float[np.ndarray, " P"]:
-        """Mean of every channel over the ranking images and positions."""
-        return self.mean_feature_map.mean((0, 1))
+    @cached_property
+    def top5_accuracy(self) -> Float[np.ndarray, " K"] | None:
+        """Share of images whose class is among the five with the largest logits."""
+        return None if self.in_top is None else self.in_top.mean(1)
 
-    def keep(self, k: int) -> Bool[np.ndarray, " P"]:
-        """The mask with the first k channels of the order pruned, k in 0 .. P-1."""
-        return prefix_masks(self.order, [k])[0]
+    @cached_property
+    def present(self) -> Int[np.ndarray, " c"]:
+        """The classes that have images."""
+        return np.unique(self.labels)
 
     @property
     def is_balanced(self) -> bool:
         """Whether the largest class has less than 1.5 times the smallest's images."""
-        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        counts = np.bincount(self.labels)[self.present]
         return bool(counts.max() < 1.5 * counts.min())
 
     @cached_property
@@ -178,6 +189,7 @@ class SweepResult:
         return replace(
             self, predictions=self.select_predictions, labels=self.select_labels,
             select_predictions=None, select_labels=None, thumbnails=None,
+            in_top=None,
         )  # fmt: skip
 
     def largest_k_within(self, drop: float) -> int:
@@ -187,13 +199,17 @@ class SweepResult:
         """
         return metrics.largest_k_within(self.ks, self._chooser.accuracy, drop)
 
-    def largest_safe_k(self, drop: float = 0.01) -> int:
+    def largest_safe_k(self, drop: float | None = None) -> int:
         """Largest k such that it and all before it lose less than `drop` of accuracy.
 
         With 95 % confidence for the choice as a whole, see
         `confidence.largest_safe_k`.
+
+        Args:
+          drop: a share in [0, 1]; by default one point.
         """
         counts = confidence.discordant(self._chooser.right)
+        drop = 0.01 if drop is None else drop
         return confidence.largest_safe_k(self.ks, counts, drop)
 
     @property
@@ -201,7 +217,7 @@ class SweepResult:
         """Remarks that whoever reads the result should bear in mind."""
         classes = len(self.class_names)
         balanced = self.balanced_accuracy[0]
-        if balanced > 1 / classes:
+        if balanced > 1 / len(self.present):
             return self.overlaps
         return [
             *self.overlaps,
@@ -209,26 +225,6 @@ class SweepResult:
             f"{balanced:.3f} with {classes} classes: are pixels scaled, and classes in "
             "order, as in its training?",
         ]
-
-    @property
-    def overlaps(self) -> list[str]:
-        """Overlaps of the splits, in words."""
-        if "overlaps" in self.about:
-            return list(self.about["overlaps"])
-        return ["chosen on the images reported"] if self._chooser is self else []
-
-    @property
-    def max_drop(self) -> float:
-        """The largest loss allowed by default; one point."""
-        return float(self.about.get("max_drop", 0.01))
-
-    def at(self, k: int) -> dict[str, Any]:
-        """The figures at one k but for those of single classes, JSON-able."""
-        if k not in self.ks:
-            raise InputError(f"the sweep has no K = {k!r:.60}")
-        row, columns = self.ks.index(k), self.columns()
-        names = [name for name in columns if not name.startswith("recall_")]
-        return {"k": k, **{name: float(columns[name][row]) for name in names}}
 
     def columns(self) -> dict[str, Float[np.ndarray, " K"]]:
         """The figures at each k, by the names that sweep.csv gives them."""
@@ -242,13 +238,16 @@ class SweepResult:
         if (interval := self.cross_entropy_interval) is not None:
             columns |= _ends("cross_entropy", interval)
         columns |= _ends("accuracy", made.accuracy)
+        if self.top5_accuracy is not None:
+            columns["top5_accuracy"] = self.top5_accuracy
         columns["change"] = self.accuracy - self.accuracy[0]
         columns |= _ends("change", made.change)
         columns["mcnemar_p"] = made.mcnemar
         columns |= _ends("balanced_accuracy", recalls.balanced)
         columns |= _ends("balanced_change", recalls.balanced_change)
         recall = metrics.recall(self.confusion)
-        for c, name in enumerate(self.class_names):
+        for c in self.present.tolist():
+            name = self.class_names[c]
             columns[f"recall_{name}"] = recall[:, c]
             columns |= _ends(f"recall_{name}", recalls.recall, c)
             columns |= _ends(f"recall_change_{name}", recalls.recall_change, c)
@@ -275,26 +274,15 @@ class SweepResult:
             }
         return summary
 
-    def save(self, folder: Path) -> None:
-        """Writes sweep.npz, sweep.csv and summary.json, with the sums of the others.
+    def _written(self, row: int) -> dict[str, str]:
+        counts = confidence.discordant(self.right[[0, row]])
+        lost, won = int(counts.lost[1]), int(counts.won[1])
+        p = confidence.mcnemar_in_words(lost, won)
+        return super()._written(row) | {"mcnemar_p": p}
 
-        A sweep that is there is replaced as a whole, its pictures included.
-
-        Raises:
-          InputError: the folder holds something else.
-        """
-        columns, counts = self.columns(), confidence.discordant(self.right)
-        rows: list[Sequence[Any]] = [["k", "pruned_channel", "score", *columns]]
-        for row, k in enumerate(self.ks):
-            last = self.order[k - 1] if k else None
-            score = "" if last is None else repr(float(self.scores[last]))
-            values = {name: f"{x[row]:.6f}" for name, x in columns.items()}
-            lost, won = int(counts.lost[row]), int(counts.won[row])
-            values["mcnemar_p"] = confidence.mcnemar_in_words(lost, won)
-            rows.append([k, last, score, *values.values()])
+    def _arrays(self) -> dict[str, np.ndarray]:
         names = (*_ARRAYS, *(n for n in _MAYBE if getattr(self, n) is not None))
-        arrays = {name: getattr(self, name) for name in names}
-        saved.write(folder, arrays, rows, self.summary())
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def load(cls, folder: Path) -> "SweepResult":
@@ -303,14 +291,7 @@ class SweepResult:
         Raises:
           InputError: no complete sweep is there, or a file is damaged.
         """
-        if not (folder / "summary.json").is_file():
-            raise InputError(f"{folder} holds no complete sweep (no summary.json)")
-        try:
-            return cls(**saved.read(folder))
-        except Exception as error:
-            raise InputError(
-                f"the sweep in {folder} is damaged ({error}): run the sweep again"
-            ) from error
+        return cls(**saved.read(folder, "class_names"))
 
 
 def _ends(

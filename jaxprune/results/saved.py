@@ -38,23 +38,37 @@ def write(
         manifest.write(new, "summary.json", summary)
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path, kind: str) -> dict[str, Any]:
     """The arrays and facts of a sweep, by field.
 
+    Args:
+      folder: of the sweep.
+      kind: "class_names" or "score_names", of which its summary has one.
+
     Raises:
-      Exception: of any kind; a file is missing or damaged.
+      InputError: no complete sweep is there, it is of another kind, or a file is
+        damaged.
     """
-    summary: Any = manifest.read(folder, "summary.json", _Summary, _FILES[:2])
-    with open(folder / "sweep.csv", encoding="utf-8", newline="") as file:
-        ks = tuple(int(row["k"]) for row in csv.DictReader(file))
-    with (
-        open(folder / "sweep.npz", "rb") as npz,
-        np.load(npz, allow_pickle=False) as arrays,
-    ):
-        about = {k: v for k, v in summary.items() if k not in _DERIVED}
-        return {
-            "ks": ks, "class_names": summary["class_names"], "about": about, **arrays,
-        }  # fmt: skip
+    if not (folder / "summary.json").is_file():
+        raise InputError(f"{folder} holds no complete sweep (no summary.json)")
+    try:
+        summary: Any = manifest.read(folder, "summary.json", _Summary, _FILES[:2])
+        with open(folder / "sweep.csv", encoding="utf-8", newline="") as file:
+            ks = tuple(int(row["k"]) for row in csv.DictReader(file))
+        with (
+            open(folder / "sweep.npz", "rb") as npz,
+            np.load(npz, allow_pickle=False) as arrays,
+        ):
+            about = {k: v for k, v in summary.items() if k not in _DERIVED}
+            found = {"ks": ks, "about": about, **arrays}
+    except Exception as error:
+        raise InputError(
+            f"the sweep in {folder} is damaged ({error}): run the sweep again"
+        ) from error
+    if kind not in summary:
+        other = "TaskResult" if kind == "class_names" else "SweepResult"
+        raise InputError(f"{folder} holds another kind of sweep: {other}.load reads it")
+    return {**found, kind: tuple(summary[kind])}
 
 
 def read_columns(folder: Path, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -72,7 +86,9 @@ def read_columns(folder: Path, names: Collection[str]) -> dict[str, np.ndarray]:
 class _Summary(TypedDict):
     """The fields of summary.json that are read."""
 
-    class_names: tuple[str, ...]
+    class_names: NotRequired[tuple[str, ...]]
+    score_names: NotRequired[tuple[str, ...]]
+    task: NotRequired[str]
     layer: NotRequired[schema.Name]
     criterion: NotRequired[schema.Word]
     fill: NotRequired[schema.Word]
@@ -91,7 +107,7 @@ def check_about(about: Mapping[str, Any]) -> None:
     schema.check_json("about", about)
     if taken := sorted(set(about) & set(_DERIVED)):
         raise InputError(f"about may not hold {', '.join(taken)}: the result does")
-    schema.check({"class_names": (), **about}, _Summary, "about")
+    schema.check(about, _Summary, "about")
 
 
 _FILES = ("sweep.npz", "sweep.csv", "summary.json")
@@ -116,10 +132,15 @@ _DERIVED = (
     "files",
     "sha256",
     "class_names",
+    "score_names",
+    "higher_is_better",
     "n_images",
     "n_channels",
     "baseline_accuracy",
     "baseline_balanced_accuracy",
+    "baseline",
+    "largest_safe_k",
+    "largest_k_within",
     "chosen",
     "largest_safe_k_within_1_point",
     "largest_safe_k_within_5_points",

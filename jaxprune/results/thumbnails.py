@@ -8,7 +8,7 @@ Axes: K masks, N images, T thumbnails of h x w pixels.
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, Num, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from PIL import Image
 
 from jaxprune._base import arguments
@@ -66,6 +66,21 @@ def shown(right: Bool[np.ndarray, "K N"], limit: int = SHOWN) -> Int[np.ndarray,
         kind = flipped & (right[0, by_first] == before)
         seen |= (kind & (kind.cumsum(1) <= limit)).any(0)
     return by_first[seen]
+
+
+def moved(
+    losses: Float[np.ndarray, "K N"], limit: int = SHOWN
+) -> Int[np.ndarray, " T"]:
+    """The images whose loss rises, or falls, most at some K; the most often ones first.
+
+    At a K that is `limit` images of either kind.
+    """
+    change = losses - losses[0]
+    count = np.zeros(losses.shape[1], int)
+    for sign in (-1, 1):
+        most = np.argsort(sign * change, axis=1, kind="stable")[:, :limit]
+        np.add.at(count, most[np.take_along_axis(sign * change, most, 1) < 0], 1)
+    return np.argsort(-count, kind="stable")[: np.count_nonzero(count)]
 
 
 def of_split(split: Split, images: Int[np.ndarray, " n"]) -> Thumbnails:

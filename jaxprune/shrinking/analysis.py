@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
+from jaxprune._base.batch import size_of, take
 from jaxprune._base.errors import InputError
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.network import Compact
@@ -24,8 +23,9 @@ from jaxprune.graph.groups import Groups
 from jaxprune.graph.network import Network
 from jaxprune.shrinking.allocation import allocate
 from jaxprune.shrinking.budget import Budget
-from jaxprune.shrinking.curves import Curve, divergence
+from jaxprune.shrinking.curves import Curve
 from jaxprune.shrinking.refit import refit
+from jaxprune.tasks.task import OfImages
 
 # Of the narrower networks that are timed beside the whole one.
 _SPEEDUPS = (2, 4)
@@ -59,18 +59,20 @@ class Analysis:
       groups: of its channels.
       curves: of each group that may be cut.
       costs: by widths.
+      loss: of outputs, the whole network's being the targets.
       latency: table of measured times, for budgets of latency.
     """
 
     whole: Network
-    images: Array
+    images: Any
     groups: Groups
     curves: Mapping[str, Curve]
     costs: Costs
+    loss: OfImages
     latency: LatencyTable | None = None
 
     def __repr__(self) -> str:
-        return f"Analysis({len(self.curves)} groups, {len(self.images)} images)"
+        return f"Analysis({len(self.curves)} groups, {size_of(self.images)} images)"
 
     def candidates(
         self, budget: Budget, *, multiple_of: int = 1
@@ -124,7 +126,7 @@ class Analysis:
         """
         table = measure_latency(
             self.whole, self.costs,
-            jnp.resize(self.images, (batch, *self.images.shape[1:])),
+            take(self.images, np.arange(batch) % size_of(self.images)),
             narrower=list(self._narrower()), cache=cache, on_layer=on_layer,
         )  # fmt: skip
         return replace(self, latency=table)
@@ -142,8 +144,8 @@ class Analysis:
                 yield small.network, {**self.costs.whole, **widths}
 
     @property
-    def _example(self) -> Array:
-        return self.images[:_EXAMPLES]
+    def _example(self) -> Any:
+        return take(self.images, slice(_EXAMPLES))
 
     def shrink(self, budget: Budget, *, multiple_of: int = 1) -> Compact:
         """The network cut to a budget, its layers fitted to the whole network's."""
@@ -168,11 +170,11 @@ class Analysis:
             return cuts[0]
         program = jax.jit(self.whole.function)
         lost = np.zeros(len(cuts))
-        for start in range(0, len(self.images), _AT_ONCE):
-            x = self.images[start : start + _AT_ONCE]
+        for start in range(0, size_of(self.images), _AT_ONCE):
+            x = take(self.images, slice(start, start + _AT_ONCE))
             whole = program(dict(self.whole.arrays), x)
             for i, (_, cut) in enumerate(cuts):
-                lost[i] += float(divergence(program(dict(cut.arrays), x), whole).sum())
+                lost[i] += float(self.loss(program(dict(cut.arrays), x), whole).sum())
         return cuts[int(np.argmin(lost))]
 
     def cut(

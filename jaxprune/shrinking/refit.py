@@ -29,7 +29,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -82,7 +81,7 @@ def refit(
     Returns:
       Arrays by path; those of `jaxprune.compaction.cut` are added.
     """
-    return _Pair(network, jnp.asarray(images), groups, keeps, seed, on_layer).run()
+    return _Pair(network, images, groups, keeps, seed, on_layer).run()
 
 
 def may_be_fitted(layer: Layer) -> bool:
@@ -110,7 +109,7 @@ class _Pair:
     def __init__(
         self,
         network: Network,
-        images: Array,
+        images: Any,
         groups: Groups,
         keeps: Mapping[str, Bool[np.ndarray, " P"]],
         seed: int,

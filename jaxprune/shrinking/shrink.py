@@ -13,20 +13,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Num
 
 from jaxprune._base import arguments
+from jaxprune._base.batch import check_batch, take
 from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import takes_network
 from jaxprune.compaction.network import Compact, as_compact
 from jaxprune.costs.widths import Costs, Number, network_costs
 from jaxprune.fills.calibration import linear_fills, why_not_fitted
+from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.graph.groups import Groups, PruningGroup
 from jaxprune.graph.network import Network
 from jaxprune.shrinking.analysis import Analysis, cost_of
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve, loss_curves
+from jaxprune.tasks.imitation import imitation, like_whole
+from jaxprune.tasks.task import OfImages, Task
 
 # Of the linear fill in the loss curves, in units of the mean variance.
 _RIDGE = 1e-2
@@ -40,8 +42,9 @@ _MOST = 512
 @takes_network
 def analyse(
     network: Network,
-    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    images: Any,
     *,
+    task: Task | None = None,
     keep_whole: Collection[str] = (),
     budget: Budget | None = None,
     known: Mapping[str, Curve] | None = None,
@@ -53,9 +56,14 @@ def analyse(
     Args:
       network: the network; or in its place a linen model, or a network that has been
         compacted before, and its variables, with the keyword `call` the arguments of
-        the model's call. It returns logits, or probabilities.
-      images: a few hundred that it was made for, as the network takes them; no labels.
-        Widths are found on the first 512, layers fitted on all.
+        the model's call.
+      images: a few hundred that it was made for, as the network takes them: [N, ...],
+        or a tree of such; no labels. Widths are found on the first 512, layers fitted
+        on all.
+      task: what the outputs are for, which decides how far they are from the whole
+        network's: of logits it is a divergence, of others a relative squared error,
+        see `imitation`. By default outputs [N, C] are logits. Where the task has a
+        part of the output, the other parts do not count.
       keep_whole: groups, or layers of groups, of which nothing is pruned.
       budget: that is to be met; no latency is known yet.
       known: curves that have been measured before.
@@ -64,11 +72,13 @@ def analyse(
 
     Raises:
       InputError: too few images, a group that there is not, a budget beyond the
-        narrowest network, or a network that does not run or returns no logits.
+        narrowest network, or a network that does not run, or returns no floating-point
+        numbers.
     """
-    images = _checked(images)
-    whole = as_compact(network.with_example(images[:1])).network
-    _check_logits(whole, images[:1])
+    images = check_batch("images that widths are found on", images, _FEWEST)
+    images = jax.tree.map(jnp.asarray, images)
+    whole = as_compact(network.with_example(take(images, slice(1)))).network
+    loss = _loss(whole, task)
     groups = _fitted(whole, whole.groups)
     cut = _to_cut(whole.groups, groups, keep_whole)
     costs = network_costs(whole)
@@ -77,20 +87,22 @@ def analyse(
     curves = dict(known or {})
     missing = [group for group in cut if group.name not in curves]
     on_start(len(missing))
-    few = images[:_MOST]
+    few = take(images, slice(_MOST))
     fills = linear_fills(whole, few, missing, ridge=_RIDGE)
-    for name, curve in loss_curves(whole, few, missing, fills):
+    fast = with_fast_convolutions(whole)
+    for name, curve in loss_curves(fast, few, missing, fills, loss):
         curves[name] = curve
         on_curve(name, curve)
     ordered = {group.name: curves[group.name] for group in cut}
-    return Analysis(whole, images, groups, ordered, costs)
+    return Analysis(whole, images, groups, ordered, costs, loss)
 
 
 @takes_network
 def shrink(
     network: Network,
-    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."],
+    images: Any,
     *,
+    task: Task | None = None,
     speedup: Number | None = None,
     size: Number | None = None,
     latency: Number | None = None,
@@ -103,6 +115,7 @@ def shrink(
     Args:
       network: see `analyse`.
       images: a few hundred that it was made for, as the network takes them.
+      task: what the outputs are for, see `analyse`.
       speedup: how many times fewer multiply-adds.
       size: share of the parameters that may be left.
       latency: how many times less time, as predicted from layers measured here.
@@ -119,28 +132,30 @@ def shrink(
     """
     budget = Budget(speedup, size, latency)
     arguments.check_count("batch", batch)
-    analysis = analyse(network, images, keep_whole=keep_whole, budget=budget)
+    analysis = analyse(network, images, task=task, keep_whole=keep_whole, budget=budget)
     if latency is not None:
         analysis = analysis.timed(batch)
     return analysis.shrink(budget, multiple_of=multiple_of)
 
 
-def _checked(images: Any) -> Array:
-    """The images; raises InputError if they are too few or not finite."""
-    if np.ndim(images) < 2 or len(images) < _FEWEST:
-        raise InputError(
-            f"widths are found on at least {_FEWEST} images [N, ...], got an array of "
-            f"shape {list(np.shape(images))}; a few hundred are better"
+def _loss(network: Network, task: Task | None) -> OfImages:
+    """The loss of outputs, the whole network's being the targets.
+
+    Raises:
+      InputError: the network has no output that has one.
+    """
+    outputs = jax.eval_shape(network.function, network.params, network.example)
+    if task is not None:
+        arguments.check_kind(
+            "task", task, Task, "a Task, such as jaxprune.regression()"
         )
-    return jnp.asarray(arguments.check_finite("images", images))
-
-
-def _check_logits(network: Network, image: Array) -> None:
-    """Raises InputError if the network returns no logits."""
-    logits = jax.eval_shape(network.function, network.params, image)
-    if getattr(logits, "ndim", 0) != 2:
-        shapes = jax.tree.map(jnp.shape, logits)
-        raise InputError(f"the network must return logits [N, C], got {shapes}")
+        outputs = jax.eval_shape(task.part, outputs)
+        task = imitation(logits=task.logits, output=task.output)
+    else:
+        task = like_whole(outputs)
+    task.check(outputs, outputs)
+    part, loss = task.part, task.loss
+    return lambda found, whole: loss(part(found), part(whole))
 
 
 def _to_cut(

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxprune._base import arguments, manifest, processes
 from jaxprune._base.errors import InputError, check_choice
@@ -28,12 +29,16 @@ from jaxprune._base.mesh import (
 from jaxprune.adapters.networks import takes_network
 from jaxprune.data.splits import Batch, Split, batches
 from jaxprune.fills.masked import layer_bias
+from jaxprune.graph.evaluate import run
 from jaxprune.graph.network import Network
 from jaxprune.ranking.criteria import Criterion
 from jaxprune.sweep import maps as places
 from jaxprune.sweep.checks import check_tap, map_of_one
 from jaxprune.sweep.statistics import Gathering, needs_of
 from jaxprune.sweep.taps import TAPS, capture_map
+from jaxprune.tasks.classes import classification
+from jaxprune.tasks.imitation import like_whole
+from jaxprune.tasks.task import Task, shapes
 
 # Images that a tap is tried on.
 _TRIED = 16
@@ -57,7 +62,10 @@ class TappedLayer:
       batch_size: images in a batch, B.
       bias: a channel's output at the tap when its kernel is zeroed.
       mean_feature_map: mean over the ranking split.
-      network: the network, from which all this was computed; it returns logits.
+      network: the network, from which all this was computed; it returns what the task
+        goes by.
+      task: that judges outputs.
+      output_elements: numbers in the output for one image.
       arrays: its parameters by path, on every device.
       mesh: the devices.
       trunk_seconds: time to compute the feature maps.
@@ -76,6 +84,8 @@ class TappedLayer:
     bias: Float[np.ndarray, " P"]
     mean_feature_map: Float[np.ndarray, "*axes P"]
     network: Network
+    task: Task
+    output_elements: int
     arrays: Mapping[str, Any]
     mesh: Mesh
     trunk_seconds: float
@@ -107,9 +117,14 @@ class TappedLayer:
         return manifest.fingerprint(self.network.params)
 
     @cached_property
-    def images(self) -> Array:
+    def images(self) -> Any:
         """A few images of the split."""
         return _some_images(self.split)
+
+    @cached_property
+    def _whole(self) -> Sharded:
+        """The whole network, whose outputs a task may have for targets."""
+        return _program(self.network, self.mesh)
 
     def batches(
         self, batch_size: int, first: int = 0, end: int | None = None
@@ -119,6 +134,9 @@ class TappedLayer:
         for batch in batches(self.own, batch_size, first, end):
             feature_map = np.zeros(shape, self.dtype)
             self.maps.read(batch.start, feature_map[: batch.size])
+            if self.task.imitates:
+                targets = self._whole(self.arrays, batch.images)
+                batch = batch._replace(targets=targets)
             yield batch, feature_map
 
 
@@ -127,6 +145,7 @@ def tap_layer(
     network: Network,
     split: Split,
     *,
+    task: Task | None = None,
     layer: str | None = None,
     tap: str = "conv",
     rank_split: Split | None = None,
@@ -144,11 +163,14 @@ def tap_layer(
     share of them.
 
     Args:
-      network: the network, images -> logits, which takes the split's images as they
-        are, so it scales them; or in its place a function or `apply`, and its
-        variables. Of one that returns probabilities (a softmax at its end), the
-        logarithms of these are the logits.
+      network: the network, which takes the split's images as they are, so it scales
+        them; or in its place a function or `apply`, and its variables. Of one that
+        returns probabilities (a softmax at its end), the logarithms of these are the
+        logits.
       split: the images to evaluate.
+      task: what the network's outputs are for, see `jaxprune.Task`. By default
+        `classification()`, where the split's images have classes; where they have
+        no targets either, `imitation()`.
       layer: name of the convolution; by default the last one.
       tap: one of `TAPS`, where the feature map is taken.
       rank_split: the images to average over; by default `split`.
@@ -178,7 +200,10 @@ def tap_layer(
     arguments.check_kind("mesh", mesh, Mesh, "a mesh, as make_mesh returns")
     batch_size = round_up(arguments.check_count("batch_size", batch_size), mesh.size)
     images = _some_images(split)
-    network = network.with_example(images)
+    if task is None:
+        task = _default_task(network, split, images)
+    arguments.check_kind("task", task, Task, "a Task, such as jaxprune.segmentation()")
+    network = task.applied(network).with_example(images)
     name = network.graph().last_conv() if layer is None else layer
     one = map_of_one(network, images, name)
     counts = arguments.check_counts("oracle_images", oracle_images)
@@ -186,21 +211,22 @@ def tap_layer(
     if maps == "disk":
         kept = sum(len(processes.own(n)) for n in (len(split), *counts))
         places.check_space(maps_dir, kept * one.size * one.dtype.itemsize)
-    classes = len(split.class_names)
-    network, check_seconds = check_tap(network, images, name, tap, classes)
+    network, output_elements, check_seconds = check_tap(
+        network, images, name, tap, task, split
+    )
     arrays = replicate(network.arrays, mesh)
     specs = (REPLICATED, SPREAD, SPREAD)
     program = Sharded(_only_maps(network, name, tap), mesh, specs, SPREAD)
 
     def trunk(batch: Batch) -> np.ndarray:
-        return np.asarray(program(arrays, batch.images, batch.labels)["maps"])
+        return np.asarray(program(arrays, batch.images, batch.targets)["maps"])
 
     def place(own: Split) -> places.Maps:
         if maps == "recompute":
             return places.Recomputed(trunk, own, batch_size)
         return places.OnDisk(maps_dir)
 
-    gathering = Gathering(network, name, tap, needs)
+    gathering = Gathering(network, name, tap, needs, task)
     rank = program
     if not gathering.only_maps:
         rank = Sharded(gathering.compute, mesh, specs, SPREAD)
@@ -217,20 +243,21 @@ def tap_layer(
     else:
         ranked = _own(rank_split)
         passes = [(own, program, [keep]), (ranked, rank, [of_ranking.add])]
-    for source, run, uses in passes:
+    for source, step, uses in passes:
         for batch in batches(source, batch_size):
-            found = run(arrays, batch.images, batch.labels)
+            found = step(arrays, batch.images, batch.targets)
             found = {**found, "maps": np.asarray(found["maps"])[: batch.size]}
             for use in uses:
                 use(batch, found)
             on_images(batch.size)
     seconds = time.perf_counter() - started
-    compiled = sum(run.compile_seconds for run in {program, rank})
+    compiled = sum(step.compile_seconds for step in {program, rank})
     mean = processes.total(of_ranking.total) / len(ranking)
     bias = TAPS[tap](jnp.asarray(layer_bias(network, network.layers[name])))
     tapped = TappedLayer(
         name=name, split=split, own=own, batch_size=batch_size,
         bias=np.asarray(bias, np.float32), mean_feature_map=mean, network=network,
+        task=task, output_elements=output_elements,
         arrays=arrays, mesh=mesh, trunk_seconds=seconds - compiled,
         compile_seconds=compiled + check_seconds, dtype=np.dtype(one.dtype),
         maps=kept_maps, evidence=gathering.evidence() | {"mean_feature_map": mean},
@@ -241,10 +268,32 @@ def tap_layer(
 def _check_splits(split: Split, ranking: Split) -> None:
     for what, given in (("split", split), ("rank_split", ranking)):
         arguments.check_kind(what, given, Split, "a Split, as image_split returns")
-    if ranking.image_shape != split.image_shape:
-        raise InputError(f"images: {ranking.image_shape} are not {split.image_shape}")
-    if not len(split):
+    if not len(split) or not len(ranking):
         raise InputError("the split has no images")
+    one, other = (shapes(s.read(np.arange(1))) for s in (ranking, split))
+    if one != other:
+        raise InputError(f"images of rank_split: {one} are not {other}")
+
+
+def _default_task(network: Network, split: Split, images: Any) -> Task:
+    """The task of a split: of its classes, or none but to be like the whole network."""
+    if split.has_classes:
+        return classification()
+    if split.targets is not None:
+        raise InputError(
+            "say what the split's targets are for: task=jaxprune.segmentation(), "
+            "regression(), reconstruction(), or a Task of your own"
+        )
+    return like_whole(jax.eval_shape(network.function, network.params, images))
+
+
+def _program(network: Network, mesh: Mesh) -> Sharded:
+    """The network as (arrays by path, images) -> its output."""
+
+    def run_whole(arrays: Any, images: Any) -> Any:
+        return run(network.graph(images).program, arrays, images)
+
+    return Sharded(run_whole, mesh, (REPLICATED, SPREAD), SPREAD)
 
 
 class _OfRanking:
@@ -292,12 +341,12 @@ class _OfRanking:
 
 
 def _only_maps(network: Network, name: str, tap: str) -> Callable[..., dict[str, Any]]:
-    def run(arrays: Any, images: Array, labels: Array) -> dict[str, Any]:
-        del labels
+    def trunk(arrays: Any, images: Any, targets: Any) -> dict[str, Any]:
+        del targets
         return {"maps": TAPS[tap](capture_map(network, arrays, images, name)),
                 "given": {}}  # fmt: skip
 
-    return run
+    return trunk
 
 
 def _spaced(total: int, count: int) -> Int[np.ndarray, " n"]:
@@ -314,5 +363,6 @@ def _own(split: Split) -> Split:
     return split.select(processes.own(len(split)))
 
 
-def _some_images(split: Split) -> Array:
-    return jnp.asarray(split.read(np.arange(min(_TRIED, len(split)))))
+def _some_images(split: Split) -> Any:
+    images = split.read(np.arange(min(_TRIED, len(split))))
+    return jax.tree.map(jnp.asarray, images)

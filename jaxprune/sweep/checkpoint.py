@@ -1,4 +1,4 @@
-"""Predictions of a sweep under way, kept so that it can go on where it stopped.
+"""Results of a sweep under way, kept so that it can go on where it stopped.
 
 Every few seconds a journal of its own takes the images that were finished since the
 last one. Whatever is of something else, or damaged, is computed again.
@@ -13,18 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from jaxprune._base import manifest, processes, schema
 from jaxprune._base.files import remove
 from jaxprune._base.journal import Journal
 from jaxprune.data.splits import Batch, Split
-from jaxprune.evaluation.every_pair import Plan, Predicted
+from jaxprune.evaluation.every_pair import Plan
 from jaxprune.sweep.activations import TappedLayer
 
 # Between two files.
 _SECONDS = 5.0
+# What the names of values begin with in a file.
+_VALUE = "value "
 # How far a fill may be from that of another run: one of other devices differs in
 # rounding, one of other images by far more.
 _CLOSE = 1e-3
@@ -36,7 +39,7 @@ class SweepCheckpoint:
 
     Attributes:
       folder: the folder of their files; the caller removes it when the sweep is saved.
-      facts: JSON-able facts that decide predictions beyond layer, variables, images,
+      facts: JSON-able facts that decide results beyond layer, variables, images,
         order and fill, such as the network's function.
       name: tells the sweeps in the folder apart.
     """
@@ -52,12 +55,12 @@ class SweepCheckpoint:
 class Finished(NamedTuple):
     """The results of the images from `first` to `end`.
 
-    Losses are sums, see `exact_sums`.
+    Values are [K, n, ...], see `Task.kept`; losses are sums, see `exact_sums`.
     """
 
     first: int
     end: int
-    classes: Int[np.ndarray, "K n"]
+    values: dict[str, np.ndarray]
     losses: Float[np.ndarray, "2 K"]
     evaluated: int
 
@@ -98,6 +101,7 @@ class SweepCheckpointer:
                 "order": plan.order.tolist(),
                 "ks": list(plan.ks),
                 "fill": plan.fill.name,
+                "task": tapped.task.name,
             }
         )
         self._numbers = {
@@ -127,20 +131,26 @@ class SweepCheckpointer:
                     first=found.first - self._first, end=found.end - self._first
                 )
 
-    def add(self, batch: Batch, predicted: Predicted, losses: np.ndarray) -> None:
+    def add(
+        self,
+        batch: Batch,
+        values: dict[str, np.ndarray],
+        losses: np.ndarray,
+        evaluated: int,
+    ) -> None:
         """Keeps a batch; writes it when the time has come.
 
         Args:
           batch: images that follow those of the last call, or not.
-          predicted: of them, and of what fills the batch up.
+          values: of them.
           losses: their sums.
+          evaluated: number of pairs.
         """
         first = self._first + batch.start
         if self._waiting and self._waiting[-1].end != first:
             self._write()
-        classes = predicted.classes[:, : batch.size].astype(np.uint16)
         self._waiting.append(
-            Finished(first, first + batch.size, classes, losses, predicted.evaluated)
+            Finished(first, first + batch.size, values, losses, evaluated)
         )
         if time.monotonic() - self._since >= _SECONDS:
             self._write()
@@ -150,8 +160,12 @@ class SweepCheckpointer:
         if not self._waiting:
             return
         first, end = self._waiting[0].first, self._waiting[-1].end
+        values = {
+            _VALUE + name: np.concatenate([w.values[name] for w in self._waiting], 1)
+            for name in self._waiting[0].values
+        }
         arrays = {
-            "classes": np.concatenate([w.classes for w in self._waiting], axis=1),
+            **values,
             "losses": np.sum([w.losses for w in self._waiting], axis=0),
             "evaluated": sum(w.evaluated for w in self._waiting),
         }
@@ -178,8 +192,13 @@ class SweepCheckpointer:
         )
         if not same:
             return None
+        values = {
+            name.removeprefix(_VALUE): array
+            for name, array in found.items()
+            if name.startswith(_VALUE)
+        }
         evaluated = int(found["evaluated"])
-        return Finished(first, end, found["classes"], found["losses"], evaluated)
+        return Finished(first, end, values, found["losses"], evaluated)
 
 
 def _range(path: Path, name: str) -> tuple[int, int]:
@@ -197,9 +216,10 @@ def _close(before: np.ndarray, now: np.ndarray) -> bool:
 
 
 def _sum_of(split: Split, first: int, end: int) -> str:
-    """SHA-256 of images and labels."""
-    digest = hashlib.sha256(split.labels[first:end].tobytes())
+    """SHA-256 of images and targets."""
+    digest = hashlib.sha256()
     for start in range(first, end, 1024):
         index = np.arange(start, min(start + 1024, end))
-        digest.update(np.ascontiguousarray(split.read(index)).tobytes())
+        for array in jax.tree.leaves((split.read_targets(index), split.read(index))):
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

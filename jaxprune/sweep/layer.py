@@ -1,8 +1,8 @@
-"""The sweep: the network's predictions for every k, with the k lowest channels pruned.
+"""The sweep: the network's outputs for every k, with the k lowest channels pruned.
 
-    trunk:  images -> feature map                 once per image
-    around: images -> what passes the layer by    once per image
-    head:   feature map, around, mask -> logits   once per pair that changes anything
+    trunk:  images -> feature map                  once per image
+    around: images -> what passes the layer by     once per image
+    head:   feature map, around, mask -> outputs   once per pair that changes anything
 
 Axes: N images, P channels, K masks.
 """
@@ -22,12 +22,13 @@ from jaxprune._base.errors import InputError
 from jaxprune.evaluation.every_pair import Plan
 from jaxprune.fills.fill import Fill, resolve_fill
 from jaxprune.ranking.order import check_ks, pruning_order
-from jaxprune.results import thumbnails
-from jaxprune.results.result import SweepResult
+from jaxprune.results.load import AnyResult
 from jaxprune.results.saved import check_about
 from jaxprune.sweep.activations import Progress, TappedLayer, ignore
 from jaxprune.sweep.checkpoint import SweepCheckpoint, SweepCheckpointer, exact_sums
+from jaxprune.sweep.outcome import Values, make_result
 from jaxprune.sweep.strategy import Evaluation, choose_evaluation
+from jaxprune.tasks.task import LOSS
 
 
 def sweep_layer(
@@ -41,11 +42,11 @@ def sweep_layer(
     about: dict[str, Any] | None = None,
     checkpoint: SweepCheckpoint | None = None,
     on_pairs: Progress = ignore,
-) -> SweepResult:
-    """Predictions of the network with the k lowest-scoring channels pruned.
+) -> AnyResult:
+    """Measures the network with the k lowest-scoring channels pruned, by its task.
 
     Masks are nested, so an (image, k) pair whose newly pruned channels held their fill
-    already has the prediction before it; only the others are evaluated.
+    already has the output before it; only the others are evaluated.
 
     Args:
       tapped: the layer's feature maps, and the network they were computed with.
@@ -61,6 +62,9 @@ def sweep_layer(
       checkpoint: place where finished images are kept while the sweep is under way; a
         sweep that was stopped goes on from there.
       on_pairs: called with the number of (image, k) pairs done since the last call.
+
+    Returns:
+      Of a classification a `SweepResult`, of other tasks a `TaskResult`.
 
     Raises:
       InputError: facts that cannot be kept, unknown fill, scores that are not finite
@@ -86,7 +90,7 @@ def sweep_orders(
     about: Mapping[str, dict[str, Any]] | None = None,
     checkpoint: SweepCheckpoint | None = None,
     on_pairs: Progress = ignore,
-) -> Iterator[tuple[str, SweepResult]]:
+) -> Iterator[tuple[str, AnyResult]]:
     """`sweep_layer` for several scores, such as those of several criteria.
 
     They share what was compiled, and a mask that several orders come to is evaluated
@@ -116,11 +120,11 @@ def sweep_orders(
         arguments.check_count("mask_chunk", mask_chunk)
     resolved = resolve_fill(
         fill, layer=tapped.name, bias=tapped.bias, mean=tapped.channel_means
-    )
+    ).among(tapped.network.layers)
     ks = check_ks(range(tapped.channels) if ks is None else ks, tapped.channels)
     plans = {name: Plan(_order(tapped, s), ks, resolved) for name, s in scores.items()}
 
-    def results() -> Iterator[tuple[str, SweepResult]]:
+    def results() -> Iterator[tuple[str, AnyResult]]:
         evaluated, masks = _Evaluated(tapped, mask_chunk, every_pair), _Masks(plans)
         for number, (name, plan) in enumerate(plans.items()):
             kept = checkpoint and replace(
@@ -141,12 +145,12 @@ class _Masks:
 
     Attributes:
       waiting: number of times that each mask is still needed.
-      found: predictions [N] and mean losses of masks.
+      found: values of all images, and mean losses, of masks.
     """
 
     def __init__(self, plans: Mapping[str, Plan]) -> None:
         self.waiting = Counter(k for plan in plans.values() for k in self._keys(plan))
-        self.found: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+        self.found: dict[bytes, tuple[Values, np.ndarray]] = {}
 
     @staticmethod
     def _keys(plan: Plan) -> list[bytes]:
@@ -158,14 +162,13 @@ class _Masks:
         keys = zip(plan.ks, self._keys(plan), strict=True)
         return replace(plan, ks=tuple(k for k, key in keys if key not in self.found))
 
-    def add(self, plan: Plan, predictions: np.ndarray, losses: np.ndarray) -> None:
-        """Results of a plan's masks: predictions [K, N], mean losses [2, K]."""
-        for key, row, means in zip(
-            self._keys(plan), predictions, losses.T, strict=True
-        ):
-            self.found[key] = row.copy(), means
+    def add(self, plan: Plan, values: Values, losses: np.ndarray) -> None:
+        """Results of a plan's masks: values [K, N, ...], mean losses [2, K]."""
+        for k, key in enumerate(self._keys(plan)):
+            row = {name: array[k].copy() for name, array in values.items()}
+            self.found[key] = row, losses[:, k]
 
-    def take(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    def take(self, plan: Plan) -> tuple[Values, np.ndarray]:
         """The results of all masks of a plan; forgets what no later plan needs."""
         keys = self._keys(plan)
         rows, means = zip(*(self.found[key] for key in keys), strict=True)
@@ -173,7 +176,8 @@ class _Masks:
         for key in keys:
             if not self.waiting[key]:
                 del self.found[key]
-        return np.stack(rows), np.transpose(means)
+        values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return values, np.transpose(means)
 
 
 def _sweep(
@@ -184,24 +188,21 @@ def _sweep(
     about: dict[str, Any],
     checkpoint: SweepCheckpoint | None,
     on_pairs: Progress,
-) -> SweepResult:
+) -> AnyResult:
     """The result of one order; masks that an earlier one has evaluated are taken."""
     tapped, started = evaluated.tapped, time.perf_counter()
     new = masks.missing(plan)
     compiled = evaluated.compile_seconds
-    predictions, losses, pairs = evaluated(new, checkpoint, on_pairs)
+    values, losses, pairs = evaluated(new, checkpoint, on_pairs)
     on_pairs(len(tapped.own) * (len(plan.ks) - len(new.ks)))
-    masks.add(new, predictions, losses)
-    predictions, (mean, mean_square) = masks.take(plan)
+    masks.add(new, values, losses)
+    values, losses = masks.take(plan)
     seconds = time.perf_counter() - started
     compilation = evaluated.compile_seconds - compiled
-    pictures = thumbnails.of_split(
-        tapped.split, thumbnails.shown(predictions == tapped.split.labels)
-    )
     facts = {
         "layer": tapped.name,
         "batch_size": tapped.batch_size,
-        "pairs": predictions.size,
+        "pairs": len(plan.ks) * len(tapped.split),
         "pairs_evaluated": int(processes.total(np.array([pairs]))[0]),
         "evaluation": evaluated.kind,
         "seconds": {
@@ -210,20 +211,8 @@ def _sweep(
             "compilation": round(tapped.compile_seconds + compilation, 3),
         },
     }
-    return SweepResult(
-        ks=plan.ks,
-        order=plan.order,
-        scores=scores,
-        predictions=predictions,
-        labels=tapped.split.labels,
-        mean_feature_map=_three_axes(tapped.mean_feature_map),
-        class_names=tapped.split.class_names,
-        cross_entropy=mean,
-        cross_entropy_std=np.sqrt(np.maximum(mean_square - mean**2, 0)),
-        thumbnail_images=pictures.images,
-        thumbnails=pictures.pixels,
-        about={**_fill_facts(plan.fill), **facts, **about},
-    )
+    about = {**_fill_facts(plan.fill), **facts, **about}
+    return make_result(tapped, plan, scores, values, losses, about)
 
 
 class _Evaluated:
@@ -253,8 +242,8 @@ class _Evaluated:
 
     def __call__(
         self, plan: Plan, checkpoint: SweepCheckpoint | None, on_pairs: Progress
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Predictions [K, N] of all processes' images, and means [2, K].
+    ) -> tuple[Values, np.ndarray, int]:
+        """Values [K, N, ...] of all processes' images, and means [2, K].
 
         The means are those of losses and of their squares. And the number of pairs
         evaluated here.
@@ -276,36 +265,47 @@ class _Evaluated:
         ks: tuple[int, ...],
         checkpointer: SweepCheckpointer | None,
         on_pairs: Progress,
-    ) -> tuple[np.ndarray, np.ndarray, int]:
+    ) -> tuple[Values, np.ndarray, int]:
         tapped, evaluate = self.tapped, self._evaluate
         assert evaluate is not None
-        dtype = np.uint8 if len(tapped.split.class_names) <= 256 else np.uint16
-        predictions = np.empty((len(ks), len(tapped.own)), dtype)
+        values: Values = {}
         losses = np.zeros((2, len(ks)))
         evaluated = 0
         if not ks:
-            return predictions, losses, 0
+            return values, losses, 0
+
+        def keep(first: int, end: int, found: Values) -> None:
+            for name, array in found.items():
+                shape = (len(ks), len(tapped.own), *array.shape[2:])
+                held = values.setdefault(name, np.empty(shape, array.dtype))
+                held[:, first:end] = array
+
         left, start = [], 0
         for known in checkpointer.finished() if checkpointer else ():
             left.append((start, known.first))
             start = known.end
-            predictions[:, known.first : known.end] = known.classes
+            keep(known.first, known.end, known.values)
             losses += known.losses
             evaluated += known.evaluated
             on_pairs((known.end - known.first) * len(ks))
         for first, end in [*left, (start, len(tapped.own))]:
             for batch, feature_map in tapped.batches(self._batch_size, first, end):
-                predicted = evaluate(batch, feature_map)
-                images = slice(batch.start, batch.start + batch.size)
-                predictions[:, images] = predicted.classes
-                sums = exact_sums(predicted.losses)
+                judged = evaluate(batch, feature_map)
+                sums = exact_sums(judged.values[LOSS])
+                kept = tapped.task.kept(judged.values)
+                keep(batch.start, batch.start + batch.size, kept)
                 losses += sums
-                evaluated += predicted.evaluated
+                evaluated += judged.evaluated
                 if checkpointer:
-                    checkpointer.add(batch, predicted, sums)
+                    checkpointer.add(batch, kept, sums, judged.evaluated)
                 on_pairs(batch.size * len(ks))
-        everyone = np.concatenate(processes.gather(predictions.T)).T
-        return everyone, processes.total(losses) / len(tapped.split), evaluated
+        # Every process has the same names in the same order.
+        everyone = {
+            name: np.concatenate(processes.gather(values[name].swapaxes(0, 1)))
+            for name in sorted(values)
+        }
+        together = {name: array.swapaxes(0, 1) for name, array in everyone.items()}
+        return together, processes.total(losses) / len(tapped.split), evaluated
 
 
 def _fill_facts(fill: Fill) -> dict[str, Any]:
@@ -321,10 +321,3 @@ def _order(tapped: TappedLayer, scores: Float[np.ndarray, " P"]) -> np.ndarray:
             f"'{tapped.name}', got shape {np.shape(scores)}"
         )
     return pruning_order(scores)
-
-
-def _three_axes(feature_map: np.ndarray) -> np.ndarray:
-    """[H, W, P], with H = W = 1 or W = 1 where the layer has fewer axes."""
-    p = feature_map.shape[-1]
-    height = feature_map.shape[0] if feature_map.ndim > 1 else 1
-    return feature_map.reshape(height, -1, p).astype(np.float32)

@@ -27,7 +27,6 @@ from jaxprune.evaluation.every_pair import (
     Plan,
     chunk_size,
     chunks,
-    cross_entropy,
     fetch,
     mask_program,
 )
@@ -39,7 +38,7 @@ from jaxprune.sweep.strategy import AtLayer, InSum, choose_place
 
 
 class MaskLosses:
-    """Exact mean cross-entropy with some channels pruned, and with one more.
+    """The exact mean loss with some channels pruned, and with one more.
 
     All masks go through one batched program. Called with a mask [P], see `Losses`.
 
@@ -51,7 +50,7 @@ class MaskLosses:
         """Compiles nothing yet.
 
         Args:
-          tapped: the feature maps of the images, and their labels.
+          tapped: the feature maps of the images, their targets, and the task.
           fill: the fill of pruned channels.
           on_pairs: called with the number of (image, mask) pairs done.
 
@@ -64,8 +63,8 @@ class MaskLosses:
         chunk = min(tapped.channels, chunk_size(way.elements * tapped.batch_size))
         self._chunk = round_up(chunk, mesh.shape[MASK])
 
-        def one(weights: Any, state: Any, labels: Array, mask: Array) -> Array:
-            return cross_entropy(way.logits(weights, state, mask), labels)
+        def one(weights: Any, state: Any, targets: Any, mask: Array) -> Array:
+            return tapped.task.loss(way.outputs(weights, state, mask), targets)
 
         self._begin = Sharded(way.begin, mesh, (REPLICATED, SPREAD, SPREAD), SPREAD)
         self._losses = mask_program(one, mesh)
@@ -131,7 +130,7 @@ class MaskLosses:
         for batch, maps in tapped.batches(tapped.batch_size):
             state = self._begin(weights, batch.images, maps)
             outputs = (
-                self._losses(weights, (state, batch.labels), some)
+                self._losses(weights, (state, batch.targets), some)
                 for some in chunks(masks, self._chunk)
             )
             for start, output in zip(starts, fetch(outputs), strict=True):
@@ -161,10 +160,10 @@ class _ByMask:
         """The part that a batch's masks share."""
         return self._head.around(weights, images), maps
 
-    def logits(self, weights: Any, state: Any, mask: Array) -> Array:
+    def outputs(self, weights: Any, state: Any, mask: Array) -> Any:
         """Under a mask."""
         around, maps = state
-        return self._head.logits(weights, around, maps, mask)
+        return self._head.outputs(weights, around, maps, mask)
 
 
 class _ByConsumer:
@@ -177,7 +176,7 @@ class _ByConsumer:
     def __init__(self, tapped: TappedLayer, fill: Fill, place: InSum):
         plan = Plan(np.arange(tapped.channels), (0,), fill)
         self._network = ReadNetwork(
-            tapped.network, tapped.name, place.consumer, plan, place.head
+            tapped.network, tapped.name, place.consumer, plan, place.head, tapped.task
         )
         self._weights = self._network.weights(tapped.arrays)
         self._held = len(place.consumer.features)
@@ -196,14 +195,14 @@ class _ByConsumer:
         total += self._product(weights, gone.reshape(*gone.shape[:-2], -1), 0)
         return network.head.around(weights["arrays"], images), total, change
 
-    def logits(self, weights: Any, state: Any, mask: Array) -> Array:
+    def outputs(self, weights: Any, state: Any, mask: Array) -> Any:
         """Under a mask that has all that is kept, or all but one."""
         around, total, change = state
         missing = weights["kept"] & ~mask
         j = jnp.argmax(missing)
         part = jnp.where(missing.any(), change[..., j, :], 0)
         total += self._product(weights, part, j * self._held)
-        return self._network.logits(weights["arrays"], around, total)
+        return self._network.outputs(weights["arrays"], around, total)
 
     def _product(self, weights: Any, x: Array, start: Any) -> Array:
         """The consumer's product with some features, from row `start` of its kernel."""

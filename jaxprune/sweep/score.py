@@ -98,5 +98,5 @@ def mask_losses(
         )
     resolved = resolve_fill(
         fill, layer=tapped.name, bias=tapped.bias, mean=tapped.channel_means
-    )
+    ).among(tapped.network.layers)
     return MaskLosses(tapped.ranked[images], resolved, on_pairs=on_pairs)

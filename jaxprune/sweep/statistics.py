@@ -19,13 +19,13 @@ from jaxtyping import Array, Float
 
 from jaxprune._base import arguments, processes
 from jaxprune._base.errors import InputError, check_choice
-from jaxprune.evaluation.every_pair import cross_entropy
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.groups import PruningGroup
 from jaxprune.graph.network import Network
 from jaxprune.ranking.criteria import CRITERIA, NEEDS, Criterion
 from jaxprune.ranking.statistics import Activations, ConsumerInput, Gradients
 from jaxprune.sweep.taps import TAPS, capture_map
+from jaxprune.tasks.task import Task
 
 
 def needs_of(criteria: Collection[str | Criterion]) -> frozenset[str]:
@@ -67,6 +67,7 @@ class Gathering:
         layer: str,
         tap: str,
         needs: Collection[str],
+        task: Task,
     ):
         """Finds the consumers and the norm, where they are needed.
 
@@ -75,12 +76,14 @@ class Gathering:
           layer: name of the convolution.
           tap: one of `TAPS`.
           needs: names of NEEDS.
+          task: whose loss has gradients.
 
         Raises:
           InputError: something that this layer does not have.
         """
         self.needs = frozenset(needs)
         self._network, self._layer, self._tap = network, layer, TAPS[tap]
+        self._task = task
         self._consumers: Mapping[str, np.ndarray] = {}
         # A tap before the ReLU has no zeros of its own.
         self._zeros_at_tap = tap == "relu"
@@ -131,14 +134,20 @@ class Gathering:
                 f"criteria taylor and fisher need gradients: what '{self._layer}' "
                 f"returns is {dtype}, which has none"
             )
+        if self._task.imitates:
+            raise InputError(
+                f"criteria taylor and fisher need gradients: the loss of task "
+                f"'{self._task.name}' is least for the whole network, whose gradient "
+                "is 0; give targets"
+            )
 
-    def compute(self, arrays: Any, images: Array, labels: Array) -> dict[str, Any]:
+    def compute(self, arrays: Any, images: Any, targets: Any) -> dict[str, Any]:
         """Of a batch: feature maps [B, *axes, P], and what else is needed.
 
         Args:
           arrays: the network's.
           images: a batch.
-          labels: class of each, [B].
+          targets: of each.
         """
         maps = self._tap(capture_map(self._network, arrays, images, self._layer))
         found: dict[str, Any] = {"maps": maps}
@@ -146,13 +155,17 @@ class Gathering:
         layer = graph.layer(self._layer)
         consumers = [graph.layer(name) for name in self._consumers]
 
+        program = graph.program
+
         def end(maps: Array) -> tuple[Array, dict[str, Array]]:
             given = {layer.output: layer.from_outputs(maps)}
-            want = [*graph.program.results, *(consumer.input for consumer in consumers)]
-            logits, *inputs = run(graph.program, arrays, images, want=want, given=given)
-            pairs = zip(consumers, inputs, strict=True)
+            want = [*program.results, *(consumer.input for consumer in consumers)]
+            found = run(program, arrays, images, want=want, given=given)
+            count = len(program.results)
+            outputs = jax.tree.unflatten(program.output, found[:count])
+            pairs = zip(consumers, found[count:], strict=True)
             features = {consumer.name: consumer.features(x) for consumer, x in pairs}
-            return cross_entropy(logits, labels).sum(), features
+            return self._task.loss(outputs, targets).sum(), features
 
         if "gradients" in self.needs:
             gradient, given = jax.grad(end, has_aux=True)(maps)

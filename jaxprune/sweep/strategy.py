@@ -88,6 +88,7 @@ def _in_sum(tapped: TappedLayer, consumer: Consumer) -> InSum:
         tapped.network, tapped.images, lambda graph: graph.layer(name).output
     )
     returned = math.prod(output) + _elements_of(head.shapes_around(2))
+    returned = max(returned, tapped.output_elements)
     held = len(consumer.features) * math.prod(output[:-1])
     return InSum(consumer, head, returned, held)
 
@@ -99,7 +100,7 @@ def _at_layer(tapped: TappedLayer, fill: Fill, group: PruningGroup | None) -> At
     head = make_masked_head(tapped.network, tapped.images, tapped.name, fill)
     elements = math.prod(tapped.mean_feature_map.shape)
     elements += _elements_of(head.head.shapes_around(2))
-    return AtLayer(head, constants, elements)
+    return AtLayer(head, constants, max(elements, tapped.output_elements))
 
 
 def _elements_of(shapes: Sequence[tuple[int, ...]]) -> int:
@@ -129,7 +130,7 @@ def _running_sum(
     pairs = mask_chunk * tapped.batch_size if mask_chunk else most
     running = RunningSum(
         tapped.network, tapped.arrays, tapped.name, place.consumer, place.head,
-        tapped.mesh, plan, min(pairs, STEP * images),
+        tapped.task, tapped.mesh, plan, min(pairs, STEP * images),
     )  # fmt: skip
     return running, round_up(images, tapped.mesh.size)
 
@@ -145,7 +146,10 @@ def _by_mask(
     weights = (tapped.arrays, plan.nested or place.constants)
     head, batch_size = place.head, tapped.batch_size
     chunk = min(len(plan.ks), mask_chunk or chunk_size(place.elements * batch_size))
-    every = EveryPair(head, weights, tapped.mesh, plan, chunk)
+    every = EveryPair(head, tapped.task, weights, tapped.mesh, plan, chunk)
     if every_pair or not isinstance(plan.fill, ConstantFill):
         return every, batch_size
-    return ChangedPairs(head, tapped.mesh, plan, every, chunk * batch_size), batch_size
+    changed = ChangedPairs(
+        head, tapped.task, tapped.mesh, plan, every, chunk * batch_size
+    )
+    return changed, batch_size

@@ -12,7 +12,7 @@ from flax import linen as nn
 import reference
 from jaxprune._base.mesh import make_mesh
 from jaxprune.evaluation.changed_pairs import carry_forward, changed_pairs
-from jaxprune.evaluation.every_pair import Judged, Plan
+from jaxprune.evaluation.every_pair import Plan
 from jaxprune.evaluation.running_sum import STEP, RunningSum
 from jaxprune.fills.fill import ConstantFill
 from jaxprune.sweep.activations import tap_layer
@@ -117,9 +117,11 @@ def test_changed_pairs_by_hand():
 def test_predictions_are_carried_forward():
     changed = np.array([[1, 1], [0, 1], [1, 0], [0, 0]], bool)
     losses = np.array([0.5, 0.6, 0.7, 0.8], np.float32)
-    carried = carry_forward(changed, Judged(np.array([5, 6, 7, 8]), losses))
-    assert carried.classes.tolist() == [[5, 6], [5, 7], [8, 7], [8, 7]]
-    np.testing.assert_array_equal(carried.losses, np.float32(carried.classes / 10))
+    values = {"class": np.array([5, 6, 7, 8]), "loss": losses}
+    carried = carry_forward(changed, values)
+    classes = carried.values["class"]
+    assert classes.tolist() == [[5, 6], [5, 7], [8, 7], [8, 7]]
+    np.testing.assert_array_equal(carried.values["loss"], np.float32(classes / 10))
     assert carried.evaluated == 4
 
 

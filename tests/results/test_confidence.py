@@ -139,7 +139,7 @@ def test_the_bootstrap_covers_recalls_and_balanced_accuracy():
 
 def test_the_bootstrap_covers_paired_changes(monkeypatch):
     """Each image is lost with chance .1 where it was right: a change of -.09, -.06."""
-    monkeypatch.setattr(confidence, "_RESAMPLES", 400)
+    monkeypatch.setattr(confidence, "RESAMPLES", 400)
     rng = np.random.default_rng(0)
     shares, draws = np.array([0.9, 0.6]), 500
     hits = np.zeros(3)

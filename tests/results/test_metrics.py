@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from jaxprune._base.errors import InputError
 from jaxprune.results import metrics
 
 
@@ -30,10 +29,13 @@ def test_equals_scikit_learn():
         assert b == pytest.approx(balanced_accuracy_score(labels, row))
 
 
-def test_a_class_without_images_has_no_balanced_accuracy():
-    counts = metrics.confusion(np.array([[0, 1]]), np.array([0, 1]), 3)
-    with pytest.raises(InputError, match=r"\[2\]"):
-        metrics.balanced_accuracy(counts)
+def test_a_class_without_images_has_no_part_in_balanced_accuracy():
+    labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
+    counts = metrics.confusion(predicted[None], labels, 3)
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        expected = balanced_accuracy_score(labels, predicted)
+    assert metrics.balanced_accuracy(counts) == [expected] == [0.75]
+    assert np.isnan(metrics.recall(counts)[0, 2])
 
 
 def test_largest_k_within_counts_a_loss_of_exactly_the_drop():

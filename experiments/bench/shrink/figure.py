@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxprune.report.curves import add_grid
+from jaxprune.report.style import add_grid
 
 _STAGES = {
     "accuracy": "cut",

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.bench.report import write_csv
 from experiments.bench.shrink import figure
 from jaxprune._base.files import write_text
-from jaxprune.report import curves
+from jaxprune.report import style
 
 ACCURACIES = ("accuracy", "accuracy_recalibrated", "accuracy_finetuned")
 
@@ -50,7 +50,7 @@ def save(folder: Path, about: dict[str, Any], rows: Sequence[dict[str, Any]]) ->
         f"{about['model']}, {about['speedup']:g} times fewer multiply-adds; "
         f"{about['images']} test images; {about['device']}"
     )
-    curves.save(figure.stages(rows, title), folder / "networks.png")
+    style.save(figure.stages(rows, title), folder / "networks.png")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

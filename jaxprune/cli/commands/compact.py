@@ -65,6 +65,7 @@ def main(settings: Settings) -> None:
     _check_flags(settings)
     settings.batches()  # raises now where they are none
     run = run_directory.load(settings, train_imported=False)
+    run.require_classes("compact", "jaxprune.compact")
     cluster.require_one_process("jaxprune compact")
     split = datasets.choose_split(run.splits, settings.eval_split)
     batch_size = run.batch_size(split)

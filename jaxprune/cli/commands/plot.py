@@ -13,11 +13,11 @@ from jaxprune._base.errors import InputError, check_choice
 from jaxprune.cli import lock, process, training_log
 from jaxprune.cli.pruning_options import stem
 from jaxprune.cli.settings import WorkdirSettings, flag
-from jaxprune.report import compact, curves, shrinking
+from jaxprune.report import compact, curves, shrinking, style
 from jaxprune.report.criteria import draw_comparison
 from jaxprune.report.feature_maps import ORDERS, SCALES
 from jaxprune.results.comparison import Comparison
-from jaxprune.results.result import SweepResult
+from jaxprune.results.load import AnyResult, load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Settings(WorkdirSettings):
 
     order: str = flag(f"Tiles by: {', '.join(ORDERS)}.", default="channel")
     normalize: str = flag(f"Scale of the tiles: {', '.join(SCALES)}.", default="shared")
-    format: str = flag("Of the files.", choices=curves.FORMATS, default="png")
+    format: str = flag("Of the files.", choices=style.FORMATS, default="png")
     confusion_k: int | None = flag(
         "K of the second confusion matrix. Default: the largest safe one."
     )
@@ -59,14 +59,14 @@ def main(settings: Settings) -> None:
             k=k,
             suffix=settings.format,
         )
-    groups: dict[str, list[SweepResult]] = {}
+    groups: dict[str, list[AnyResult]] = {}
     for result in results:
         key = stem(result.about["layer"], result.about["criterion"])
         groups.setdefault(key, []).append(result)
     for key, group in groups.items():
         if len(group) > 1:
             target = workdir / f"fills-{key}.{settings.format}"
-            made.insert(0, curves.save(curves.compare_fills(group), target))
+            made.insert(0, style.save(curves.compare_fills(group), target))
     for path in sorted(workdir.glob("criteria-*/summary.json")):
         comparison = Comparison.load(path.parent)
         made[:0] = draw_comparison(comparison, path.parent, settings.format)
@@ -82,9 +82,9 @@ def main(settings: Settings) -> None:
     process.finish(*made)
 
 
-def _load(folder: Path) -> SweepResult:
+def _load(folder: Path) -> AnyResult:
     """A sweep that says what it is of."""
-    result = SweepResult.load(folder)
+    result = load(folder)
     missing = {"layer", "criterion", "fill"} - set(result.about)
     if missing:
         raise InputError(

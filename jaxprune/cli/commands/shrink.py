@@ -62,6 +62,7 @@ def main(settings: Settings) -> None:
     settings.batches()  # raises now where they are none
     finetuning.check_flags(settings)
     run = run_directory.load(settings, train_imported=False)
+    run.require_classes("shrink", "jaxprune.shrink")
     cluster.require_one_process("jaxprune shrink")
     split, calibration = baseline.splits(run, settings)
     finetuning.check(run, settings)

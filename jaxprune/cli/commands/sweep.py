@@ -25,7 +25,7 @@ from jaxprune.cli.sweep.plan import Sweeps, SweepSettings, asked
 from jaxprune.cli.sweep.run import sweep_all
 from jaxprune.fills.fill import FILLS
 from jaxprune.report import page
-from jaxprune.results.result import SweepResult
+from jaxprune.results.load import AnyResult
 
 FIRST = (
     "model data data_dir init_from workdir layer criterion fill ks max_drop"
@@ -51,7 +51,7 @@ def main(settings: Settings) -> None:
 
 def _one(
     settings: Settings, resume: bool = False
-) -> tuple[Sweeps, list[SweepResult], list[Path]]:
+) -> tuple[Sweeps, list[AnyResult], list[Path]]:
     """The sweeps of one network, their results, and the page of all."""
     sweeps = asked(settings)
     results = sweep_all(sweeps, resume)

@@ -9,7 +9,7 @@ from jaxprune.cli.run_directory import Run
 from jaxprune.cli.settings import SmallerSettings
 from jaxprune.compaction.network import Compact
 from jaxprune.compaction.proof import Proof
-from jaxprune.report import compact, curves
+from jaxprune.report import compact, style
 
 
 class Pruned(NamedTuple):
@@ -59,4 +59,4 @@ def save(
         what = f"K = {pruned.k} of {len(plan.order)}"
         title = f"{run.config.model}, layer {plan.choices.layer}, {what}"
         figure = compact.finetuning(pruned.lines, whole.baseline, title)
-        curves.save(figure, folder.with_suffix(".png"))
+        style.save(figure, folder.with_suffix(".png"))

@@ -12,7 +12,7 @@ from jaxprune.cli.compact.report import speed
 from jaxprune.cli.settings import SmallerSettings
 from jaxprune.cli.shrink.ladder import Ladder, Rung
 from jaxprune.compaction.network import Compact
-from jaxprune.report import compact, curves, shrinking
+from jaxprune.report import compact, shrinking, style
 
 
 def print_rung(rung: Rung, predicted_batch: int, asked_for: bool = False) -> None:
@@ -117,7 +117,7 @@ def save_network(
     if len(lines) > 1:
         title = f"{config.model}, {chosen.budget.kind} {chosen.budget.value:g}"
         figure = compact.finetuning(lines, ladder.baseline, title)
-        curves.save(figure, folder.with_name(f"{folder.name}.png"))
+        style.save(figure, folder.with_name(f"{folder.name}.png"))
 
 
 def _flat(rung: Rung) -> dict[str, Any]:

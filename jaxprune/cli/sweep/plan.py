@@ -16,6 +16,7 @@ from jaxprune.cli.settings import (
 from jaxprune.data.splits import Split
 from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.order import check_ks
+from jaxprune.tasks.classes import Classification
 
 # A criterion and a fill.
 Key = tuple[str, str]
@@ -97,7 +98,9 @@ class Sweeps:
         last = self.target(self.fills[-1])
         if self.compared:
             return [last / n for n in ("criteria.png", "criteria.csv", "agreement.png")]
-        names = ("accuracy_vs_k.png", "feature_maps.png", "sweep.csv")
+        of_classes = isinstance(self.run.task, Classification)
+        curve = "accuracy_vs_k.png" if of_classes else "score_vs_k.png"
+        names = (curve, "feature_maps.png", "sweep.csv")
         several = [self.of_fills] if len(self.fills) > 1 else []
         return [*several, *(last / name for name in names)]
 

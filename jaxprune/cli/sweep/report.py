@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxprune.ranking.order import pruning_order
+from jaxprune.results.base import drop_in_words
 from jaxprune.results.comparison import Comparison
-from jaxprune.results.confidence import points
+from jaxprune.results.load import AnyResult
 from jaxprune.results.result import SweepResult
 
 
@@ -22,9 +23,9 @@ def print_scores(layer: str, scores: np.ndarray) -> None:
     print(f"  highest    {listing(ranked[::-1][:5])}")
 
 
-def print_curve(result: SweepResult, folder: Path) -> None:
+def print_curve(result: AnyResult, folder: Path) -> None:
     """The figures at K = 0 and at the largest K within the loss allowed."""
-    allowed = points(result.max_drop)
+    allowed = drop_in_words(result.measure, result.max_drop)
     print(f"fill {result.about['fill']}{_how_fitted(result)}")
     for k, what in (
         (result.ks[0], "with 95 % intervals"),
@@ -38,14 +39,25 @@ def print_curve(result: SweepResult, folder: Path) -> None:
         ),
     ):
         at = result.at(k)
-        print(f"  K = {k:<6} {_with_ends(at, 'accuracy')}", end="")
-        print(f"  {_with_ends(at, 'balanced_accuracy')}  {what}")
+        print(f"  K = {k:<6} {'  '.join(_figures(result, at))}  {what}")
         if k != result.ks[0]:
-            print(f"             {_with_ends(at, 'change')}", end="")
-            print(f"  McNemar's p = {at['mcnemar_p']:.2g}")
+            print(f"             {_change(result, at)}")
     for line in result.remarks:
         print(f"  note       {line}")
     print(f"  files      {folder}/")
+
+
+def _figures(result: AnyResult, at: dict[str, float]) -> list[str]:
+    """Accuracy and balanced accuracy; or a task's scores."""
+    if isinstance(result, SweepResult):
+        return [_with_ends(at, "accuracy"), _with_ends(at, "balanced_accuracy")]
+    return [_with_ends(at, name) for name in result.score_names]
+
+
+def _change(result: AnyResult, at: dict[str, float]) -> str:
+    if isinstance(result, SweepResult):
+        return f"{_with_ends(at, 'change')}  McNemar's p = {at['mcnemar_p']:.2g}"
+    return _with_ends(at, f"{result.measure}_change")
 
 
 def _with_ends(at: dict[str, float], name: str) -> str:
@@ -53,7 +65,7 @@ def _with_ends(at: dict[str, float], name: str) -> str:
     return f"{name.replace('_', ' ')} {value:.4f} ({low:.4f} .. {high:.4f})"
 
 
-def _how_fitted(result: SweepResult) -> str:
+def _how_fitted(result: AnyResult) -> str:
     made = result.about.get("fill_facts")
     if not made:
         return ""
@@ -72,7 +84,7 @@ def print_comparison(result: Comparison) -> None:
     for name, mean, safe, rho, share in rows:
         print(f"{name:<18}{mean:>12.4f}{safe:>8}{_number(rho, '.2f'):>10}", end="")
         print(f"{_number(share, '.0%'):>14}")
-    allowed = points(result.about["max_drop"])
+    allowed = drop_in_words(result.measure, result.about["max_drop"])
     print(f"safe K: 95 % sure that less than {allowed} is lost")
     for line in result.about["overlaps"]:
         print(f"note: {line}")

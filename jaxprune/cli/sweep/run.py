@@ -28,20 +28,19 @@ from jaxprune.cli.sweep.report import print_comparison, print_curve, print_score
 from jaxprune.cli.weights import train_or_restore
 from jaxprune.fills.fill import Fill, resolve_fill
 from jaxprune.ranking import criteria
-from jaxprune.report import curves
+from jaxprune.report import curves, style
 from jaxprune.report.criteria import draw_comparison
-from jaxprune.results.comparison import Comparison, compare
+from jaxprune.results.comparison import Comparison, compare, measured
+from jaxprune.results.load import AnyResult
 from jaxprune.results.result import SweepResult
 from jaxprune.results.saved import check_target
+from jaxprune.results.task_result import TaskResult
 from jaxprune.sweep.activations import TappedLayer
 from jaxprune.sweep.checkpoint import SweepCheckpoint
 from jaxprune.sweep.layer import sweep_orders
 
-# The loss that K may cost by default; predictions do not depend on it.
-_MAX_DROP = 0.01
 
-
-def sweep_all(sweeps: Sweeps, resume: bool = False) -> list[SweepResult]:
+def sweep_all(sweeps: Sweeps, resume: bool = False) -> list[AnyResult]:
     """Trains or restores, gathers, scores, sweeps, saves and draws.
 
     Args:
@@ -58,7 +57,7 @@ def sweep_all(sweeps: Sweeps, resume: bool = False) -> list[SweepResult]:
         check(sweeps.target(fill))
     variables = train_or_restore(run)
     drop = sweeps.settings.max_drop
-    allowed = {"max_drop": _MAX_DROP if drop is None else drop}
+    allowed = {"max_drop": run.task.max_drop if drop is None else drop}
     about = {
         (name, fill): provenance.describe(run, sweeps.by(name), fill, variables)
         | allowed
@@ -82,7 +81,7 @@ def sweep_all(sweeps: Sweeps, resume: bool = False) -> list[SweepResult]:
 
 def _sweep_all(
     sweeps: Sweeps, variables: Any, about: Mapping[Key, dict[str, Any]]
-) -> list[SweepResult]:
+) -> list[AnyResult]:
     run, chosen = sweeps.run, sweeps.chosen
     started = time.perf_counter()
     layers = scoring.tap_all(run, chosen, variables, sweeps.criteria, sweeps.images)
@@ -91,7 +90,7 @@ def _sweep_all(
     scored = time.perf_counter()
     if not sweeps.compared:
         print_scores(chosen.layer, scores[chosen.criterion])
-    results: list[SweepResult] = []
+    results: list[AnyResult] = []
     for fill in sweeps.fills:
         found, random, work = _sweep(sweeps, layers, fill, scores, fitted, about)
         results += found.values()
@@ -121,7 +120,7 @@ def _sweep_all(
         log = training_log.read(run.workdir)
         curves.draw_training(log, run.workdir, run.config.model)
         if len(sweeps.fills) > 1:
-            curves.save(curves.compare_fills(results), sweeps.of_fills)
+            style.save(curves.compare_fills(results), sweeps.of_fills)
     return results
 
 
@@ -133,8 +132,8 @@ def _forget(sweeps: Sweeps, fill: str) -> None:
 
 
 def _finished(
-    sweeps: Sweeps, saved: Mapping[Key, SweepResult | None]
-) -> list[SweepResult] | None:
+    sweeps: Sweeps, saved: Mapping[Key, AnyResult | None]
+) -> list[AnyResult] | None:
     """The saved sweeps, if all are there, and the comparison that would be made."""
     if not sweeps.compared:
         found = [result for result in saved.values() if result is not None]
@@ -148,7 +147,7 @@ def _finished(
         len(found) == len(made.names)
         and set(sweeps.criteria) <= {*made.names, *made.about["left_out"]}
         and len(made.random_accuracy) == sweeps.settings.random_orders
-        and np.array_equal(made.accuracy, [r.accuracy for r in found])
+        and np.array_equal(made.accuracy, [r.curve for r in found])
         and made.safe_k == tuple(r.largest_safe_k(r.max_drop) for r in found)
         and made.about["max_drop"] == found[0].max_drop
     )
@@ -183,7 +182,7 @@ def _sweep(
     scores: Mapping[str, np.ndarray],
     fitted: Fill | None,
     about: Mapping[Key, dict[str, Any]],
-) -> tuple[dict[str, SweepResult], list[tuple[np.ndarray, np.ndarray]], dict[str, int]]:
+) -> tuple[dict[str, AnyResult], list[tuple[np.ndarray, np.ndarray]], dict[str, int]]:
     """Sweeps every order with one fill, and saves each criterion's result.
 
     The criteria's also over the other images that K is chosen on, if any.
@@ -210,7 +209,7 @@ def _sweep(
         deciding |= {"criterion": None}
     folder = sweeps.chosen.unfinished(sweeps.target(fill))
     parts = partial(SweepCheckpoint, folder, deciding)
-    results: dict[str, SweepResult] = {}
+    results: dict[str, AnyResult] = {}
     curves_of_random: list[tuple[np.ndarray, np.ndarray]] = []
     work = {"pairs": 0, "pairs_evaluated": 0}
     total = len(tapped.own) * len(orders)
@@ -228,13 +227,22 @@ def _sweep(
         for name, result in sweep(tapped, orders, checkpoint=parts("eval")):
             work = {key: count + result.about[key] for key, count in work.items()}
             if name in random:
-                curves_of_random.append((result.accuracy, result.balanced_accuracy))
+                curves_of_random.append(measured(result))
                 continue
             if others is not None:
-                result = result.chosen_on(next(others)[1])
+                result = _chosen_on(result, next(others)[1])
             results[name] = result
             if processes.is_first():
                 result.save(sweeps.folder(name, fill))
                 if not sweeps.compared:
                     curves.draw_sweep(result, sweeps.folder(name, fill))
     return results, curves_of_random, work
+
+
+def _chosen_on(result: AnyResult, other: AnyResult) -> AnyResult:
+    """The result with K chosen on the images of another sweep of the same task."""
+    if isinstance(result, SweepResult):
+        assert isinstance(other, SweepResult)
+        return result.chosen_on(other)
+    assert isinstance(other, TaskResult)
+    return result.chosen_on(other)

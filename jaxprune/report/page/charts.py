@@ -17,8 +17,8 @@ OPTIONS = {"ast": True, "actions": False, "renderer": "svg"}
 # Colours of the style sheet, --c0 .. --c7.
 _COLOURS = 8
 
-# Of which a logarithm is drawn.
-_LOSS = "cross_entropy"
+# Of which logarithms are drawn.
+_LOSSES = ("cross_entropy", "loss")
 
 _SHOWN = "indexof(hidden, datum.name) < 0"
 
@@ -46,7 +46,9 @@ def _dash(i: int) -> list[int]:
     return [1, 0] if i == 0 or i % 2 else [6, 4]
 
 
-def curves(column: str, title: str, names: list[str], channels: int) -> dict[str, Any]:
+def curves(
+    column: str, title: str, names: list[str], channels: int, share: bool
+) -> dict[str, Any]:
     """A column of sweep.csv against K, of every sweep; its interval, of one.
 
     Args:
@@ -54,12 +56,13 @@ def curves(column: str, title: str, names: list[str], channels: int) -> dict[str
       title: of the axis.
       names: of the sweeps.
       channels: the largest K on the axis.
+      share: whether all but a loss lies in [0, 1].
     """
     dashes = [_dash(i) for i in range(len(names))]
     scale = {"domain": names, "range": [colour(i) for i in range(len(names))]}
     y = {
         "field": column, "type": "quantitative", "title": title,
-        "scale": {"type": "log"} if column == _LOSS else {"domain": [0, 1]},
+        "scale": _scale(column, share),
         "axis": {"tickCount": 5},
     }  # fmt: skip
     lines = {
@@ -97,6 +100,12 @@ def curves(column: str, title: str, names: list[str], channels: int) -> dict[str
     }
 
 
+def _scale(column: str, share: bool) -> dict[str, Any]:
+    if column in _LOSSES:
+        return {"type": "log"}
+    return {"domain": [0, 1]} if share else {"zero": False}
+
+
 def dot(i: int, count: int) -> int:
     """Area of the i-th sweep's dot at its largest safe K, of so many sweeps.
 
@@ -114,7 +123,7 @@ def _rows(column: str) -> list[dict[str, Any]]:
         *({"calculate": f"datum.columns.{end} || []", "as": end} for end in ends),
         {"flatten": ["ks", f"columns.{column}", *ends], "as": ["k", column, *ends]},
     ]
-    return [*rows, {"filter": f"datum.{column} > 0"}] if column == _LOSS else rows
+    return [*rows, {"filter": f"datum.{column} > 0"}] if column in _LOSSES else rows
 
 
 def _band(column: str, y: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def _band(column: str, y: dict[str, Any]) -> dict[str, Any]:
     """
     low, high = f"datum.{column}_low", f"datum.{column}_high"
     drawn = f"datum.name == main && {_SHOWN} && isValid({low})"
-    lowest = f"max({low}, datum.{column} / 10)" if column == _LOSS else low
+    lowest = f"max({low}, datum.{column} / 10)" if column in _LOSSES else low
     return {
         "transform": [
             {"calculate": f"{drawn} ? {end} : datum.{column}", "as": name}

@@ -7,10 +7,12 @@ scripts, named by their SHA-256, and pictures that are part of it.
 import base64
 import hashlib
 import html
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -19,9 +21,10 @@ from jaxprune._base.errors import InputError
 from jaxprune._base.files import write_text
 from jaxprune.report.page import charts, facts, networks, pixels, sweeps
 from jaxprune.report.page.pictures import Pictures
-from jaxprune.report.page.sweeps import Sweep
-from jaxprune.results.confidence import points
-from jaxprune.results.result import SweepResult
+from jaxprune.report.page.sweeps import Sweep, TaskSweep
+from jaxprune.report.task_curves import examples, in_words
+from jaxprune.results.base import BaseResult, drop_in_words
+from jaxprune.results.load import AnyResult
 from jaxprune.results.thumbnails import SHOWN
 
 # What sweeps hold beside their curves, in bytes of the page; of further ones the curves
@@ -30,11 +33,11 @@ _DETAILS = 4_000_000
 # Where there are no more classes than this, confusion is shown as a matrix.
 _MATRIX = 20
 
-_TITLES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "cross_entropy": "cross-entropy, nats",
-}
+# Column, column of its change, and title.
+_OF_CLASSES = (
+    ("accuracy", "change", "accuracy"),
+    ("balanced_accuracy", "balanced_change", "balanced accuracy"),
+)
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("jaxprune.report.page"),
@@ -67,12 +70,12 @@ class Page:
         return f'<iframe title="{title}" style="{style}" srcdoc="{content}"></iframe>'
 
 
-def write(source: Path | str | SweepResult, path: Path | str) -> None:
+def write(source: Path | str | AnyResult, path: Path | str) -> None:
     """Writes the report of saved results; see `make`."""
     make(source, Path(path).parent).save(path)
 
 
-def make(source: Path | str | SweepResult, folder: Path | str | None = None) -> Page:
+def make(source: Path | str | AnyResult, folder: Path | str | None = None) -> Page:
     """The report of a run directory, of one sweep in its folder, or of a result.
 
     Args:
@@ -83,7 +86,7 @@ def make(source: Path | str | SweepResult, folder: Path | str | None = None) -> 
     Raises:
       InputError: there is no sweep, or a file is damaged.
     """
-    if not isinstance(source, SweepResult):
+    if not isinstance(source, BaseResult):
         source = Path(source)
     found = sweeps.find(source)
     workdir = source if isinstance(source, Path) else None
@@ -100,7 +103,31 @@ def make(source: Path | str | SweepResult, folder: Path | str | None = None) -> 
     return Page(_render(found, data, pictures, tables))
 
 
-def _data(found: list[Sweep], pictures: Pictures) -> dict[str, Any]:
+class _Measure(NamedTuple):
+    """A figure that the page shows: its column, that of its change, its title."""
+
+    column: str
+    change: str
+    title: str
+
+
+def _measures(sweep: Sweep | TaskSweep) -> list[_Measure]:
+    """The scores, the one that decides first."""
+    if isinstance(sweep, Sweep):
+        return [_Measure(*names) for names in _OF_CLASSES]
+    return [
+        _Measure(name, f"{name}_change", in_words(name))
+        for name in sweep.result.score_names
+    ]
+
+
+def _loss(sweep: Sweep | TaskSweep) -> _Measure:
+    if isinstance(sweep, Sweep):
+        return _Measure("cross_entropy", "", "cross-entropy, nats")
+    return _Measure("loss", "", "loss")
+
+
+def _data(found: Sequence[Sweep | TaskSweep], pictures: Pictures) -> dict[str, Any]:
     """The data that the page's script reads."""
     listed: list[dict[str, Any]] = []
     size = 0
@@ -121,13 +148,17 @@ def _data(found: list[Sweep], pictures: Pictures) -> dict[str, Any]:
         listed.append(shown)
     names = [sweep.name for sweep in found]
     channels = max(len(sweep.result.order) for sweep in found)
+    shown_curves = [*_measures(found[0]), _loss(found[0])]
     titles = {
-        name: title
-        for name, title in _TITLES.items()
-        if any(name in sweep.columns for sweep in found)
+        each.column: each.title
+        for each in shown_curves
+        if any(each.column in sweep.columns for sweep in found)
     }
+    of_classes = isinstance(found[0], Sweep)
+    shares = {"shares": charts.shares(sweeps.SHARES, channels)} if of_classes else {}
     return {
         "sweeps": listed,
+        "measure": shown_curves[0].column,
         "embed": charts.OPTIONS,
         "matrix": _MATRIX,
         "pairs": SHOWN,
@@ -135,10 +166,10 @@ def _data(found: list[Sweep], pictures: Pictures) -> dict[str, Any]:
         "pools": [{"columns": pool.columns} for pool in pictures.pools],
         "charts": {
             **{
-                name: charts.curves(name, title, names, channels)
+                name: charts.curves(name, title, names, channels, share=of_classes)
                 for name, title in titles.items()
             },
-            "shares": charts.shares(sweeps.SHARES, channels),
+            **shares,
         },
     }
 
@@ -152,7 +183,7 @@ def _scale(maps: pixels.Maps) -> dict[str, str]:
 
 
 def _render(
-    found: list[Sweep],
+    found: Sequence[Sweep | TaskSweep],
     data: dict[str, Any],
     pictures: Pictures,
     tables: dict[str, Any],
@@ -171,7 +202,8 @@ def _render(
                 "name": sweep.name,
                 "facts": facts.rows(sweep.result),
                 "remarks": sweep.result.remarks,
-                "allowed": points(sweep.result.max_drop),
+                "allowed": drop_in_words(sweep.result.measure, sweep.result.max_drop),
+                "examples": _examples(sweep),
                 "colour": charts.colour(i),
                 "safe": sweep.marked["largest_safe_k"],
                 "jumps": _jumps(sweep),
@@ -185,12 +217,24 @@ def _render(
         pools=pictures.pools,
         shown=SHOWN,
         title=str(first.about.get("model", "network")),
+        classes=isinstance(found[0], Sweep),
+        measures=_measures(found[0]),
+        loss=_loss(found[0]),
         **tables,
         **scripts,
     )
 
 
-def _jumps(sweep: Sweep) -> list[tuple[str, int]]:
+def _examples(sweep: Sweep | TaskSweep) -> str:
+    """Images beside targets and outputs, as a data URL; "" where there are none."""
+    if isinstance(sweep, Sweep) or sweep.result.shown_outputs is None:
+        return ""
+    file = io.BytesIO()
+    examples(sweep.result).savefig(file, dpi=80, format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _jumps(sweep: Sweep | TaskSweep) -> list[tuple[str, int]]:
     """The K that buttons lead to, and what is on them."""
     first, marked = sweep.result.ks[0], sweep.marked
     return [

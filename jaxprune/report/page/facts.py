@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxprune.results.load import AnyResult
 from jaxprune.results.result import SweepResult
 
 # Label and key of what most results say.
 _ROWS = (
     ("network", "model"),
+    ("task", "task"),
     ("layer", "layer"),
     ("feature map taken at", "tap"),
     ("ranked by", "criterion"),
@@ -15,7 +17,7 @@ _ROWS = (
     ("dataset", "dataset"),
     ("channels ranked on", "rank_split"),
     ("K chosen on", "select_split"),
-    ("accuracy reported on", "eval_split"),
+    ("reported on", "eval_split"),
     ("linear fill fitted on", "calibration_split"),
     ("computation type", "dtype"),
     ("seed", "seed"),
@@ -26,7 +28,7 @@ _ROWS = (
 )
 
 
-def rows(result: SweepResult) -> list[tuple[str, str]]:
+def rows(result: AnyResult) -> list[tuple[str, str]]:
     """Labels and values, the latter as text from outside."""
     about = result.about
     found = [
@@ -34,10 +36,13 @@ def rows(result: SweepResult) -> list[tuple[str, str]]:
     ]
     if trained := about.get("config", {}).get("train_split"):
         found.append(("trained on", str(trained)))
-    sizes = (result.labels, result.class_names, result.order, result.ks)
-    images, classes, channels, ks = (f"{len(x):,}" for x in sizes)
-    found.append(("images, classes", f"{images}, {classes}"))
-    found.append(("channels, values of K", f"{channels}, {ks}"))
+    if isinstance(result, SweepResult):
+        classes = len(result.class_names)
+        found.append(("images, classes", f"{result.images:,}, {classes:,}"))
+    else:
+        found.append(("images", f"{result.images:,}"))
+    sizes = f"{len(result.order):,}, {len(result.ks):,}"
+    found.append(("channels, values of K", sizes))
     if {"pairs", "pairs_evaluated"} <= about.keys():
         share = about["pairs_evaluated"] / max(1, about["pairs"])
         found.append(

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxprune.report.page import pixels
 from jaxprune.report.page.pixels import Maps, Mosaic
-from jaxprune.report.page.sweeps import Sweep
+from jaxprune.report.page.sweeps import Sweep, TaskSweep
 
 
 class Pictures:
@@ -22,7 +22,7 @@ class Pictures:
         self._pools: dict[tuple[int, ...], dict[bytes, int]] = {}
         self._pictures: list[list[Any]] = []
 
-    def feature_maps(self, sweep: Sweep) -> int:
+    def feature_maps(self, sweep: Sweep | TaskSweep) -> int:
         """The place of the sweep's mean feature maps."""
         key = sweep.result.mean_feature_map.tobytes()
         if key not in self._maps:
@@ -30,7 +30,7 @@ class Pictures:
             self.maps.append(pixels.feature_maps(sweep.result.mean_feature_map))
         return self._maps[key]
 
-    def thumbnails(self, sweep: Sweep) -> dict[int, int]:
+    def thumbnails(self, sweep: Sweep | TaskSweep) -> dict[int, int]:
         """Places in the sweep's pool, by image, of as many as it takes."""
         images, pictures = sweep.result.thumbnail_images, sweep.result.thumbnails
         if images is None or pictures is None or not len(pictures):
@@ -50,7 +50,7 @@ class Pictures:
                 places[image] = held[key]
         return places
 
-    def pool(self, sweep: Sweep) -> int:
+    def pool(self, sweep: Sweep | TaskSweep) -> int:
         """Which of the pools the sweep's thumbnails are in; -1 if it has none."""
         pictures = sweep.result.thumbnails
         if pictures is None or not len(pictures):

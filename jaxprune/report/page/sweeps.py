@@ -16,8 +16,11 @@ from jaxtyping import Int
 
 from jaxprune._base.errors import InputError
 from jaxprune.results import saved
+from jaxprune.results.base import BaseResult
+from jaxprune.results.load import AnyResult, load
 from jaxprune.results.result import SweepResult
-from jaxprune.results.thumbnails import first_flip
+from jaxprune.results.task_result import TaskResult
+from jaxprune.results.thumbnails import SHOWN, first_flip
 
 # What sweep.csv says of every K that the page shows, where it does.
 COLUMNS = (
@@ -35,8 +38,12 @@ SHARES = 10
 _CHANGES = 300_000
 
 
+# Images that get worse, or better, at one K.
+_MOVED = SHOWN
+
+
 @dataclass(frozen=True)
-class Sweep:
+class BaseSweep:
     """A sweep and where it is saved.
 
     Attributes:
@@ -45,7 +52,7 @@ class Sweep:
       folder: its folder; None where it is not saved.
     """
 
-    result: SweepResult
+    result: AnyResult
     columns: dict[str, np.ndarray]
     folder: Path | None
 
@@ -56,16 +63,10 @@ class Sweep:
         words = [about.get(key) for key in ("layer", "criterion", "fill")]
         return " · ".join(str(word) for word in words if word) or "sweep"
 
-    @cached_property
+    @property
     def rows(self) -> list[int]:
-        """Rows of the K that are shown: all, or fewer where very much changes."""
-        predictions, ks = self.result.predictions, self.result.ks
-        kept = {0, len(ks) - 1, *(ks.index(k) for k in self.marked.values())}
-        rows, step = [*range(len(ks))], 1
-        while len(rows) > len(kept) and _changed(predictions[rows]).sum() > _CHANGES:
-            step *= 2
-            rows = sorted({*range(0, len(ks), step), *kept})
-        return rows
+        """Rows of the K that are shown."""
+        return [*range(len(self.result.ks))]
 
     @cached_property
     def marked(self) -> dict[str, int]:
@@ -83,9 +84,8 @@ class Sweep:
             "channels": len(self.result.order),
             "ks": [self.result.ks[row] for row in self.rows],
             "columns": {
-                name: np.round(self.columns[name][self.rows], _DIGITS).tolist()
-                for name in COLUMNS
-                if name in self.columns
+                name: np.round(column[self.rows], _DIGITS).tolist()
+                for name, column in self.columns.items()
             },
             **self.marked,
             "texts": self._texts(),
@@ -94,14 +94,66 @@ class Sweep:
     def _texts(self) -> dict[str, str]:
         """Words of the page that do not depend on K."""
         height, width, channels = self.result.mean_feature_map.shape
-        losses = self.result.cross_entropy
+        losses = self.result.loss
         return {
             "of": f"of {channels:,} channels pruned",
             "first_k": str(self.result.ks[0]),
             "first_loss": "-" if losses is None else f"{losses[0]:.4f}",
-            "images": f"{len(self.result.labels):,}",
+            "images": f"{self.result.images:,}",
             "maps": f"{channels:,} channels of {height} x {width}",
         }
+
+
+@dataclass(frozen=True)
+class TaskSweep(BaseSweep):
+    """A sweep whose outputs are no classes."""
+
+    result: TaskResult
+
+    def detail(self) -> dict[str, Any]:
+        """The details of the sweep in view; JSON-able."""
+        result = self.result
+        change = result.losses - result.losses[0]
+        worst = np.argsort(-change, axis=1, kind="stable")[:, :_MOVED]
+        best = np.argsort(change, axis=1, kind="stable")[:, :_MOVED]
+        return {
+            "order": result.order.tolist(),
+            "scores": [float(f"{score:.5g}") for score in result.scores],
+            "images": [*range(result.images)],
+            "moved": {
+                "worse": [self._moved(row, worst[row], 1) for row in self.rows],
+                "better": [self._moved(row, best[row], -1) for row in self.rows],
+            },
+        }
+
+    def _moved(
+        self, row: int, images: np.ndarray, sign: int
+    ) -> list[tuple[int, float, float]]:
+        """Image, loss before and loss now, of those that move in one direction."""
+        before, now = self.result.losses[0], self.result.losses[row]
+        return [
+            (int(i), float(f"{before[i]:.4g}"), float(f"{now[i]:.4g}"))
+            for i in images
+            if sign * (now[i] - before[i]) > 0
+        ]
+
+
+@dataclass(frozen=True)
+class Sweep(BaseSweep):
+    """A sweep whose outputs are classes."""
+
+    result: SweepResult
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Rows of the K that are shown: all, or fewer where very much changes."""
+        predictions, ks = self.result.predictions, self.result.ks
+        kept = {0, len(ks) - 1, *(ks.index(k) for k in self.marked.values())}
+        rows, step = [*range(len(ks))], 1
+        while len(rows) > len(kept) and _changed(predictions[rows]).sum() > _CHANGES:
+            step *= 2
+            rows = sorted({*range(0, len(ks), step), *kept})
+        return rows
 
     def detail(self) -> dict[str, Any]:
         """The details of the sweep in view; JSON-able."""
@@ -175,7 +227,7 @@ def _tenths_of_percent(counts: Int[np.ndarray, "K C"]) -> Int[np.ndarray, "K C"]
     return tenths + (places < 1000 - tenths.sum(1, keepdims=True))
 
 
-def find(source: Path | SweepResult) -> list[Sweep]:
+def find(source: Path | AnyResult) -> list[Sweep] | list[TaskSweep]:
     """The sweeps of a run directory, of one sweep's folder, or one that is not saved.
 
     The first is the one to look at: of all, it prunes the largest share of its channels
@@ -184,29 +236,56 @@ def find(source: Path | SweepResult) -> list[Sweep]:
     Raises:
       InputError: there is none, or one is damaged.
     """
-    if isinstance(source, SweepResult):
-        return [Sweep(source, _with_change(source.columns()), None)]
+    if isinstance(source, BaseResult):
+        return _alike([(source, source.columns(), None)])
     if (source / "sweep.npz").exists():
         folders = [source]
     else:
         folders = sorted(path.parent for path in source.glob("sweep-*/summary.json"))
     if not folders:
         raise InputError(f"{source} holds no sweep: run jaxprune sweep first")
-    found = []
+    found: list[tuple[AnyResult, dict[str, np.ndarray], Path | None]] = []
     for folder in folders:
-        result = SweepResult.load(folder)  # raises where sweep.csv is not what it was
-        columns = _with_change(saved.read_columns(folder, COLUMNS))
-        found.append(Sweep(result, columns, folder))
-    return sorted(found, key=_safe_share, reverse=True)
+        result = load(folder)  # raises where sweep.csv is not what it was
+        names = COLUMNS if isinstance(result, SweepResult) else [*result.columns()]
+        found.append((result, saved.read_columns(folder, names), folder))
+    return _alike(found)
+
+
+def _alike(
+    found: list[tuple[AnyResult, dict[str, np.ndarray], Path | None]],
+) -> list[Sweep] | list[TaskSweep]:
+    """The sweeps, the one to look at first.
+
+    Raises:
+      InputError: they are of several tasks.
+    """
+    of_classes = [
+        Sweep(result, _with_change(columns), folder)
+        for result, columns, folder in found
+        if isinstance(result, SweepResult)
+    ]
+    of_tasks = [
+        TaskSweep(result, columns, folder)
+        for result, columns, folder in found
+        if isinstance(result, TaskResult)
+    ]
+    measures = {result.measure for result, *_ in found}
+    if len(measures) > 1:
+        raise InputError(f"sweeps of several tasks: {', '.join(sorted(measures))}")
+    if of_classes:
+        return sorted(of_classes, key=_safe_share, reverse=True)
+    return sorted(of_tasks, key=_safe_share, reverse=True)
 
 
 def _with_change(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns and the change of balanced accuracy, of which they hold the ends."""
     balanced = columns["balanced_accuracy"]
-    return {**columns, "balanced_change": balanced - balanced[0]}
+    made = {**columns, "balanced_change": balanced - balanced[0]}
+    return {name: made[name] for name in COLUMNS if name in made}
 
 
-def _safe_share(sweep: Sweep) -> float:
+def _safe_share(sweep: BaseSweep) -> float:
     return sweep.marked["largest_safe_k"] / len(sweep.result.order)
 
 

@@ -27,6 +27,7 @@ function line(cells, tag = "td", first = tag) {
 // Changes lead from one row's predictions to another's, forwards and back.
 function move(row) {
   const { labels, changes, class_names } = sweep.detail;
+  if (!changes) return; // of another task
   const put = (image, to) => {
     const [from, into] = [now.predicted[image], to].map((c) => labels[image] * class_names.length + c);
     now.confusion.set(from, now.confusion.get(from) - 1);
@@ -46,11 +47,11 @@ function show_figures(row) {
     write(node, column ? FORMS[node.dataset.form](column[row]) : "–");
   }
   at("k").value = row;
-  at("k").ariaValueText = `K = ${ks[row]}, accuracy ${FORMS.number(columns.accuracy[row])}`;
+  at("k").ariaValueText = `K = ${ks[row]}, ${page.measure} ${FORMS.number(columns[page.measure][row])}`;
   write(at("k-now"), String(ks[row]));
   page.sweeps.forEach((other, i) => {
     const last = other.ks.findLastIndex((k) => k <= ks[row]);
-    write(at("legend").tBodies[0].rows[i].cells[1], last < 0 ? "–" : FORMS.number(other.columns.accuracy[last]));
+    write(at("legend").tBodies[0].rows[i].cells[1], last < 0 ? "–" : FORMS.number(other.columns[page.measure][last]));
   });
 }
 
@@ -65,7 +66,7 @@ function show_confusion() {
     cell.style.setProperty("--share", Math.abs(value / 100).toFixed(3));
   };
   for (let pair = 0; pair < count * count; pair++) {
-    const of = of_class[Math.floor(pair / count)] / 100;
+    const of = (of_class[Math.floor(pair / count)] || 1) / 100;
     const share = (now.confusion.get(pair) ?? 0) / of;
     const change = share - (now.first.get(pair) ?? 0) / of;
     paint(now.cells[0][pair], share, share.toFixed(count > 4 ? 0 : 1));
@@ -107,6 +108,21 @@ function show_images(row) {
   }
 }
 
+function show_moved(row) {
+  const { moved, thumbnails, pool } = sweep.detail;
+  for (const kind of ["worse", "better"]) {
+    [...at(kind).children].forEach((item, i) => {
+      const found = moved[kind][row][i];
+      item.hidden = !found;
+      if (item.hidden) return;
+      const [image, before, after] = found;
+      item.title = `image ${image}`;
+      write(item.children[1], `${before.toPrecision(3)} → ${after.toPrecision(3)}`);
+      put_tile(item.children[0], thumbnails[image] ?? -1, page.pools[pool]?.columns, `#${image}`);
+    });
+  }
+}
+
 function put_tile(node, place, columns, missing = "") {
   node.classList.toggle("missing", place < 0);
   write(node, place < 0 ? missing : "");
@@ -125,11 +141,14 @@ function show() {
   move(row);
   show_figures(row);
   for (const view of Object.values(charts)) view.signal("k", sweep.ks[row]).run();
-  show_confusion();
-  show_images(row);
   show_maps(sweep.ks[row]);
-  sweep.detail.shares.percent.forEach((shares, i) =>
-    write(at("shares").tBodies[0].rows[i].cells[3], `${shares[row].toFixed(1)} %`));
+  if (sweep.detail.moved) show_moved(row);
+  else {
+    show_confusion();
+    show_images(row);
+    sweep.detail.shares.percent.forEach((shares, i) =>
+      write(at("shares").tBodies[0].rows[i].cells[3], `${shares[row].toFixed(1)} %`));
+  }
   clearTimeout(state.timer);
   if (location.protocol === "about:") return; // in a notebook
   const address = `#${new URLSearchParams({ k: sweep.ks[row], sweep: sweep.name })}`;
@@ -194,14 +213,16 @@ function choose(index, k) {
   sweep = page.sweeps[index];
   const { detail } = sweep;
   const [first, confusion] = [new Map(detail.confusion), new Map(detail.confusion)];
-  now = { row: 0, pruned: 0, first, confusion, predicted: [...detail.predicted] };
+  now = { row: 0, pruned: 0, first, confusion, predicted: [...(detail.predicted ?? [])] };
   if (at("sweep")) at("sweep").value = index;
   for (const node of all("[data-sweep]")) node.hidden = Number(node.dataset.sweep) !== index;
   for (const node of all("[data-text]")) write(node, sweep.texts[node.dataset.text]);
   at("k").max = sweep.ks.length - 1;
-  build_confusion(detail.class_names);
   build_maps(detail);
-  build_shares(detail.shares);
+  if (!detail.moved) {
+    build_confusion(detail.class_names);
+    build_shares(detail.shares);
+  }
   arrange();
   all("details[open]").forEach(build_table);
   for (const view of Object.values(charts)) view.signal("main", sweep.name);

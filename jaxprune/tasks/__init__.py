@@ -1,0 +1,1 @@
+"""Tasks: what a network's outputs are for, and how good they are."""
