@@ -1,12 +1,14 @@
 """Every K of a layer that one other layer reads, without that consumer's cost.
 
 What a dense layer or a convolution returns is a sum over the channels that it reads.
-From one mask to the next only the pruned channel's part of it changes, so the sum is
-updated instead of worked out again: it is carried from one run of STEP channels to the
-next by one product, which keeps rounding from adding up, and each pair adds the parts
-of the few channels that were pruned since. With the linear fill the parts are those of
-residuals, each channel less what those pruned later predict for it, and of the rows
-that these meet (`jaxprune.fills.linear`).
+From one mask to the next only one channel's part of it changes, so the sum is updated
+instead of worked out again: it is carried from one run of STEP channels to the one
+before by one product, which keeps rounding from adding up, and each pair adds the parts
+of the few channels that it still keeps. The largest K comes first, so that parts are
+only ever added: where a pruned channel is far larger than those that are left, taking
+it off would leave its rounding. With the linear fill the parts are those of residuals,
+each channel less what those pruned later predict for it, and of the rows that these
+meet (`jaxprune.fills.linear`).
 
 Axes: B images, P channels, S as many as fill whole steps, R features of the consumer
 that hold one channel, F all its features, U what it returns, M pairs.
@@ -14,7 +16,7 @@ that hold one channel, F all its features, U what it returns, M pairs.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,22 @@ from jaxprune.tasks.task import Task
 # Channels between two sums that all pairs of a batch share. More make the pairs' own
 # sums dearer, fewer leave more evaluations that are not full.
 STEP = 16
+
+
+class Read(NamedTuple):
+    """What a consumer returns for a batch, and what it is given.
+
+    Attributes:
+      whole: what it returns, [B ... U].
+      pruned: the same with the first channels of the order pruned.
+      part: what each channel adds to its fill, by rank [B ... S, R], 0 after the last.
+      differs: whether that is anything, [B, S].
+    """
+
+    whole: Array
+    pruned: Array
+    part: Array
+    differs: Array
 
 
 @dataclass(frozen=True)
@@ -78,12 +96,16 @@ class ReadNetwork:
         return weights
 
     def read(
-        self, weights: Any, images: Array, feature_map: Array
-    ) -> tuple[Array, Array, Array]:
-        """The consumer's output [B ... U], and its input's changes by pruning.
+        self, weights: Any, images: Any, feature_map: Array, rank: Any, end: Any
+    ) -> "Read":
+        """What the consumer returns and is given; see `Read`.
 
-        The changes are those of each channel by rank [B ... S, R], 0 after the last;
-        then whether there are any [B, S].
+        Args:
+          weights: see `weights`.
+          images: a batch.
+          feature_map: the layer's.
+          rank: each channel's place in the order.
+          end: channels that are pruned in the sum that the steps begin with.
         """
         graph, name = self.network.graph(images), self.consumer.layer.name
         layer, consumer = graph.layer(self.layer), graph.layer(name)
@@ -96,37 +118,48 @@ class ReadNetwork:
             )  # fmt: skip
             return consumer.features(x), consumer.outputs(y)
 
+        def returned(features: Array) -> Array:
+            known = {consumer.input: consumer.from_features(features)}
+            want = [consumer.output]
+            (y,) = run(graph.program, weights["arrays"], images, given=known, want=want)
+            return consumer.outputs(y)
+
         x, whole = given(feature_map)
+        features, keep = self.consumer.features, rank >= end
         fill = self.plan.fill
         if "nested" in weights:
-            residuals = weights["nested"].residuals(x)
-            change = -residuals.reshape(*x.shape[:-1], *self.consumer.features.shape)
+            nested = weights["nested"]
+            part = nested.residuals(x).reshape(*x.shape[:-1], *features.shape)
+            pruned = returned(nested(x, keep))
         elif isinstance(fill, ConstantFill):
-            filled = jnp.asarray(fill.values, feature_map.dtype)
-            filled, _ = given(jnp.broadcast_to(filled, feature_map.shape))
-            change = (filled - x)[..., self.consumer.features]
+            values = jnp.asarray(fill.values, feature_map.dtype)
+            filled, _ = given(jnp.broadcast_to(values, feature_map.shape))
+            part = (x - filled)[..., features]
+            _, pruned = given(jnp.where(keep, feature_map, values))
         else:
             assert isinstance(fill, MeanFill)
-            held = fill.means.get(name, np.float32(0))
-            change = (held - x)[..., self.consumer.features]
-        change = _by_rank(change, weights["order"]).swapaxes(-1, -2)
-        middle = (*range(1, change.ndim - 2), change.ndim - 1)
-        return whole, change, jnp.any(change != 0, axis=middle)
+            held = jnp.broadcast_to(fill.means.get(name, np.float32(0)), x.shape[-1:])
+            part = (x - held)[..., features]
+            mixed = jnp.where(keep, x[..., features], held[features])
+            pruned = returned(x.at[..., features].set(mixed.astype(x.dtype)))
+        part = _by_rank(part, weights["order"]).swapaxes(-1, -2)
+        middle = (*range(1, part.ndim - 2), part.ndim - 1)
+        return Read(whole, pruned, part, jnp.any(part != 0, axis=middle))
 
-    def advance(self, weights: Any, total: Array, change: Array, first: Array) -> Array:
-        """The consumer's sum with STEP more channels pruned, from `first` on."""
-        parts, kernel = self._step(weights, change, first)
+    def advance(self, weights: Any, total: Array, part: Array, first: Array) -> Array:
+        """The consumer's sum with STEP more channels kept, from `first` on."""
+        parts, kernel = self._step(weights, part, first)
         return total + self.consumer.product(kernel, _flat(parts))
 
     def judge(
-        self, weights: Any, targets: Any, around: Any, total: Array, change: Array,
+        self, weights: Any, targets: Any, around: Any, total: Array, part: Array,
         first: Array, image: Array, pruned: Array,
     ) -> dict[str, Array]:  # fmt: skip
-        """Outputs [M] with `pruned` more channels pruned, from `first` on."""
-        parts, kernel = self._step(weights, change, first)
-        gone = np.arange(STEP) < pruned[:, None]
-        gone = gone.reshape(len(image), *(1,) * (parts.ndim - 3), STEP, 1)
-        parts = jnp.where(gone, parts[image], 0)
+        """Outputs [M] with all but `pruned` of STEP channels kept, from `first` on."""
+        parts, kernel = self._step(weights, part, first)
+        kept = np.arange(STEP) >= pruned[:, None]
+        kept = kept.reshape(len(image), *(1,) * (parts.ndim - 3), STEP, 1)
+        parts = jnp.where(kept, parts[image], 0)
         total = total[image] + self.consumer.product(kernel, _flat(parts))
         targets, around = jax.tree.map(lambda a: a[image], (targets, around))
         outputs = self.outputs(weights["arrays"], around, total)
@@ -137,13 +170,13 @@ class ReadNetwork:
         total = self.consumer.layer.from_outputs(total)
         return self.head.results(arrays, around, total)
 
-    def _step(self, weights: Any, change: Array, first: Array) -> tuple[Array, Array]:
-        """The changes of STEP channels, and the rows of the kernel that they meet."""
-        held = change.shape[-1]
+    def _step(self, weights: Any, part: Array, first: Array) -> tuple[Array, Array]:
+        """The parts of STEP channels, and the rows of the kernel that they meet."""
+        held = part.shape[-1]
         kernel = lax.dynamic_slice_in_dim(
             weights["kernel"], first * held, STEP * held, -2
         )
-        return lax.dynamic_slice_in_dim(change, first, STEP, -2), kernel
+        return lax.dynamic_slice_in_dim(part, first, STEP, -2), kernel
 
 
 def _by_rank(channels: Any, order: Any) -> Any:
@@ -178,7 +211,7 @@ class RunningSum:
     ):
         self._network = read = ReadNetwork(network, layer, consumer, plan, head, task)
         whole, spread = (REPLICATED,), (SPREAD, SPREAD)
-        self._read = Sharded(read.read, mesh, (*whole, *spread), SPREAD)
+        self._read = Sharded(read.read, mesh, (*whole, *spread, *whole * 2), SPREAD)
         self._around = Sharded(head.around, mesh, (*whole, SPREAD), SPREAD)
         self._advance = Sharded(read.advance, mesh, whole * 4, REPLICATED)
         self._judge = Sharded(read.judge, mesh, (*whole * 6, *spread), SPREAD)
@@ -198,27 +231,39 @@ class RunningSum:
     def __call__(self, batch: Batch, feature_map: np.ndarray) -> Judged:
         """The outputs of a batch's real images."""
         weights, ks = self._weights, np.asarray(self._plan.ks)
-        total, change, differs = self._read(weights, batch.images, feature_map)
-        differs = np.asarray(differs)[: batch.size, : len(self._plan.order)]
+        firsts = np.arange(0, ks[-1] + 1, STEP, dtype=np.int32)
+        read = self._read(
+            weights, batch.images, feature_map, self._plan.rank, firsts[-1] + STEP
+        )
+        differs = np.asarray(read.differs)[: batch.size, : len(self._plan.order)]
         changed = changed_pairs(differs, self._plan.ks)
         mask, image = np.nonzero(changed)
         pairs = np.stack([image, ks[mask]], axis=1).astype(np.int32)
-        firsts = np.arange(0, ks[-1] + 1, STEP, dtype=np.int32)
-        steps = np.split(pairs, np.searchsorted(pairs[:, 1], firsts[1:]))
         around = self._around(weights["arrays"], batch.images)
-        targets, around, total, change = replicate(
-            (batch.targets, around, total, change), self._mesh
+        targets, around, whole, total, part = replicate(
+            (batch.targets, around, read.whole, read.pruned, read.part), self._mesh
         )
-        parts: list[dict[str, np.ndarray]] = []
-        for first, here in zip(firsts, steps, strict=True):
+
+        def judge(total: Any, first: Any, here: np.ndarray) -> dict[str, np.ndarray]:
+            found = collect(
+                self._judge(
+                    weights, targets, around, total, part, first, some[:, 0],
+                    some[:, 1] - first,
+                )
+                for some in chunks(here, self._pairs)
+            )  # fmt: skip
+            return {name: array[: len(here)] for name, array in found.items()}
+
+        # Of the whole network the sum is its own: nothing is added to it.
+        baseline = pairs[pairs[:, 1] == 0] + np.array([0, STEP], np.int32)
+        pairs = pairs[pairs[:, 1] > 0]
+        steps = np.split(pairs, np.searchsorted(pairs[:, 1], firsts[1:]))
+        values = []
+        for first, here in zip(firsts[::-1], steps[::-1], strict=True):
             if len(here):
-                found = collect(
-                    self._judge(
-                        weights, targets, around, total, change, first, some[:, 0],
-                        some[:, 1] - first,
-                    )
-                    for some in chunks(here, self._pairs)
-                )  # fmt: skip
-                parts.append({name: a[: len(here)] for name, a in found.items()})
-            total = self._advance(weights, total, change, first)
-        return carry_forward(changed, collect(parts))
+                values.append(judge(total, first, here))
+            if first:
+                total = self._advance(weights, total, part, first)
+        if len(baseline):
+            values.append(judge(whole, firsts[0], baseline))
+        return carry_forward(changed, collect(values[::-1]))

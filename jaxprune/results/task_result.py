@@ -54,9 +54,9 @@ class TaskResult(BaseResult):
     thumbnail_images: Int[np.ndarray, " t"] | None = None
     thumbnails: UInt8[np.ndarray, "t h w c"] | None = None
     shown: Int[np.ndarray, " T"] | None = None
-    shown_targets: UInt8[np.ndarray, "T H W c"] | None = None
+    shown_targets: UInt8[np.ndarray, "T y x b"] | None = None
     shown_ks: Int[np.ndarray, " R"] | None = None
-    shown_outputs: UInt8[np.ndarray, "T R H W c"] | None = None
+    shown_outputs: UInt8[np.ndarray, "T R y x e"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -189,19 +189,20 @@ class _ByConsumer:
     def begin(self, weights: Any, images: Array, maps: Array) -> Any:
         """The way around, the consumer's sum, and its change by each channel."""
         network, kept = self._network, weights["kept"]
-        total, change, _ = network.read(weights, images, maps)
-        change = change[..., : len(kept), :]
-        gone = jnp.where(kept[:, None], 0, change)
-        total += self._product(weights, gone.reshape(*gone.shape[:-2], -1), 0)
-        return network.head.around(weights["arrays"], images), total, change
+        read = network.read(weights, images, maps, jnp.arange(len(kept)), 0)
+        part = read.part[..., : len(kept), :]
+        gone = jnp.where(kept[:, None], 0, part)
+        gone = gone.reshape(*gone.shape[:-2], -1)
+        total = read.whole - self._product(weights, gone, 0)
+        return network.head.around(weights["arrays"], images), total, part
 
     def outputs(self, weights: Any, state: Any, mask: Array) -> Any:
         """Under a mask that has all that is kept, or all but one."""
-        around, total, change = state
+        around, total, part = state
         missing = weights["kept"] & ~mask
         j = jnp.argmax(missing)
-        part = jnp.where(missing.any(), change[..., j, :], 0)
-        total += self._product(weights, part, j * self._held)
+        gone = jnp.where(missing.any(), part[..., j, :], 0)
+        total -= self._product(weights, gone, j * self._held)
         return self._network.outputs(weights["arrays"], around, total)
 
     def _product(self, weights: Any, x: Array, start: Any) -> Array:

@@ -11,13 +11,15 @@ from flax import linen as nn
 
 import reference
 from jaxprune._base.mesh import make_mesh
+from jaxprune.data.splits import image_split
 from jaxprune.evaluation.changed_pairs import carry_forward, changed_pairs
 from jaxprune.evaluation.every_pair import Plan
 from jaxprune.evaluation.running_sum import STEP, RunningSum
 from jaxprune.fills.fill import ConstantFill
 from jaxprune.sweep.activations import tap_layer
+from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.strategy import choose_evaluation
-from random_data import random_split
+from random_data import random_split, random_variables
 from toys import network, planted, run_sweep
 
 # Which way each layer of Chain is evaluated.
@@ -239,3 +241,37 @@ def test_few_units_that_read_many_features_make_no_large_batches():
     assert isinstance(way, RunningSum)
     assert way._pairs <= STEP * images
     assert way._pairs * STEP * 64 <= 2**22
+
+
+class Scaled(nn.Module):
+    """Channels of one convolution that a dense layer, or a padded one, reads."""
+
+    dense: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(37, (1, 1), name="only")(x))
+        if self.dense:
+            return nn.Dense(3, name="out")(x.reshape(len(x), -1))
+        return nn.Conv(3, (3, 3), name="out")(x).mean((1, 2))
+
+
+@pytest.mark.parametrize("fill", ["zero", "bias", "mean", "drop"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_channels_of_any_scale_leave_no_rounding_behind(dense, fill):
+    """Twelve decades, the largest pruned first: what stays is as good as without it."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(12, 3, 3, 2)).astype(np.float32)
+    variables = random_variables(Scaled(dense), images[:1])
+    scales = np.float32(10.0 ** rng.uniform(-6, 6, 37))
+    for leaf in variables["params"]["only"].values():
+        leaf *= scales
+    split = image_split(images, np.arange(12) % 3, ("a", "b", "c"))
+    tapped = tap_layer(Scaled(dense).apply, variables, split, layer="only", tap="relu")
+    scores = -scales.astype(float)
+    fast = sweep_layer(tapped, scores, fill=fill)
+    slow = sweep_layer(tapped, scores, fill=fill, every_pair=True)
+    assert fast.about["evaluation"] == "RunningSum"
+    # Logits of the last K are near 1e-6, those of the first near 1e6.
+    np.testing.assert_allclose(fast.cross_entropy, slow.cross_entropy, rtol=1e-4)
+    assert (fast.predictions == slow.predictions).mean() > 0.99

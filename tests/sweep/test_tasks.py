@@ -85,8 +85,7 @@ def test_every_k_equals_zeroed_weights(name, how):
     scores = jaxprune.score(tapped, "mean")
     result = jaxprune.sweep_layer(tapped, scores, **how)
     assert isinstance(result, jaxprune.TaskResult)
-    if targets is None:
-        targets = WHOLE
+    targets = jax.tree.map(jnp.asarray, WHOLE if targets is None else targets)
     outputs = [picked(task, zeroed(result.order, k)) for k in result.ks]
     judged = [jax.tree.map(np.asarray, task.judge(o, targets)) for o in outputs]
     np.testing.assert_allclose(
@@ -116,7 +115,7 @@ def test_criteria_go_by_the_task_s_loss(criterion):
 
     def loss(variables):
         output = Several().apply(variables, IMAGES)["image"]
-        return np.asarray(task.loss(output, targets)).mean()
+        return np.asarray(task.loss(output, jnp.asarray(targets))).mean()
 
     rises = []
     for channel in range(WIDTH):
