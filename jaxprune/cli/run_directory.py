@@ -21,6 +21,7 @@ from jaxprune.cli import cluster, lock, user_images, user_network
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
+from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.graph.network import Network
 from jaxprune.recipes import config
 from jaxprune.recipes.config import AnyConfig, Config, UserConfig
@@ -126,8 +127,13 @@ class Run:
         return jnp.moveaxis(scaled, -1, 1) if self.channels_first else scaled
 
     def apply(self, variables: Any, images: Array) -> Any:
-        """Logits of images as they are."""
-        return self.whole.function(variables, self.scale(images))
+        """The network's output for images as they are."""
+        return self._fast.function(variables, self.scale(images))
+
+    @cached_property
+    def _fast(self) -> Network:
+        """The network as images are evaluated."""
+        return with_fast_convolutions(self.whole) if self.comes_trained else self.whole
 
     def network(self, variables: Any = None) -> Network:
         """The network on images as they are; by default with `whole`'s parameters."""

@@ -12,6 +12,7 @@ from jaxprune.cli.compact.plan import Plan
 from jaxprune.cli.run_directory import Run
 from jaxprune.data.splits import Split, batches
 from jaxprune.fills.masked import Pruning, make_pruning, run_masked
+from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.sweep.taps import capture_map
 
 
@@ -41,7 +42,7 @@ class Masked(Baseline):
         return make_pruning(self.network, self.group, plan.keep(k), plan.fill)
 
     def _masked_logits(self, prunings: Sequence[Pruning]) -> list[np.ndarray]:
-        network, layer = self.network, self.group.name
+        network, layer = with_fast_convolutions(self.network), self.group.name
 
         @jax.jit
         def trunk(arrays: Any, images: Any) -> Any:

@@ -16,6 +16,7 @@ from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
 from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import machine
 from jaxprune.data.cache import cache_folder
+from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.results.confidence import discordant, largest_drop
 from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
@@ -78,7 +79,7 @@ class Ladder:
         self._state = _read(self._journal)
         analysis = self._analyse(run.scale(jnp.asarray(images)))
         self.analysis = self._timed(analysis)
-        program = whole.program(whole.network.function)
+        program = whole.program(with_fast_convolutions(whole.network).function)
         self._whole_logits = whole.evaluate(
             program, whole.network.params, "whole network"
         )
@@ -140,7 +141,7 @@ class Ladder:
         small, arrays = self.cut(rung)
         whole = self.whole
         # Unlike the model itself, this knows what is added where there is no bias.
-        program = whole.program(self.analysis.whole.function)
+        program = whole.program(with_fast_convolutions(self.analysis.whole).function)
         masked = whole.evaluate(program, dict(arrays), "masked network")
         proof = whole.prove(masked, small)
         both = np.stack([self._whole_logits, masked])
