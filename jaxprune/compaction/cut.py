@@ -106,6 +106,8 @@ def cut(network: Network, prunings: Sequence[Pruning]) -> dict[str, np.ndarray]:
     for reader in dict.fromkeys(name for p in prunings for name in p.group.readers):
         layer = graph.reader(reader)
         own = [p for p in prunings if reader in p.group.readers]
+        own.sort(key=lambda p: isinstance(p.fill, LinearFill))
+        _check_predicted_once(layer, own)
         if layer.kind == "sum":
             constants = _constants(layer, own, given)
             if constants.any():
@@ -212,7 +214,8 @@ def _constants(
 ) -> Float[np.ndarray, "*positions F"]:
     """The constants of pruned features, whatever the image is; 0 for the others.
 
-    Without positions where it is the same at all of them.
+    Without positions where it is the same at all of them. A feature may be of several
+    groups, as of a head and of a dimension: predictions are made of constants, too.
     """
     constants = np.zeros(layer.inputs)
     if layer.name in given:
@@ -226,7 +229,7 @@ def _constants(
             constants[..., gone] = fill.at_consumer(pruning.group, layer.name)[gone]
         elif isinstance(fill, LinearFill) and layer.kind != "sum":
             regression = pruning.mask.at_consumers[layer.name]
-            constants[..., regression.features] = regression.constants
+            constants[..., gone] = regression.predict(constants)[..., gone]
     return _one_row(constants)
 
 
@@ -235,6 +238,24 @@ def _one_row(rows: Float[np.ndarray, "*positions F"]) -> np.ndarray:
     flat = rows.reshape(-1, rows.shape[-1])
     alike = np.ptp(flat, axis=0).max(initial=0) <= _ALIKE * np.abs(flat).max(initial=0)
     return flat[0] if alike else rows
+
+
+def _check_predicted_once(layer: Layer, prunings: Sequence[Pruning]) -> None:
+    """Raises InputError if a feature is predicted for two groups.
+
+    Either is predicted from features that the other may have removed.
+    """
+    taken = np.full(layer.inputs, -1)
+    for number, pruning in enumerate(prunings):
+        if isinstance(pruning.fill, LinearFill) and layer.kind != "sum":
+            held = pruning.group.consumers[layer.name] >= 0
+            for other in taken[held & (taken >= 0)][:1]:
+                raise InputError(
+                    f"'{layer.name}' reads features that are of '{pruning.group.name}' "
+                    f"and of '{prunings[other].group.name}', such as a head's and a "
+                    "dimension's: one of them can have the fill 'linear', not both"
+                )
+            taken[held] = number
 
 
 def _folded(

@@ -245,20 +245,22 @@ def masked_values(
     env = runner.start(arrays, batch, {})
     runner.equations(program.equations, env)
     sizes: dict[int, Array] = {}
-    for mask in masks:
-        for consumer, how in mask.at_consumers.items():
-            layer = graph.reader(consumer)
-            if layer.in_a_loop or (filled is not None and consumer not in filled):
-                continue
-            features = jnp.abs(layer.features(env[layer.input]))
-            size = jnp.abs(getattr(how, "magnitude", how)(features, mask.keep))
-            operands = [jnp.abs(env[value]) for value in layer.equation.inputs]
-            operands[layer.x] = layer.from_features(jnp.maximum(features, size))
-            (found,) = Runner(program, {}, {}, None, True).alone(
-                layer.equation, operands, env
-            )
-            number = layer.equation.number
-            sizes[number] = sizes.get(number, 0) + found
+    for consumer in dict.fromkeys(name for mask in masks for name in mask.at_consumers):
+        layer = graph.reader(consumer)
+        if layer.in_a_loop or (filled is not None and consumer not in filled):
+            continue
+        features = jnp.abs(layer.features(env[layer.input]))
+        hows = [(m.at_consumers.get(consumer), m.keep) for m in masks]
+        for how, keep in sorted(hows, key=lambda how: not isinstance(how[0], Constant)):
+            if how is not None:
+                size = jnp.abs(getattr(how, "magnitude", how)(features, keep))
+                features = jnp.maximum(features, size)
+        operands = [jnp.abs(env[value]) for value in layer.equation.inputs]
+        operands[layer.x] = layer.from_features(features)
+        (found,) = Runner(program, {}, {}, None, True).alone(
+            layer.equation, operands, env
+        )
+        sizes[layer.equation.number] = found
     kept = (*program.live, *graph.labels.stored)
     return Masked({value: env[value] for value in kept if value in env}, sizes)
 

@@ -171,6 +171,14 @@ class Regression:
         absolute = jnp.abs(self.coefficients), jnp.abs(self.constants)
         return Regression(self.features, self.owner, *absolute)(jnp.abs(x), keep)
 
+    def predict(self, constants: Float[np.ndarray, "*N F"]) -> np.ndarray:
+        """Features that are constants, the pruned ones predicted, in float64."""
+        held = constants[..., self.features]
+        sent = np.einsum("...rp,rpq->...rq", held, self.coefficients) + self.constants
+        found = np.array(constants, np.float64)
+        found[..., self.features] = sent
+        return found
+
     def fold(self, kernel: Float[np.ndarray, "*taps F U"]) -> np.ndarray:
         """The kernel with W_k + A W_p in the rows of kept channels, in float64."""
         rows = kernel[..., self.features, :].astype(np.float64)

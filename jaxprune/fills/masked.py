@@ -15,7 +15,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxprune._base.errors import InputError
-from jaxprune.fills.fill import AtConsumer, ConstantFill, Fill, MeanFill, resolve_fill
+from jaxprune.fills.fill import (
+    AtConsumer,
+    Constant,
+    ConstantFill,
+    Fill,
+    MeanFill,
+    resolve_fill,
+)
 from jaxprune.graph.evaluate import Change, run
 from jaxprune.graph.groups import LeafAxis, PruningGroup
 from jaxprune.graph.layers import Layer
@@ -137,6 +144,8 @@ def mask_changes(graph: Graph, masks: Sequence[Mask]) -> tuple[Changes, Changes]
             layer = graph.layer(mask.layer)
             eqn = graph.program.made_by[layer.output]
             after[eqn.number] = _filled(layer, mask.keep, mask.values)
+    for hows in at_consumers.values():  # what is predicted is so from what is left
+        hows.sort(key=lambda how: not isinstance(how[0], Constant))
     before = {
         graph.reader(consumer).equation.number: _masked(graph.reader(consumer), hows)
         for consumer, hows in at_consumers.items()

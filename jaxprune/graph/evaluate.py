@@ -155,8 +155,8 @@ class Runner:
 
     def enter(self, array: Any) -> Any:
         """An array as the run is given it."""
-        if self.exact and jnp.issubdtype(jnp.result_type(array), jnp.floating):
-            return jnp.asarray(array, jnp.float64)
+        if self.exact and jnp.issubdtype(jnp.result_type(array), jnp.inexact):
+            return jnp.asarray(array, wide(jnp.result_type(array)))
         if isinstance(array, np.ndarray) and array.ndim:
             return jnp.asarray(array)
         return array
@@ -216,8 +216,8 @@ class Runner:
             return inputs
         params = dict(eqn.params)
         for key in ("new_dtype", "dtype", "preferred_element_type"):
-            if jnp.issubdtype(params.get(key) or jnp.int32, jnp.floating):
-                params[key] = np.dtype(np.float64)
+            if jnp.issubdtype(params.get(key) or jnp.int32, jnp.inexact):
+                params[key] = wide(params[key])
         if "precision" in params:
             params["precision"] = _HIGHEST[eqn.name]
         return self.narrower(eqn, inputs, params)
@@ -301,6 +301,12 @@ def in_float64() -> Iterator[None]:
         device = jax.local_devices()[0]
     with jax.enable_x64(True), jax.default_device(device):
         yield
+
+
+def wide(dtype: Any) -> Any:
+    """The type that numbers of an inexact one are exact in."""
+    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+    return np.dtype(np.complex128 if is_complex else np.float64)
 
 
 def is_relu(program: Program, eqn: Equation) -> bool:

@@ -60,6 +60,7 @@ class Equation:
       original_inputs: the values that `original` is given.
       scope: names of the modules around it, "block_1/conv".
       bodies: functions inside it, if it has any.
+      around: JAX's records of the calls that it is inside, the nearest last.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Equation:
     original_inputs: tuple[int, ...]
     scope: str
     bodies: tuple[Body, ...] = ()
+    around: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -92,11 +94,13 @@ class Equation:
         return " ".join([f"'{self.name}'", *filter(None, where)])
 
     def _line(self) -> str:
-        traceback = self.original.source_info.traceback
-        for frame in traceback.frames if traceback else ():
-            path = frame.file_name.replace("\\", "/")
-            if "/site-packages/" not in path and "/jaxprune/graph/" not in path:
-                return f"({path.rsplit('/', 1)[-1]}:{frame.line_num})"
+        # What a function of a library does, such as a sort, may know no more than that.
+        for record in (self.original, *reversed(self.around)):
+            traceback = record.source_info.traceback
+            for frame in traceback.frames if traceback else ():
+                path = frame.file_name.replace("\\", "/")
+                if "/site-packages/" not in path and "/jaxprune/graph/" not in path:
+                    return f"({path.rsplit('/', 1)[-1]}:{frame.line_num})"
         return ""
 
 
@@ -324,6 +328,7 @@ class _Writer:
     types: list[jax.ShapeDtypeStruct] = field(default_factory=list)
     outer: dict[int, int] = field(default_factory=dict)
     platforms: set[int] = field(default_factory=set)
+    around: tuple[Any, ...] = ()
 
     def new(self, var: Any) -> int:
         self.types.append(jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype))
@@ -359,6 +364,15 @@ class _Writer:
     def _write_one(
         self, eqn: Any, inputs: list[int], equations: list[Equation], scope: str
     ) -> list[int]:
+        before, self.around = self.around, (*self.around, eqn)
+        try:
+            return self._write_parts(eqn, inputs, equations, scope)
+        finally:
+            self.around = before
+
+    def _write_parts(
+        self, eqn: Any, inputs: list[int], equations: list[Equation], scope: str
+    ) -> list[int]:
         name = eqn.primitive.name
         inner_scope = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
         if name in _CALLS and (inner := _inner(eqn)) is not None:
@@ -387,7 +401,7 @@ class _Writer:
     ) -> None:  # fmt: skip
         made = Equation(
             len(self.every), eqn.primitive, eqn.params, tuple(inputs), tuple(outputs),
-            eqn, tuple(inputs), scope, bodies,
+            eqn, tuple(inputs), scope, bodies, self.around[:-1],
         )  # fmt: skip
         self.every.append(made)
         equations.append(made)
@@ -419,7 +433,7 @@ class _Writer:
                 outputs = [self.new(var) for var in eqn.outvars]
                 made = Equation(
                     before, sole.primitive, sole.params, operands, tuple(outputs),
-                    eqn, tuple(inputs), sole.scope,
+                    eqn, tuple(inputs), sole.scope, (), self.around[:-1],
                 )  # fmt: skip
                 self.every.append(made)
                 equations.append(made)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxprune
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, IMAGES, drawer
 from jaxprune.fills.masked import make_pruning
 from masked import zeroed
 from selected import quick
@@ -63,3 +63,34 @@ def test_the_smaller_network_is_the_one_in_which_zeros_are_written(name):
         # Sums of some hundred products in another order, through up to 20 layers.
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
     assert small.proof.images == 2 and small.proof.bound_used <= 1
+
+
+def test_heads_or_dimensions_are_predicted():
+    """Both are of the same features: either is predicted from what is left of both."""
+    network = ARCHITECTURES["vit"].network()
+    heads, dimensions = "attention0/query", "attention0/value"
+    groups = [network.groups.groups[name] for name in (heads, dimensions)]
+    images = drawer(1)(64, *IMAGES.shape[1:])
+    linear = jaxprune.linear_fills(network, images, groups)
+    means = jaxprune.mean_fills(network, images, groups)
+    keeps = {g.name: np.arange(g.units) % 2 == 0 for g in groups}
+    expected = network(images[:2])
+
+    def cut(*fills):
+        how = {name: (keeps[name], fill) for name, fill in fills}
+        small = jaxprune.compact_groups(network, how)
+        assert small.proof.bound_used <= 1
+        shapes = [small.arrays[f"params/attention0/value/{n}"].shape for n in LEAVES]
+        assert shapes == [(8, 1, 2), (1, 2)]
+        return small(images[:2])
+
+    one = cut((heads, means[heads]), (dimensions, linear[dimensions]))
+    other = cut((dimensions, linear[dimensions]), (heads, means[heads]))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    dropped = cut((heads, "drop"), (dimensions, "drop"))
+    assert np.square(one - expected).sum() < np.square(dropped - expected).sum()
+    with pytest.raises(jaxprune.InputError, match=r"one of them can .* not both"):
+        cut((heads, linear[heads]), (dimensions, linear[dimensions]))
+
+
+LEAVES = ("kernel", "bias")

@@ -1,5 +1,7 @@
 """Networks that are functions: what they answer, and what is said of bad ones."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,36 @@ def test_a_function_is_a_network(function):
     np.testing.assert_allclose(small(X), expected, atol=1e-5)
     assert small.params["second"]["w"].shape == (3, 3, 6, 3)
     assert small.params["out"]["w"].shape == (3, 4)
+
+
+def sorted_by_a_library(params, x):
+    x = jnp.sort(jax.nn.relu(conv(x, params["first"]["w"])), axis=-1)
+    x = jax.nn.relu(conv(x, params["second"]["w"]))
+    return x.mean((1, 2)) @ params["out"]["w"]
+
+
+def transformed(params, x):
+    x = jax.nn.relu(conv(x, params["first"]["w"]))
+    x = jnp.abs(jnp.fft.fft2(x, axes=(1, 2)))
+    x = jax.nn.relu(conv(x, params["second"]["w"]))
+    return x.mean((1, 2)) @ params["out"]["w"]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (sorted_by_a_library, r"'sort' \(test_network.py:\d+\) joins them"),
+        (transformed, r"'fft' \(test_network.py:\d+\) is not understood"),
+    ],
+)
+def test_what_cannot_go_is_named_by_the_users_line_and_the_rest_goes(function, reason):
+    network = Network(function, PARAMS, X)
+    assert re.fullmatch(reason, network.groups.whole["first"])
+    keep = np.array([True, False, True, True, False])
+    small = jaxprune.compact_groups(network, {"second": (keep, "drop")})
+    second = PARAMS["second"]["w"] * np.float32(keep)
+    expected = function({**PARAMS, "second": {"w": second}}, X)
+    np.testing.assert_allclose(small(X), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_printed_is_a_line_each():
