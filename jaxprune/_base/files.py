@@ -12,7 +12,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jaxprune._base.errors import InputError
+
 _UNDER_WAY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.(?P<kind>tmp|old)(\..*)?")
+# What threads of this process are writing: temporary paths differ by process alone.
+_writing: dict[Path, object] = {}
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While the block runs, no other thread writes to the path.
+
+    Raises:
+      InputError: one does.
+    """
+    this, path = object(), path.absolute()
+    if _writing.setdefault(path, this) is not this:
+        raise InputError(f"another thread is writing {path}: one at a time")
+    try:
+        yield
+    finally:
+        del _writing[path]
 
 
 @contextmanager
@@ -21,14 +41,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The temporary file lies in the same folder, which must be there, and keeps the
     suffix. If the block raises, it is removed and whatever was at `path` before stays.
+
+    Raises:
+      InputError: another thread is writing there.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _alone(path):
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -38,19 +62,23 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     A folder that is there is replaced as a whole: never is there one with files of
     both. A process that is killed between the two renames which that takes leaves the
     old folder as `.NAME.PID.old`, and `clean` puts it back.
+
+    Raises:
+      InputError: another thread is writing there.
     """
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
-        yield new
-        for path in new.iterdir():
-            _sync(path)
-        _put_in_place(new, folder)
-    finally:
+    with _alone(folder):
         shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir()
+            yield new
+            for path in new.iterdir():
+                _sync(path)
+            _put_in_place(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

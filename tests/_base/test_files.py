@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -99,6 +100,28 @@ def test_clean_follows_no_link(tmp_path):
     (tmp_path / "run" / "link").symlink_to(theirs.parent)
     files.clean(tmp_path / "run")
     assert theirs.exists()
+
+
+@pytest.mark.parametrize("replacing", [files.replacing, files.replacing_folder])
+def test_of_two_threads_one_writes_and_the_other_is_told(tmp_path, replacing):
+    target = tmp_path / "made"
+
+    def write(text, inside=lambda: None):
+        with replacing(target) as new:
+            inside()
+            (new / "a" if replacing is files.replacing_folder else new).write_text(text)
+
+    def other():
+        with (
+            ThreadPoolExecutor() as pool,
+            pytest.raises(InputError, match="made: one at"),
+        ):
+            pool.submit(write, "other").result()
+
+    write("one", other)
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["one"]
+    write("again")  # the other may, once the first has finished
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["again"]
 
 
 def test_no_folder_is_made_for_a_file(tmp_path):
