@@ -107,15 +107,15 @@ class Campaign:
         return jax.tree.unflatten(jax.tree.structure(self.structure), found)
 
     def compact(self, prunings):
-        """The smaller arrays, and the network of them as a function of such."""
-        arrays = cut(self.network, prunings)
+        """The smaller arrays before rounding, and a function: the network's logits."""
+        arrays, exact = cut(self.network, prunings)
         small = removed(as_compact(self.network), prunings, arrays)
         program = jax.make_jaxpr(small.function)(arrays, self.x)
 
-        def logits(arrays):
+        def logits():
             return numpy_programs.run(program, arrays, self.x)[0]
 
-        return arrays, logits
+        return {**arrays, **exact}, logits
 
     def used(self, prunings, masked, arrays):
         """How much of what rounding explains an equation uses at the most."""
@@ -131,7 +131,7 @@ class Campaign:
             )
             shares = numpy_programs.run(program, masked, arrays)
         shares = jax.tree.unflatten(jax.tree.structure(structure), shares)
-        return check_shares(self.graph, shares)
+        return check_shares(self.graph, shares)[0]
 
     def prove(self, prunings):
         """Compares the networks: each equation, and the logits."""
@@ -139,4 +139,4 @@ class Campaign:
         arrays, logits = self.compact(prunings)
         used = self.used(prunings, masked, arrays)
         (value,) = self.graph.program.results
-        return used, compare(masked.values[value], logits(arrays))
+        return used, compare(masked.values[value], logits())

@@ -99,17 +99,20 @@ class Baseline:
         """Share of predictions that are right, in [0, 1]."""
         return float((logits.argmax(-1) == self.split.labels).mean())
 
-    def prove(self, masked: np.ndarray, small: Compact) -> Proof:
+    def prove(
+        self, masked: np.ndarray, small: Compact, unproved: bool = False
+    ) -> Proof:
         """Compares a compact network with the masked one's logits on all images."""
         program = self.program(small.function)
         after = self.evaluate(program, dict(small.arrays), "compact network")
         coarsest = self.network.graph(self.example).program.coarsest
-        proof = compare(masked, after, self.split.labels, coarsest)
+        proof = compare(masked, after, self.split.labels, coarsest, unproved=unproved)
         if small.proof is None:
             return proof
         return replace(
-            proof, equations=small.proof.equations, bound_used=small.proof.bound_used
-        )
+            proof, equations=small.proof.equations, bound_used=small.proof.bound_used,
+            not_proved=proof.not_proved or small.proof.not_proved,
+        )  # fmt: skip
 
     def figures(
         self, small: Compact, batches: Sequence[int], repeats: int

@@ -19,7 +19,7 @@ import numpy as np
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import takes_network
-from jaxprune.compaction.cut import cut
+from jaxprune.compaction.cut import Smaller, cut
 from jaxprune.compaction.network import Compact, as_compact, removed
 from jaxprune.compaction.proof import prove
 from jaxprune.fills.fill import ConstantFill, Fill
@@ -38,6 +38,7 @@ def compact(
     *,
     fill: AnyFill = "zero",
     example: Any = None,
+    unproved: bool = False,
 ) -> Compact:
     """Removes channels of one layer; see `compact_layers`, which this is for one.
 
@@ -52,8 +53,11 @@ def compact(
         0), which is plain slicing, or what `linear_fill` returns.
       example: inputs [N, ...], or a tree of them, for tracing and for the comparison; a
         few images. By default the network's own.
+      unproved: see `compact_layers`.
     """
-    return compact_layers(network, {layer: (keep, fill)}, example=example)
+    return compact_layers(
+        network, {layer: (keep, fill)}, example=example, unproved=unproved
+    )
 
 
 @takes_network
@@ -62,6 +66,7 @@ def compact_layers(
     layers: Mapping[str, tuple[Any, AnyFill]],
     *,
     example: Any = None,
+    unproved: bool = False,
 ) -> Compact:
     """Removes channels of several layers at once.
 
@@ -69,14 +74,16 @@ def compact_layers(
       network: see `compact`.
       layers: name of a convolution -> (mask of its channels, fill).
       example: inputs [N, ...], for tracing and for the comparison; a few images.
+      unproved: returns the network, too, where numbers overflow, so that the comparison
+        proves nothing; its `proof.not_proved` says where.
 
     Returns:
       The smaller network, compared with the masked one on the example.
 
     Raises:
       InputError: bad masks or fills, variables or an example that do not fit, channels
-        that cannot be removed (the operation and the layer are named), or a difference
-        that rounding does not explain.
+        that cannot be removed (the operation and the layer are named), a difference
+        that rounding does not explain, or no proof.
     """
     network = _with_example(network, layers, "layers", example)
     graph = network.graph()
@@ -84,7 +91,7 @@ def compact_layers(
     for name in layers:
         graph.conv(name)
         groups[name] = graph.channels_of(name)
-    return _compact(network, layers, groups)
+    return _compact(network, layers, groups, unproved)
 
 
 @takes_network
@@ -93,6 +100,7 @@ def compact_groups(
     groups: Mapping[str, tuple[Any, str | Fill]],
     *,
     example: Any = None,
+    unproved: bool = False,
 ) -> Compact:
     """Removes units of several groups of coupled channels at once.
 
@@ -102,6 +110,7 @@ def compact_groups(
         takes effect at what the consumers are given: "drop", or of `linear_fills` or
         `mean_fills`.
       example: inputs [N, ...], for tracing and for the comparison; a few images.
+      unproved: see `compact_layers`.
 
     Returns:
       The smaller network, compared with the masked one on the example. Its `layers`
@@ -118,8 +127,8 @@ def compact_groups(
                 f"group '{name}' takes the fill 'drop', or one of "
                 "jaxprune.linear_fills or jaxprune.mean_fills"
             )
-    found = network.groups
-    return _compact(network, groups, {name: found.find(name) for name in groups})
+    found = {name: network.groups.find(name) for name in groups}
+    return _compact(network, groups, found, unproved)
 
 
 def _with_example(network: Network, given: Any, what: str, example: Any) -> Network:
@@ -141,15 +150,20 @@ def _compact(
     network: Network,
     how: Mapping[str, tuple[Any, AnyFill]],
     groups: Mapping[str, PruningGroup],
+    unproved: bool,
 ) -> Compact:
     """The network without what is pruned, proved."""
     whole = as_compact(network)
     prunings = [make_pruning(network, groups[name], *how[name]) for name in how]
-    small = removed(whole, prunings, cut(network, prunings))
+    arrays, exact = cut(network, prunings)
+    small = removed(whole, prunings, arrays)
+    smaller = Smaller(dict(small.arrays), exact)
     example = network.example
     narrowing = network.graph(example).narrowing(kept_of(prunings))
     masks = [pruning.mask for pruning in prunings]
     # A matrix unit that rounds its factors would compute something else.
     with jax.default_matmul_precision("highest"):
-        proof = prove(network, masks, narrowing, small.arrays, example, small)
+        proof = prove(
+            network, masks, narrowing, smaller, example, small, unproved=unproved
+        )
     return replace(small, proof=proof)

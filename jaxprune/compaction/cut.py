@@ -89,12 +89,25 @@ def offset_change(layer: Layer, arrays: Mapping[str, Any]) -> dict[int, Change]:
     return {layer.equation.number: add}
 
 
-def cut(network: Network, prunings: Sequence[Pruning]) -> dict[str, np.ndarray]:
-    """The smaller arrays by path, what pruned channels send on folded in.
+class Smaller(NamedTuple):
+    """The arrays that are left.
+
+    Attributes:
+      arrays: all of them by path, in the types that the network keeps them in.
+      exact: in float64, before they were rounded, those that something is folded into;
+        without maps.
+    """
+
+    arrays: dict[str, np.ndarray]
+    exact: dict[str, np.ndarray]
+
+
+def cut(network: Network, prunings: Sequence[Pruning]) -> Smaller:
+    """The smaller arrays, what pruned channels send on folded in.
 
     Raises:
       InputError: a layer would return nothing, a fill that is no constant where the
-        channels are read, or that cannot be folded in there.
+        channels are read, that cannot be folded in there, or is too large to be.
     """
     graph = network.graph()
     kept = kept_of(prunings)
@@ -123,20 +136,26 @@ def cut(network: Network, prunings: Sequence[Pruning]) -> dict[str, np.ndarray]:
         folded = _folded(layer, own, rows)
         if folded is not None:
             put_kernel(arrays, layer, folded)
-    found = {}
+    found, exact = {}, {}
     for path, array in arrays.items():
+        dtype = array.dtype
         if path in graph.program.leaves:
             array = narrowing.take(graph.program.leaves[path], array)
-            array = array.astype(whole[path].dtype)
+            dtype = whole[path].dtype
         elif path.startswith(f"{KERNELS}/"):
             value = graph.layer(path.partition("/")[2]).kernel_value
             array = narrowing.take(value, array)
-            array = array.astype(graph.program.types[value].dtype)
-        found[path] = np.array(array, order="C")
+            dtype = graph.program.types[value].dtype
+        if array.dtype != dtype:
+            exact[path] = array
+        with np.errstate(over="ignore"):
+            found[path] = np.array(array.astype(dtype), order="C")
+        if path in exact and not np.isfinite(found[path]).all():
+            raise InputError(f"with what is folded in, {path} overflows {dtype}")
     stored = exactly(graph.program, whole, narrowing.stored)
     for i, (value, array) in enumerate(zip(narrowing.stored, stored, strict=True)):
         found[f"{STORED}/{i}"] = narrowing.take(value, array)
-    return found
+    return Smaller(found, exact)
 
 
 def exactly(

@@ -10,13 +10,15 @@ and the number of its outputs.
 
 A sum of n products, s = \sum_i w_i x_i, is right to n u \sum_i |w_i| |x_i| with unit
 roundoff u (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1);
-there is one such sum on either side. Where a fold has written a kernel or a map, its
-entries are those of exact arithmetic rounded to the type in which they are kept, which
-adds that type's u to the n of float64. What is computed element by element is computed
-alike; a few u are granted.
+there is one such sum on either side. What a fold writes is taken before it is rounded
+to the type in which it is kept: in half precision a bound with that type's u could be
+larger than what the layer returns. It comes of other programs in float64, which
+`_FOLDED` allows for. What is computed element by element is computed alike; a few u are
+granted.
 
 What the compact network computes in its own type is compared with the masked one's
-results, too; rounding alone makes the difference.
+results, too; rounding alone makes the difference. Where numbers are not finite, in
+float64 or in the network's own type, nothing is proved.
 
 Axes: N images, C classes, E equations.
 """
@@ -34,7 +36,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxprune._base.arguments import half_of_digits
 from jaxprune._base.batch import size_of
 from jaxprune._base.errors import InputError
-from jaxprune.compaction.cut import KERNELS, extras
+from jaxprune.compaction.cut import KERNELS, Smaller, extras, offset_paths
 from jaxprune.fills.fill import Constant
 from jaxprune.fills.masked import Mask, mask_changes
 from jaxprune.graph.evaluate import Narrowing, Runner, in_float64
@@ -48,6 +50,9 @@ _U = float(np.finfo(np.float64).eps) / 2
 _FEW = 64
 # Of operations that are not listed, loops among them, in units of their largest result.
 _MANY = 1e6
+# Of folded kernels and biases, and of what is added as a map, which is float32.
+_FOLDED = 1e-10
+_MAP = float(np.finfo(np.float32).eps) / 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class Proof:
 
     Attributes:
       images: number of images compared.
-      largest_difference: of two outputs, the compact network's in its own type.
+      largest_difference: of two outputs, the compact network's in its own type; None
+        where some are not finite.
       relative_difference: the same, divided by the image's largest absolute output.
       equations: number of equations compared, each by itself in float64.
       bound_used: largest share of what rounding explains that the difference of an
@@ -67,11 +73,12 @@ class Proof:
       accuracy_masked: share predicted right by the masked network, where labels are
         known.
       accuracy_compact: by the compact network.
+      not_proved: why nothing is proved; None where it is.
     """
 
     images: int
-    largest_difference: float
-    relative_difference: float
+    largest_difference: float | None
+    relative_difference: float | None
     equations: int = 0
     bound_used: float = 0.0
     equal_predictions: float = 1.0
@@ -79,10 +86,14 @@ class Proof:
     largest_margin_of_different: float = 0.0
     accuracy_masked: float | None = None
     accuracy_compact: float | None = None
+    not_proved: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures by name."""
-        return asdict(self)
+        facts = asdict(self)
+        if self.not_proved is None:
+            del facts["not_proved"]
+        return facts
 
 
 def compare(
@@ -90,6 +101,8 @@ def compare(
     compact: Shaped[np.ndarray, "N *axes"],
     labels: Int[np.ndarray, " N"] | None = None,
     coarsest: Any = None,
+    *,
+    unproved: bool = False,
 ) -> Proof:
     """Compares outputs for the same images; predictions, where they are logits [N, C].
 
@@ -99,26 +112,47 @@ def compare(
       labels: class index of each image, where they are known.
       coarsest: the type of fewest digits that the images go through; by default that
         of the outputs.
+      unproved: returns what is known where nothing is proved.
 
     Raises:
-      InputError: they differ in more than half of the digits of that type.
+      InputError: they differ in more than half of the digits of that type; or, unless
+        `unproved`, they hold infinities or NaN, so that nothing is proved.
     """
     whole = [np.atleast_1d(a).astype(np.float64) for a in (masked, compact)]
     rows = [a.reshape(len(a), -1) for a in whole]
-    difference = np.abs(rows[0] - rows[1])
-    scale = np.maximum(np.abs(rows[0]).max(-1), np.finfo(np.float32).tiny)
-    proof = Proof(
-        images=len(rows[0]),
-        largest_difference=float(difference.max()),
-        relative_difference=float((difference.max(-1) / scale).max()),
-    )
-    if not proof.relative_difference <= half_of_digits(coarsest or compact.dtype):
-        raise InputError(
-            f"the compact network differs from the masked one by "
-            f"{proof.largest_difference:.3g}, {proof.relative_difference:.3g} of the "
-            "largest output, which rounding does not explain: nothing is returned"
-        )
+    if why := _not_finite(masked, "masked") or _not_finite(compact, "compact"):
+        _check_proved(why, unproved)
+        proof = Proof(len(rows[0]), None, None, not_proved=why)
+    else:
+        difference = np.abs(rows[0] - rows[1])
+        scale = np.maximum(np.abs(rows[0]).max(-1), np.finfo(np.float32).tiny)
+        largest, relative = difference.max(), (difference.max(-1) / scale).max()
+        if not relative <= half_of_digits(coarsest or compact.dtype):
+            raise InputError(
+                f"the compact network differs from the masked one by {largest:.3g}, "
+                f"{relative:.3g} of the largest output, which rounding does not "
+                "explain: nothing is returned"
+            )
+        proof = Proof(len(rows[0]), float(largest), float(relative))
     return _predictions(proof, masked, compact, labels) if masked.ndim == 2 else proof
+
+
+def _not_finite(outputs: Shaped[np.ndarray, "N *axes"], which: str) -> str | None:
+    """Says of how many images a network's outputs are not finite; None of none."""
+    finite = np.isfinite(outputs).reshape(len(outputs), -1).all(-1)
+    if finite.all():
+        return None
+    return (
+        f"the {which} network returns infinities or NaN, in {outputs.dtype}, for "
+        f"{(~finite).sum()} of {len(finite)} images"
+    )
+
+
+def _check_proved(why: str, unproved: bool) -> None:
+    if not unproved:
+        raise InputError(
+            f"not proved: {why}; with `unproved` the network is returned all the same"
+        )
 
 
 def _predictions(
@@ -135,7 +169,7 @@ def _predictions(
         proof,
         equal_predictions=float(1 - differs.mean()),
         different_predictions=int(differs.sum()),
-        largest_margin_of_different=float(margins.max(initial=0)),
+        largest_margin_of_different=float(margins[np.isfinite(margins)].max(initial=0)),
         accuracy_masked=None if labels is None else float((before == labels).mean()),
         accuracy_compact=None if labels is None else float((after == labels).mean()),
     )
@@ -145,9 +179,11 @@ def prove(
     network: Network,
     masks: Sequence[Mask],
     narrowing: Narrowing,
-    arrays: Mapping[str, Any],
+    arrays: Smaller,
     batch: Any,
     own: Callable[[Any], Any],
+    *,
+    unproved: bool = False,
 ) -> Proof:
     """Compares a compact network with the masked one.
 
@@ -158,16 +194,18 @@ def prove(
       arrays: the compact network's.
       batch: inputs.
       own: inputs -> what the compact network makes of them in its own type.
+      unproved: returns what is known where nothing is proved.
 
     Raises:
       InputError: an equation's results differ by more than rounding explains; the
-        layer or operation is named.
+        layer or operation is named. Or, unless `unproved`, nothing is proved.
     """
     graph = network.graph(batch)
     filled = _filled(masks)
-    written = written_layers(graph, narrowing, network.arrays, arrays)
+    exact = {**arrays.arrays, **arrays.exact}
+    written = written_layers(graph, narrowing, network.arrays, exact)
     with in_float64():
-        given = jax.tree.map(np.asarray, (network.arrays, dict(arrays), batch))
+        given = jax.tree.map(np.asarray, (network.arrays, exact, batch))
 
         # Two programs: in one, a value could be computed twice and rounded otherwise.
         @jax.jit
@@ -182,16 +220,22 @@ def prove(
         whole, left, x = given
         results, masked = run(whole, x, list(masks))
         results, shares = jax.tree.map(np.asarray, (results, share(masked, left)))
-    used = check_shares(graph, shares)
+    used, why = check_shares(graph, shares)
+    if why is not None:
+        _check_proved(why, unproved)
+    coarsest = graph.program.coarsest
     pairs = zip(results, jax.tree.leaves(own(batch)), strict=True)
     proofs = [
-        compare(masked, np.asarray(compact), coarsest=graph.program.coarsest)
+        compare(masked, np.asarray(compact), coarsest=coarsest, unproved=unproved)
         for masked, compact in pairs
         if masked.size and jnp.issubdtype(masked.dtype, jnp.floating)
     ]
     count = size_of(batch)
     proof = max(proofs, key=_difference, default=Proof(count, 0.0, 0.0))
-    return replace(proof, images=count, equations=len(shares), bound_used=used)
+    return replace(
+        proof, images=count, equations=len(shares), bound_used=used,
+        not_proved=why or proof.not_proved,
+    )  # fmt: skip
 
 
 def _filled(masks: Sequence[Mask]) -> frozenset[str]:
@@ -204,8 +248,9 @@ def _filled(masks: Sequence[Mask]) -> frozenset[str]:
     )
 
 
-def _difference(proof: Proof) -> float:
-    return proof.relative_difference
+def _difference(proof: Proof) -> tuple[bool, float]:
+    """What is not proved first, then what differs most."""
+    return bool(proof.not_proved), proof.relative_difference or 0.0
 
 
 class Masked(NamedTuple):
@@ -270,9 +315,9 @@ def written_layers(
     narrowing: Narrowing,
     whole: Mapping[str, Any],
     arrays: Mapping[str, Any],
-) -> dict[str, float]:
-    """Layers whose kernel, bias or map a fold has written; the unit of their type."""
-    found = {}
+) -> set[str]:
+    """Layers whose kernel, bias or map a fold has written."""
+    found = set()
     for name, layer in graph.readers.items():
         rows = f"{OFFSETS}/{name}/rows"
         changed = any(
@@ -284,8 +329,7 @@ def written_layers(
             left = narrowing.take(graph.program.leaves[path], np.asarray(whole[path]))
             changed = changed or not np.array_equal(left, np.asarray(arrays[path]))
         if changed:
-            value = layer.product if layer.kernel is None else layer.kernel_value
-            found[name] = _unit(graph.program.types[value].dtype)
+            found.add(name)
     return found
 
 
@@ -300,16 +344,18 @@ def step_shares(
     narrowing: Narrowing,
     masked: Masked,
     arrays: Mapping[str, Any],
-    written: Mapping[str, float],
+    written: Collection[str],
 ) -> dict[int, Array]:
     """For each equation, the largest share of its bound that a difference takes up.
+
+    NaN where a layer's results are not finite in the masked network.
 
     Args:
       graph: of the whole network.
       narrowing: removed indices of values.
       masked: what is left of these values is what equations are given, and what their
         results are compared with.
-      arrays: the compact network's.
+      arrays: the compact network's, not rounded.
       written: see `written_layers`.
     """
     return _Steps(graph, narrowing, masked, arrays, written).shares()
@@ -324,7 +370,7 @@ class _Steps:
         narrowing: Narrowing,
         masked: Masked,
         arrays: Mapping[str, Any],
-        written: Mapping[str, float],
+        written: Collection[str],
     ):
         self.program, self.narrowing, self.masked = graph.program, narrowing, masked
         extra = extras(graph, narrowing, arrays)
@@ -333,15 +379,21 @@ class _Steps:
         self.env = self.runner.start(arrays, None, extra.given)
         self.left: dict[int, Any] = {}
         self.layers = {layer.equation.number: layer for layer in graph.layers.values()}
+        self.of_layers = {
+            eqn.number
+            for layer in graph.readers.values()
+            for eqn in (layer.equation, *layer.adds)
+        }
         # Where a fold may have moved a constant from one equation to another of its
         # layer, they are compared behind the last.
         self.inside = {v for layer in graph.readers.values() for v in layer.inner}
         self.bounds: dict[int, Array] = {}
-        self.units = {
-            eqn.number: written.get(name, 0.0)
-            for name, layer in graph.readers.items()
-            for eqn in (layer.equation, *layer.adds)
-        }
+        self.units: dict[int, float] = {}
+        for layer in (graph.readers[name] for name in written):
+            is_map = offset_paths(layer)[0] in self.program.leaves
+            unit = _MAP if is_map else _FOLDED
+            self.units |= {eqn.number: unit for eqn in layer.adds}
+            self.units[layer.equation.number] = _FOLDED
 
     def shares(self) -> dict[int, Array]:
         found: dict[int, Array] = {}
@@ -365,12 +417,15 @@ class _Steps:
                 unit = self.units.get(eqn.number, 0.0)
                 bound = self.bound(eqn, inputs, result, unit)
                 if change is not None:
-                    bound += unit * jnp.abs(result - own[0])
+                    bound += _MAP * jnp.abs(result - own[0])
                 bound += sum(self.bounds[v] for v in eqn.inputs if v in self.bounds)
                 if value in self.inside:
                     self.bounds[value] = bound
                     continue
                 share = self.share(value, result, bound)
+                if eqn.number in self.of_layers:
+                    finite = lax.is_finite(self.masked.values[value]).all()
+                    share = jnp.where(finite, share, jnp.nan)
                 if eqn.number in found:
                     share = jnp.maximum(found[eqn.number], share)
                 found[eqn.number] = share
@@ -394,6 +449,7 @@ class _Steps:
         expected = self.expected(value)
         alike = (result == expected) | ((result != result) & (expected != expected))
         distance = jnp.where(alike, 0.0, lax.abs(result - expected))
+        distance = jnp.where(distance != distance, jnp.inf, distance)
         bound = jnp.where(lax.is_finite(bound), bound, 0.0) + _TINY
         return jnp.max(distance / bound, initial=0.0)
 
@@ -444,8 +500,8 @@ def _added_up(eqn: Equation, shape: Sequence[int]) -> int:
     return int(np.prod(sizes))
 
 
-def check_shares(graph: Graph, shares: Mapping[int, Any]) -> float:
-    """The largest share of a bound.
+def check_shares(graph: Graph, shares: Mapping[int, Any]) -> tuple[float, str | None]:
+    """The largest share of a bound; and why that proves nothing, if it does not.
 
     Raises:
       InputError: it is more than 1; the layer or operation is named.
@@ -454,13 +510,17 @@ def check_shares(graph: Graph, shares: Mapping[int, Any]) -> float:
     names |= {
         eqn.number: name for name, layer in graph.layers.items() for eqn in layer.adds
     }
+    why = None
     for number, share in shares.items():
-        if not share <= 1:
-            where = graph.program.every[number].described
-            if number in names:
-                where = f"'{names[number]}'"
+        where = graph.program.every[number].described
+        if number in names:
+            where = f"'{names[number]}'"
+        if np.isnan(share):
+            why = why or f"what {where} returns overflows float64"
+        elif share > 1:
             raise InputError(
                 f"the compact network differs from the masked one at {where}, by "
                 f"{float(share):.3g} times what rounding explains: nothing is returned"
             )
-    return float(max(shares.values(), default=0.0))
+    finite = (float(share) for share in shares.values() if not np.isnan(share))
+    return max(finite, default=0.0), why

@@ -48,7 +48,7 @@ FLAGS = {
     },
     "compact": {
         *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "naive",
-        "export", "repeats", "latency_batches",
+        "unproved", "export", "repeats", "latency_batches",
     },
     "shrink": {
         *NETWORK, *FINETUNING, "batch_size", "eval_split", "calibration_split",

@@ -58,6 +58,10 @@ class Settings(PruningSettings, BatchSettings, SmallerSettings):
     naive: bool = flag(
         "With --max_drop: the largest K that lost no more as measured.", default=False
     )
+    unproved: bool = flag(
+        "Keep the network, too, where overflow leaves nothing to compare.",
+        default=False,
+    )
 
 
 def main(settings: Settings) -> None:
@@ -144,8 +148,11 @@ def _one(
     k: int,
 ) -> dict[str, Any]:
     """Prunes k channels; returns the figures, and saves the network for a single K."""
-    small = compact(whole.network, plan.choices.layer, plan.keep(k), fill=plan.fill)
-    proof = whole.prove(whole.logits[k], small)
+    small = compact(
+        whole.network, plan.choices.layer, plan.keep(k), fill=plan.fill,
+        unproved=settings.unproved,
+    )  # fmt: skip
+    proof = whole.prove(whole.logits[k], small, settings.unproved)
     row = {
         "k": k,
         "channels": len(plan.order),

@@ -19,15 +19,19 @@ def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
     """The figures of one K, for people."""
     k, p = row["k"], row["channels"]
     cluster.say(f"{what}: K = {k} of {p} channels pruned")
-    cluster.say(
-        f"  proof      {proof.images} images: {proof.different_predictions} "
-        f"predictions differ, largest logit difference {proof.largest_difference:.2e} "
-        f"({proof.relative_difference:.2e} relative)"
-    )
-    cluster.say(
-        f"             {proof.equations} equations equal in float64; largest deviation "
-        f"{proof.bound_used:.2g} of the rounding bound"
-    )
+    differ = f"{proof.images} images: {proof.different_predictions} predictions differ"
+    if proof.not_proved is not None:
+        cluster.say(f"  NOT PROVED {proof.not_proved}")
+        cluster.say(f"             {differ}")
+    else:
+        cluster.say(
+            f"  proof      {differ}, largest logit difference "
+            f"{proof.largest_difference:.2e} ({proof.relative_difference:.2e} relative)"
+        )
+        cluster.say(
+            f"             {proof.equations} equations equal in float64; largest "
+            f"deviation {proof.bound_used:.2g} of the rounding bound"
+        )
     cluster.say(
         f"  accuracy   {row['baseline_accuracy']:.4f} whole, "
         f"{proof.accuracy_masked:.4f} masked, {proof.accuracy_compact:.4f} compact"
