@@ -126,7 +126,11 @@ def _of_tfds(name: str, data_dir: str | None, cache_dir: str | None) -> Splits:
     """Train and test, and the others where they are asked for."""
 
     def read(split: str) -> Split:
-        return image_split(*tfds.load(name, split, data_dir, cache_dir))
+        found = tfds.load(name, split, data_dir, cache_dir)
+        try:
+            return image_split(*found)
+        except InputError as error:
+            raise InputError(f"split '{split}' of {name}: {error}") from None
 
     names = tfds.split_names(name, data_dir, cache_dir)
     return Splits(

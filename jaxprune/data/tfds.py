@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired
@@ -50,9 +51,11 @@ def split_names(
     Raises:
       InputError: the dataset is not here and cannot be downloaded.
     """
-    folder = cache.cache_folder(cache_dir) / name
-    prepared = _find_prepared(name, data_dir)
-    entry = _only_entry(folder) if prepared is None and data_dir is None else None
+    base, version = _parse(name)
+    folder = cache.cache_folder(cache_dir) / base
+    prepared = _find_prepared(base, version, data_dir)
+    absent = prepared is None and data_dir is None
+    entry = _only_entry(folder, version) if absent else None
     if entry is not None:
         names = _names_in(entry)
     else:
@@ -72,7 +75,7 @@ def load(
     dataset, after having TFDS download and prepare it if it has to.
 
     Args:
-      name: the dataset's TFDS name.
+      name: the dataset's TFDS name, "mnist" or "mnist:3.0.1".
       split: its TFDS split.
       data_dir: folder of prepared datasets, as TFDS takes it; by default
         $TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -81,10 +84,11 @@ def load(
     Raises:
       InputError: the dataset is not here and cannot be downloaded.
     """
-    folder = cache.cache_folder(cache_dir) / name
-    prepared = _find_prepared(name, data_dir)
+    base, version = _parse(name)
+    folder = cache.cache_folder(cache_dir) / base
+    prepared = _find_prepared(base, version, data_dir)
     if prepared is None and data_dir is None:
-        entry = _only_entry(folder)
+        entry = _only_entry(folder, version)
         decoded = cache.read(entry, split) if entry else None
         if decoded:
             return decoded
@@ -99,19 +103,35 @@ def _data_dir(data_dir: str | None) -> Path:
     return Path(data_dir or default).expanduser()
 
 
-def _find_prepared(name: str, data_dir: str | None) -> Path | None:
-    """Folder of the newest version of the dataset that is prepared on this disk."""
+def _parse(name: str) -> tuple[str, str]:
+    """Name and version that a dataset is asked for by, by default any version.
+
+    >>> _parse("mnist:3.0.1"), _parse("mnist")
+    (('mnist', '3.0.1'), ('mnist', '*.*.*'))
+    """
+    before, _, version = name.rpartition(":")
+    if not before or not version or version.strip("0123456789.*"):
+        return name, "*.*.*"
+    return before, version
+
+
+def _find_prepared(name: str, version: str, data_dir: str | None) -> Path | None:
+    """Folder of the newest such version of the dataset that is prepared here."""
     versions = [
         (tuple(map(int, path.parent.name.split("."))), path.parent)
-        for path in (_data_dir(data_dir) / name).glob("*.*.*/dataset_info.json")
+        for path in (_data_dir(data_dir) / name).glob(f"{version}/dataset_info.json")
         if path.parent.name.replace(".", "").isdigit()
     ]
     return max(versions)[1] if versions else None
 
 
-def _only_entry(folder: Path) -> Path | None:
-    """The cache's only entry of a dataset; None where there is none."""
-    found = {path.parent: path.stem for path in folder.glob("*/*.json")}
+def _only_entry(folder: Path, version: str) -> Path | None:
+    """The cache's only entry of a version of a dataset; None where there is none."""
+    found = {
+        path.parent: path.stem
+        for path in folder.glob("*/*.json")
+        if fnmatch(_cached_version(path), version)
+    }
     if len(found) > 1:
         sources = sorted(cache.about(entry, found[entry])["source"] for entry in found)
         raise InputError(
@@ -119,6 +139,12 @@ def _only_entry(folder: Path) -> Path | None:
             f"{', '.join(sources)}: say which with data_dir, or remove all but one"
         )
     return next(iter(found), None)
+
+
+def _cached_version(path: Path) -> str:
+    """Of the dataset whose split is described in a file of the cache."""
+    about = cache.about(path.parent, path.stem)
+    return str(about.get("version", "")).rpartition("/")[2] or "0.0.0"
 
 
 def _names_in(entry: Path) -> list[str]:
@@ -146,13 +172,15 @@ def _decode(name: str, split: str, prepared: Path) -> cache.Decoding:
         builder = tfds.builder_from_directory(prepared)
         features = dict(builder.info.features)
         source = builder.as_data_source(split)
-    names = getattr(features.get("label"), "names", None)
-    if "image" not in features or not names:
+    image, label = features.get("image"), features.get("label")
+    shape = tuple(getattr(image, "shape", None) or ())
+    names = getattr(label, "names", None)
+    if len(shape) != 3 or not names or getattr(label, "shape", None):
         raise InputError(
             f"{name} holds {', '.join(sorted(features))}: an image and a label, which "
             "is a class, are needed"
         )
-    if None in features["image"].shape:
+    if None in shape:
         raise InputError(
             f"{name} has images of several sizes: write them to a folder of images"
         )

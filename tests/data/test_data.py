@@ -22,29 +22,26 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def prepare(folder, counts, shape=(4, 4, 1), label="label", numbers=False):
+def prepare(
+    folder, counts, shape=(4, 4, 1), label="label", kind=None, version="1.0.0",
+    labelled=lambda i: i % 3,
+):  # fmt: skip
     """Has TFDS prepare `tiny`: images of one number each, the class of which repeats.
 
-    With a label of another name, or that is a number, it is a dataset without class.
+    With a label of another name or kind it is a dataset without class.
     """
     import tensorflow_datasets
 
     core, features = tensorflow_datasets.core, tensorflow_datasets.features
+    names = features.ClassLabel(names=["a", "b", "c"])
+    kinds = {"numbers": np.int64, "several": features.Sequence(names), None: names}
 
     class Tiny(core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = core.Version("1.0.0")
+        VERSION = core.Version(version)
 
         def _info(self):
-            kinds = {
-                "image": features.Image(shape=shape),
-                label: np.int64
-                if numbers
-                else features.ClassLabel(names=["a", "b", "c"]),
-            }
-            return core.DatasetInfo(
-                builder=self,
-                features=features.FeaturesDict(kinds),
-            )
+            both = {"image": features.Image(shape=shape), label: kinds[kind]}
+            return core.DatasetInfo(builder=self, features=features.FeaturesDict(both))
 
         def _split_generators(self, dl_manager):
             return {n: self._generate_examples(counts[n]) for n in counts}
@@ -52,7 +49,8 @@ def prepare(folder, counts, shape=(4, 4, 1), label="label", numbers=False):
         def _generate_examples(self, n):
             for i in range(n):
                 image = Image.fromarray(np.full((4, 4), i, np.uint8))
-                yield i, {"image": image, label: i % 3}
+                given = [labelled(i)] if kind == "several" else labelled(i)
+                yield i, {"image": image, label: given}
 
     Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
 
@@ -113,11 +111,33 @@ def test_a_dataset_without_a_test_split(tmp_path):
     assert (tmp_path / "tfds" / "tiny" / "1.0.0" / "dataset_info.json").exists()
 
 
+def test_a_version_of_a_dataset(tmp_path, monkeypatch):
+    folder, places = tmp_path / "tfds", {"cache_dir": str(tmp_path / "cache")}
+    for count, version in ((3, "1.0.0"), (6, "1.2.0")):
+        prepare(folder, {"train": count, "test": 3}, version=version)
+    for cached in (False, True):
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path if cached else folder))
+        for name, count in (("tiny:1.0.0", 3), ("tiny:1.2.*", 6), ("tiny:*.*.0", 6)):
+            if cached and name == "tiny:*.*.0":
+                with pytest.raises(InputError, match="several datasets called tiny"):
+                    datasets.load_any(name, **places)
+            else:
+                assert len(datasets.load_any(name, **places)["train"]) == count
+        for name in ("tiny:2.0.0", "tiny:1.0", "tiny:x", "tiny:", ":1.0.0"):
+            with pytest.raises(InputError, match=f"TFDS has no dataset '{name}'"):
+                datasets.load_any(name, **places)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"label": "kind"}, "tiny holds image, kind: an image and a label, which"),
-        ({"numbers": True}, "tiny holds image, label: an image and a label, which is"),
+        ({"kind": "numbers"}, "tiny holds image, label: an image and a label, which"),
+        ({"kind": "several"}, "tiny holds image, label: an image and a label, which"),
+        (
+            {"labelled": lambda i: -1},
+            "split 'train' of tiny: labels must lie in 0 .. 2",
+        ),
         ({"shape": (None, None, 1)}, "tiny has images of several sizes: write them to"),
     ],
 )
