@@ -108,7 +108,10 @@ def parse(
         )
     for name in names:
         _check_value(name, values[name].value)
-    return settings.read(kind, values)
+    found = settings.read(kind, values)
+    for name in names:  # a module of the user's may define flags of these names
+        delattr(values, name)
+    return found
 
 
 def _check_readable(argument: str) -> None:

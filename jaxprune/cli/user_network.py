@@ -16,7 +16,8 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +145,8 @@ def build(
         what, network, weights = name, of_keras(name), sha256(Path(name))
     else:
         what, weights = f"{name}()", ""
-        found = _call(what, _function(name))
+        with _without_arguments():
+            found = _call(what, _function(name))
     try:
         if not weights:
             network = _as_network(found)
@@ -158,6 +160,17 @@ def build(
         return UserNetwork(network, shape, _classes(network, shape, task), weights)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
+
+
+@contextmanager
+def _without_arguments() -> Iterator[None]:
+    """The user's code finds no command line: its flags are of this command."""
+    given = sys.argv
+    sys.argv = given[:1]
+    try:
+        yield
+    finally:
+        sys.argv = given
 
 
 def _function(name: str) -> Callable[[], Any]:

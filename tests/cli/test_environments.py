@@ -77,6 +77,34 @@ def test_results_are_the_same(folder, options):
     assert ran.returncode == 0, ran.stderr
 
 
+PARSED = """
+import argparse, sys
+from absl import flags
+
+flags.DEFINE_string("model", "mine", "Which network.")
+flags.DEFINE_integer("batch_size", 7, "Images in a batch.")
+flags.DEFINE_bool("wandb", True, "As this command has it.")
+flags.FLAGS(sys.argv)
+parser = argparse.ArgumentParser()
+parser.add_argument("--data", default="mine")
+assert parser.parse_args().data == flags.FLAGS.model == "mine"
+"""
+
+
+def test_a_module_with_flags_of_its_own(folder):
+    with open(folder / "net.py", "a") as file:
+        file.write(PARSED)
+    own = ("--model=net:build", "--data=my.npz", "--ks=0,1", "--batch_size=60")
+    ran = run(folder, "sweep", *own, "--nowandb", "--workdir=made")
+    assert ran.returncode == 0, ran.stderr
+    with open(folder / "net.py", "a") as file:
+        file.write("flags.DEFINE_string('layer', None, 'One.', required=True)\n")
+        file.write("flags.FLAGS(sys.argv)\n")
+    ran = run(folder, "sweep", *own)
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
+    assert "importing net failed: IllegalFlagValueError: flag --layer" in ran.stderr
+
+
 def test_a_platform_that_is_not_here(folder):
     own = ("--model=net:build", "--data=my.npz")
     ran = run(folder, "sweep", *own, JAX_PLATFORMS="tpu")
