@@ -126,6 +126,8 @@ def saved_sweep(
 ) -> AnyResult | None:
     """The folder's sweep, if there is one, as it would be made again.
 
+    None where another version of JAX has made it: sweeps are not compared across those.
+
     Raises:
       InputError: it was made otherwise.
     """
@@ -140,6 +142,9 @@ def saved_sweep(
             f"{folder} holds another sweep: {'; '.join(found)}. Remove it, "
             "or give another --workdir"
         )
+    versions = (facts.get("versions", {}).get("jax") for facts in (saved.about, about))
+    if len({*versions}) > 1:
+        return None
     return replace(saved, about={**saved.about, **about})
 
 

@@ -52,6 +52,7 @@ def train_or_restore(run: Run) -> Any:
     if done is None:
         print(f"no checkpoint in {run.checkpoints}: training for {epochs} epochs")
     else:
+        checkpoint.check_same_jax(run.checkpoints, done)
         print(f"continuing from epoch {done} of {epochs} in {run.checkpoints}")
     try:
         return _train(run, done, lines)

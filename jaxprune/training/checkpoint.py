@@ -15,6 +15,8 @@ from jaxprune._base.errors import InputError, first_line
 
 # Bytes that a checkpoint takes beside its arrays, with room to spare.
 _OVERHEAD = 2**20
+# The name of a fact: the version of JAX that an epoch was trained under.
+_JAX = "jax"
 # A pytree of arrays: linen's collections.
 Variables = Any
 
@@ -66,7 +68,8 @@ def save(
       InputError: it cannot be written.
     """
     state = None if optimizer is None else manifest.fingerprint(optimizer)
-    about = _About(manifest.fingerprint(variables), state, epoch, dict(facts or {}), "")
+    known = {**(facts or {}), _JAX: jax.__version__}
+    about = _About(manifest.fingerprint(variables), state, epoch, known, "")
     items = {
         "variables": ocp.args.StandardSave(jax.device_get(variables)),
         "about": ocp.args.JsonSave(asdict(replace(about, seal=_seal(about)))),
@@ -107,6 +110,20 @@ def facts(folder: Path, epoch: int) -> dict[str, Any]:
     """
     about: _About = _restore(folder, epoch, {"about": ocp.args.JsonRestore()})["about"]
     return about.facts
+
+
+def check_same_jax(folder: Path, epoch: int) -> None:
+    """Checks that a training may go on: half of it would be another JAX's.
+
+    Raises:
+      InputError: it was begun under another version of JAX.
+    """
+    before = facts(folder, epoch).get(_JAX, jax.__version__)
+    if before != jax.__version__:
+        raise InputError(
+            f"{folder / str(epoch)} was trained under JAX {before}, and this is "
+            f"{jax.__version__}: go on under that version, or begin in another folder"
+        )
 
 
 def restore(

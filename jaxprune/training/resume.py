@@ -80,7 +80,8 @@ class Folder:
         """The state after the last epoch that was finished, or this one.
 
         Raises:
-          InputError: the folder is of another fine-tuning, or damaged.
+          InputError: the folder is of another fine-tuning, damaged, or was begun under
+            another version of JAX.
         """
         epoch = checkpoint.latest(self.path)
         processes.wait()  # until all have looked: the first may write now
@@ -93,6 +94,8 @@ class Folder:
                 f"{self.path} is of another fine-tuning, with other "
                 f"{', '.join(other)}: give another folder"
             )
+        if epoch < self.key["epochs"]:
+            checkpoint.check_same_jax(self.path, epoch)
         trees = state.variables, state.opt_state
         leaves = checkpoint.restore(self.path, epoch, *map(jax.tree.leaves, trees))
         variables, opt_state = (

@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import jax
 import pytest
 
 import run_directories
@@ -96,6 +98,20 @@ def test_a_configuration_that_is_missing_is_the_checkpoint_s(script):
     assert code == 0, err
     settings = NetworkSettings(workdir=str(RUN))
     assert run_directory.resolve(settings, train_imported=False) == made_with
+
+
+def test_a_training_is_never_of_two_versions_of_jax(script, monkeypatch):
+    conf, version = replace(plant_run(RUN), epochs=2), jax.__version__
+    monkeypatch.setattr(jax, "__version__", "0.1.2")
+    code, out, err = script(train, MODEL)
+    assert code == 0 and "weights: " in out, err  # what is done stays
+    shutil.rmtree(RUN)
+    monkeypatch.setattr(jax, "__version__", version)
+    plant_run(RUN, {"config": asdict(conf)})  # the first epoch of two
+    config.write(conf, RUN)
+    monkeypatch.setattr(jax, "__version__", "0.1.2")
+    line = fails(script, train, MODEL)
+    assert f"was trained under JAX {version}, and this is 0.1.2: go on under" in line
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxprune.cli import provenance
 from jaxprune.cli.commands import sweep
 from jaxprune.cli.sweep import run
 from jaxprune.results.confidence import mean_interval
@@ -69,6 +70,12 @@ def test_two_seeds_interrupted_and_resumed(script, monkeypatch):
     for name, values in columns.items():
         read = [float(row[f"accuracy_{name}"]) for row in rows]
         np.testing.assert_allclose(read, values, atol=1e-6)
+
+    # Sweeps of two versions of JAX are not compared: they are made again.
+    monkeypatch.setattr(provenance.importlib.metadata, "version", lambda name: "0.1.2")
+    assert script(sweep, *FLAGS)[0] == 0
+    again = [SweepResult.load(BASE / f"seed{seed}" / SWEEP) for seed in (0, 5)]
+    assert [result.about["versions"]["jax"] for result in again] == ["0.1.2"] * 2
 
     # A seed's network cannot be another one's.
     code, _, err = script(sweep, *FLAGS, "--learning_rate=0.5")

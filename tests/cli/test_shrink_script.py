@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -141,6 +142,23 @@ def test_figures_of_another_version_are_measured_again(run, monkeypatch, name):
     for _ in range(2):
         assert run("--speedup=1.2", "--ladder=")[0][0] == 0
     assert measured == [1.2]
+
+
+@pytest.mark.slow
+def test_curves_of_another_version_of_jax_are_made_again(run, monkeypatch):
+    known = []
+
+    def analyse(*args, **options):
+        known.append(sorted(options["known"]))
+        return original(*args, **options)
+
+    original = ladder.analyse
+    monkeypatch.setattr(ladder, "analyse", analyse)
+    version = jax.__version__
+    for now in (version, "0.1.2", "0.1.2", version):
+        monkeypatch.setattr(jax, "__version__", now)
+        assert run("--speedup=1.2", "--ladder=")[0][0] == 0
+    assert known[0] == known[2] != [] and known[1] == known[3] == []
 
 
 @pytest.mark.slow

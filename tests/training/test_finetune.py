@@ -339,7 +339,7 @@ def noisy(key, x):
     return x + jax.random.normal(key, x.shape) / 8
 
 
-def test_a_killed_fine_tuning_ends_with_the_same_arrays(tmp_path):
+def test_a_killed_fine_tuning_ends_with_the_same_arrays(tmp_path, monkeypatch):
     expected = tune()
     steps = []
 
@@ -351,10 +351,15 @@ def test_a_killed_fine_tuning_ends_with_the_same_arrays(tmp_path):
     for callbacks in ({"on_epoch": kill}, {"on_step": in_the_third}):
         with pytest.raises(Killed):
             tune(tmp_path, **callbacks)
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "__version__", "0.1")
+            with pytest.raises(jaxprune.InputError, match=r"and this is 0\.1: go"):
+                tune(tmp_path)
     epochs = []
     for count in (1, 0):  # the last call finds all epochs done
         tuned = tune(tmp_path, on_epoch=epochs.append)
         assert len(epochs) == 1 and count is not None
+        monkeypatch.setattr(jax, "__version__", "0.1.2")  # what is done stays
         for path, array in expected.arrays.items():
             np.testing.assert_array_equal(tuned.arrays[path], array)
     with pytest.raises(jaxprune.InputError, match="with other weight: give another"):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from typing_extensions import TypedDict
@@ -168,7 +169,8 @@ class Ladder:
             def keep(name: str, curve: Curve) -> None:
                 self._state["curves"][name] = curve
                 curves = self._state["curves"].items()
-                self._journal.keep({"curves": {n: asdict(c) for n, c in curves}})
+                kept = {"curves": {n: asdict(c) for n, c in curves}}
+                self._journal.keep({**kept, "jax": jax.__version__})
                 bar.update()
 
             return analyse(
@@ -207,25 +209,30 @@ class _Rung(TypedDict):
 
 
 class _State(TypedDict, total=False):
-    """The journal's entries."""
+    """The journal's entries; `jax` is the version that the curves were made under."""
 
     curves: dict[str, Curve]
+    jax: str
     rungs: dict[str, _Rung]
 
 
 def _read(journal: Journal) -> dict[str, Any]:
     """The measurements of an earlier run, if of the same network and images.
 
+    Curves of another version of JAX are left out.
+
     Raises:
       InputError: they are of others, or damaged.
     """
     try:
-        return {"curves": {}, "rungs": {}, **journal.read(_State)}
+        found: dict[str, Any] = {"curves": {}, "rungs": {}, **journal.read(_State)}
+        same = found.get("jax", jax.__version__) == jax.__version__
+        return found if same else {**found, "curves": {}}
     except OtherKeyError as error:
-        found = provenance.differing(error.found, journal.key, _DECISIVE)
+        others = provenance.differing(error.found, journal.key, _DECISIVE)
         raise InputError(
             f"{journal.path.parent} is of another network or other images: "
-            f"{'; '.join(found)}. Remove it, or give another --workdir"
+            f"{'; '.join(others)}. Remove it, or give another --workdir"
         ) from None
     except InputError as error:
         raise InputError(f"{error}: remove it to measure anew") from None
