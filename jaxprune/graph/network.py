@@ -211,6 +211,10 @@ class Network:
         name = getattr(self.function, "__name__", type(self.function).__name__)
         return f"Network({name}, {len(self.arrays)} arrays)"
 
+    def __reduce__(self) -> Any:
+        """Without its graphs: they are traced again."""
+        return Network, (self.function, self.params, self.example, self.origin)
+
     @cached_property
     def arrays(self) -> dict[str, Any]:
         """The parameters by path, "params/block_1/conv/kernel"."""

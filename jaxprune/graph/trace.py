@@ -45,8 +45,21 @@ class Body:
     outputs: tuple[int, ...]
 
 
+class Traced:
+    """A part of a trace: it is never changed, and lives as long as its process."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Traced":
+        return self
+
+    def __reduce__(self) -> Any:
+        raise InputError(
+            "a trace, and a layer that is read from it, are not pickled: pickle the "
+            "network, and ask for them again"
+        )
+
+
 @dataclass(frozen=True, eq=False)
-class Equation:
+class Equation(Traced):
     """One operation. Values are numbers; each is written once.
 
     Attributes:
@@ -105,7 +118,7 @@ class Equation:
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
+class Program(Traced):
     """A function of (leaves, batch), written out.
 
     Attributes:

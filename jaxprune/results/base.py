@@ -19,7 +19,7 @@ from jaxprune.results import saved
 from jaxprune.results.confidence import Interval, points
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BaseResult:
     """A network with the first k channels of `order` pruned, for several k.
 

@@ -17,7 +17,7 @@ from jaxprune.results import confidence, metrics, saved, thumbnails
 from jaxprune.results.base import BaseResult
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class SweepResult(BaseResult):
     """Predicted classes with the first k channels of `order` pruned.
 

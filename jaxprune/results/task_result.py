@@ -19,7 +19,7 @@ from jaxprune.results.confidence import Interval
 from jaxprune.results.task_figures import ScoreFigures
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class TaskResult(BaseResult):
     """Scores of a task with the first k channels of `order` pruned.
 

@@ -51,7 +51,7 @@ def ignore(count: int) -> None:
     del count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TappedLayer:
     """A layer's feature maps over a split, and their mean.
 
@@ -99,6 +99,19 @@ class TappedLayer:
         return (
             f"TappedLayer({self.name}, {self.channels} channels, {len(self.split)} "
             "images)"
+        )
+
+    def __copy__(self) -> "TappedLayer":
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TappedLayer":
+        """Nothing in it is ever changed, so that it is shared."""
+        return replace(self)
+
+    def __reduce__(self) -> Any:
+        raise InputError(
+            "a tapped layer holds arrays on devices and feature maps in a file, which "
+            "are not pickled: pickle what sweep_layer returns, or tap the layer again"
         )
 
     @property
