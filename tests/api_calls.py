@@ -52,10 +52,12 @@ def changed(value=None, *, convert=lambda a: a):
 COMPLEX = changed(convert=lambda a: a.astype(np.complex64))
 NAN = changed(convert=lambda a: np.where(a == a.max(), np.nan, a))
 TEXT = changed("kernel")
+ROWS = changed(convert=lambda a: a.tolist())
+SWAPPED = changed(convert=lambda a: a.astype(">f4"))
 BAD_VARIABLES = {
     "none": None, "text": "params", "empty": {}, "list": [1], "complex": COMPLEX,
-    "nan": NAN, "strings": TEXT, "no collection": V["params"],
-    "another shape": changed(np.zeros((3, 3, 3, 7), np.float32)),
+    "nan": NAN, "strings": TEXT, "lists": ROWS, "another byte order": SWAPPED,
+    "no collection": V["params"], "another shape": changed(np.zeros((3, 3, 3, 7), np.float32)),
 }  # fmt: skip
 IMAGES = SPLIT.images
 TAPPED = jp.tap_layer(apply, V, SPLIT, tap="relu")
@@ -204,6 +206,21 @@ tap = partial(jp.tap_layer, apply, V, SPLIT)
 fit = partial(jp.linear_fill, apply, V)
 shrink = partial(jp.shrink, MODEL, V, X)
 WHOLE = jp.from_linen(MODEL, V, X)
+
+BIG_X = np.asarray(X).astype(">f4")
+READ_ALONE = jax.tree.map(lambda a: np.asarray(a) * np.float32(1e-25), V)
+for array in jax.tree.leaves(READ_ALONE):
+    array.setflags(write=False)
+
+
+def shrunk(variables):
+    """What is left for each layer of a sweep, a fill and a budget of variables."""
+    fill = jp.linear_fill(apply, variables, IMAGES)
+    tapped = jp.tap_layer(apply, variables, SPLIT, tap="relu", criteria=["linear"])
+    result = jp.sweep_layer(tapped, jp.score(tapped, "linear", fill=fill), fill=fill)
+    images = np.asarray(IMAGES, np.float32)
+    small = jp.shrink(MODEL, variables, images, speedup=1.3)
+    return np.concatenate([result.predictions.ravel(), np.ravel(small(images))])
 
 
 def tune(images, labels=None, whole=WHOLE, **options):
@@ -445,6 +462,13 @@ CALLS |= {
     "recalibrate none": lambda: jp.recalibrate(apply, V, None),
     "recalibrate variables none": lambda: jp.recalibrate(apply, None, [X]),
     "recalibrate on text": lambda: jp.recalibrate(apply, V, ["x"]),
+    "recalibrate on no images": lambda: jp.recalibrate(apply, V, [X[:0]]),
+    "capture of no images": lambda: jp.capture(apply, V, X[:0], "second"),
+    "cost of no images": lambda: jp.cost(apply, V, X[:0]),
+    "cost of lists": lambda: jp.cost(apply, V, IMAGES[:2].tolist()),
+    "cost of another byte order": lambda: jp.cost(apply, V, BIG_X),
+    "arrays of another byte order": lambda: SMALL.with_arrays(
+        jax.tree.map(lambda a: a.astype(">f4"), dict(SMALL.arrays))),
     "finetune nothing": lambda: jp.finetune(None, WHOLE, X, epochs=1),
     "finetune a model": lambda: jp.finetune(MODEL, WHOLE, X, epochs=1),
     "finetune by a model": lambda: tune(X, whole=MODEL),
@@ -477,6 +501,15 @@ CALLS |= {
 # What is unusual and has a right answer, and how it would be had otherwise.
 BIG = SCORES.astype(">f8")
 RIGHT = {
+    "inputs of another byte order": (lambda: SMALL(BIG_X), lambda: SMALL(X)),
+    "an example of another byte order": (lambda: cut(example=BIG_X)(X),
+                                         lambda: SMALL(X)),
+    "images of another byte order": (
+        lambda: jp.predict(apply, V, jp.image_split(
+            IMAGES.astype(">u2"), LABELS.astype(">i8"), NAMES), batch_size=4),
+        lambda: jp.predict(apply, V, SPLIT, batch_size=4)),
+    "arrays that are small and read alone": (
+        lambda: shrunk(READ_ALONE), lambda: shrunk(jax.tree.map(np.copy, READ_ALONE))),
     "scores of another byte order": (lambda: jp.sweep_layer(TAPPED, BIG), sweep),
     "scores of JAX": (lambda: jp.sweep_layer(TAPPED, jnp.asarray(SCORES)), sweep),
     "scores a list": (lambda: jp.sweep_layer(TAPPED, SCORES.tolist()), sweep),

@@ -98,11 +98,26 @@ def check_number(what: str, value: Any, lowest: float, highest: float) -> None:
 
 
 def as_array(what: str, value: Any) -> np.ndarray:
-    """`value` as an array; InputError where it is none, as rows of two lengths."""
+    """`value` as an array, its bytes in this machine's order.
+
+    Raises:
+      InputError: it is none, as rows of two lengths.
+    """
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} must be an array: {first_line(error)}") from None
+    # JAX takes them for numbers of the other order, in a function that is compiled.
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder())
+
+
+def check_byte_order(what: str, value: Any) -> None:
+    """Raises InputError if an array's bytes are not in this machine's order."""
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        raise InputError(
+            f"{what} is {value.dtype}, which JAX does not take: give "
+            f"array.astype('{value.dtype.str[1:]}')"
+        )
 
 
 def check_numbers(
@@ -199,7 +214,7 @@ def check_parameters(params: Any) -> None:
 
     Raises:
       InputError: there is no floating-point array among them, or they hold something
-        else than finite real numbers; the array is named.
+        else than arrays of finite real numbers; the array is named.
     """
     found = False
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -208,6 +223,12 @@ def check_parameters(params: Any) -> None:
             continue  # keys of random numbers
         if not isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if isinstance(leaf, int | float) and _in_lists(path):
+                raise InputError(
+                    f"variables must hold arrays; {name} is a number in lists of "
+                    "lists: give np.array(...) of these"
+                )
+            check_byte_order(f"the variable {name}", leaf)
             array = np.asarray(leaf)
             if not _is_real(array):
                 raise InputError(
@@ -255,6 +276,11 @@ def check_collections(variables: Any) -> None:
         "variables must be a dictionary with a collection 'params', as model.init "
         f"returns it; got {found}"
     )
+
+
+def _in_lists(path: Any) -> bool:
+    """Whether a leaf is in a list that is in another, as rows of a matrix are."""
+    return [type(key) for key in path[-2:]] == [jax.tree_util.SequenceKey] * 2
 
 
 def _is_real(array: np.ndarray) -> bool:

@@ -103,9 +103,11 @@ def capture(
       activation: applied to what the layer returns.
 
     Raises:
-      InputError: the layer is not called, or more than once.
+      InputError: the layer is not called, or more than once; or there are no inputs.
     """
     arguments.check_collections(variables)
+    if isinstance(x, np.ndarray | jax.Array) and not x.size:
+        raise InputError(f"x must hold inputs, got shape {list(x.shape)}")
     arguments.check_kind("layer", layer, str, "a layer's name")
     path = tuple(layer.split("/"))
     _, state = apply(

@@ -140,7 +140,8 @@ class Compact:
                 f"the network takes {_listed(self.example)}, got {_listed(x)}"
             )
         given = [x] if self.takes_an_array else jax.tree.leaves(x)
-        for one, other in zip(given, jax.tree.leaves(self.example), strict=True):
+        for i, other in enumerate(jax.tree.leaves(self.example)):
+            one = given[i]
             if np.shape(one)[1:] != other.shape[1:]:
                 sizes = ", ".join(map(str, other.shape[1:]))
                 raise InputError(
@@ -148,7 +149,8 @@ class Compact:
                     f"{list(np.shape(one))}"
                 )
             if not isinstance(one, jax.core.Tracer):
-                arguments.check_real("the input", one)
+                array = arguments.check_real("the input", one)
+                given[i] = one if isinstance(one, jax.Array) else array
         batch = jax.tree.unflatten(structure, map(jnp.asarray, given))
         return self._compiled(dict(self.arrays), batch)
 
@@ -207,6 +209,7 @@ class Compact:
             paths = ", ".join(sorted(other)[:3])
             raise InputError(f"the arrays must be those of the network: not so {paths}")
         for path, array in arrays.items():
+            arguments.check_byte_order(path, array)
             if np.shape(array) != np.shape(self.arrays[path]):
                 raise InputError(
                     f"{path} must be of shape {list(np.shape(self.arrays[path]))}, got "

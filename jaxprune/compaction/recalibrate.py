@@ -43,7 +43,9 @@ def recalibrate(network: Network, inputs: Iterable[Array | np.ndarray]) -> Any:
     sums: list[np.ndarray] = []
     count = 0
     for x in inputs:
-        arguments.check_finite("a batch of inputs", x)
+        x = arguments.check_finite("a batch of inputs", x)
+        if not x.size:
+            raise InputError(f"a batch of inputs must hold some, got {list(x.shape)}")
         network = network.with_example(x)
         found = step(network.arrays, x)
         pairs = [np.asarray(pair, np.float64) for pair in found]

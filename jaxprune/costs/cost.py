@@ -12,6 +12,7 @@ from jaxtyping import Array
 from safetensors import numpy as safetensors
 
 from jaxprune._base.batch import size_of
+from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import takes_network
 from jaxprune.costs.multiply_adds import multiply_adds
 from jaxprune.graph.network import Network
@@ -48,10 +49,12 @@ def cost(network: Network, x: Any = None) -> Cost:
         `working_bytes`.
 
     Raises:
-      InputError: the network does not run on them.
+      InputError: the network does not run on them, or there are none.
     """
     network = network if x is None else network.with_example(x)
     counted = multiply_adds(network)
+    if not size_of(network.example):
+        raise InputError("x must be a batch of one input or more, got none")
     arrays = {
         name: np.array(value, order="C") for name, value in network.arrays.items()
     }

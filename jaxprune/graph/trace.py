@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
+from jaxprune._base import arguments
 from jaxprune._base.errors import InputError, first_line
 
 CONTRACTIONS = ("conv_general_dilated", "dot_general")
@@ -27,6 +28,8 @@ _CALLS = (
     "custom_lin", "custom_vmap_call",
 )  # fmt: skip
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+# Arrays of a batch whose shapes a message has.
+_SHOWN = 4
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 
 
@@ -223,8 +226,9 @@ def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     """Shape and type that JAX gives an array or a number.
 
     Raises:
-      InputError: it is neither.
+      InputError: it is neither, or an array that JAX does not take.
     """
+    arguments.check_byte_order("an array", leaf)
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         dtype = leaf.dtype
         if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
@@ -257,10 +261,12 @@ def trace(function: Callable[..., Any], params: Any, batch: Any) -> Program:
     except InputError:
         raise
     except Exception as error:  # whatever the user's own code raises
-        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(batch))
+        shapes = [str(tuple(leaf.shape)) for leaf in jax.tree.leaves(batch)]
+        if len(shapes) > _SHOWN:
+            shapes[_SHOWN:] = [f"... of {len(shapes)} arrays"]
         raise InputError(
-            f"the network does not run on the example {shapes} with these variables: "
-            f"{_cause(error)}"
+            f"the network does not run on the example {', '.join(shapes)} with these "
+            f"variables: {_cause(error)}"
         ) from error
     writer = _Writer()
     given = [writer.new(var) for var in closed.jaxpr.invars]

@@ -14,6 +14,7 @@ from flax.training.train_state import TrainState
 
 import jaxprune
 from jaxprune._base.errors import InputError
+from jaxprune.compaction.network import as_compact
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 
@@ -157,3 +158,27 @@ def test_a_call_as_the_model_has_it():
     for given in (APPLY, functools.partial(apply, mutable=False, train=False)):
         assert "Conv_0" in jaxprune.find_groups(given, VARIABLES, IMAGES).groups
     assert jaxprune.from_nnx(MODULE, IMAGES, scale=2.0).layers.keys() == {"conv"}
+
+
+def test_bytes_in_another_order():
+    """JAX takes them for other numbers where a function is compiled already."""
+    params = {"a": np.float32([[1, 2], [3, 4], [5, 6]])}
+    swapped = {"a": params["a"].astype(">f4")}
+    x = np.ones((2, 3), np.float32)
+
+    def product(params, x):
+        return x @ params["a"]
+
+    with pytest.raises(
+        InputError, match=r"variable a is >f4, .* array\.astype\('f4'\)"
+    ):
+        jaxprune.Network(product, swapped, x)
+    small = as_compact(jaxprune.Network(product, params, x))
+    expected = small(x)
+    np.testing.assert_array_equal(small(x.astype(">f4")), expected)
+    with pytest.raises(InputError, match="a is >f4"):
+        small.with_arrays(swapped)
+    with pytest.raises(InputError, match="a/0/0 is a number in lists of lists"):
+        jaxprune.Network(product, {"a": params["a"].tolist()}, x)
+    with pytest.raises(InputError, match="one input or more, got none"):
+        jaxprune.cost(product, params, x[:0])
