@@ -57,7 +57,8 @@ SWAPPED = changed(convert=lambda a: a.astype(">f4"))
 BAD_VARIABLES = {
     "none": None, "text": "params", "empty": {}, "list": [1], "complex": COMPLEX,
     "nan": NAN, "strings": TEXT, "lists": ROWS, "another byte order": SWAPPED,
-    "no collection": V["params"], "another shape": changed(np.zeros((3, 3, 3, 7), np.float32)),
+    "no collection": V["params"],
+    "another shape": changed(np.zeros((3, 3, 3, 7), np.float32)),
 }  # fmt: skip
 IMAGES = SPLIT.images
 TAPPED = jp.tap_layer(apply, V, SPLIT, tap="relu")

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -47,6 +48,56 @@ def test_copies_pickles_and_hashes():
     assert network.layers  # traced, which nobody pickles
     read = pickle.loads(pickle.dumps(network))
     np.testing.assert_array_equal(read(read.example), logits)
+
+
+OPTIONS = {
+    "disable_jit": jax.disable_jit,
+    "rank_promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "transfer_guard": lambda: jax.transfer_guard("disallow_explicit"),
+    "debug_nans": jax.debug_nans,
+    "set_mesh": lambda: jax.set_mesh(jax.make_mesh((2,), ("x",))),
+}
+
+
+@pytest.fixture(scope="module")
+def as_usual(tmp_path_factory):
+    with jax.numpy_dtype_promotion("standard"):
+        return steps(tmp_path_factory.mktemp("usual"))
+
+
+def steps(folder):
+    """Numbers of a call of everything that computes some."""
+    _, variables, split = planted()
+    network = jaxprune.from_linen(Planted(), variables, np.float32(split.images[:4]))
+    linear = jaxprune.linear_fill(network, split.images.astype(np.float32))
+    split = replace(split, images=split.images.astype(np.float32))
+    tapped = jaxprune.tap_layer(network, split, tap="relu", criteria=["taylor"])
+    scores = jaxprune.score(tapped, "taylor")
+    apply = network.function
+    numbers = [scores, jaxprune.predict(apply, variables, split, batch_size=8)]
+    for fill in ("zero", "drop", linear):
+        orders = {"up": scores, "down": -scores}
+        for _, result in jaxprune.sweep_orders(tapped, orders, fill=fill):
+            numbers.append(result.cross_entropy)
+    keep = np.arange(4) != 1
+    small = jaxprune.compact(network, "only", keep, fill=linear)
+    small.save(folder / "small")
+    small = jaxprune.load_compact(folder / "small", Planted())
+    small = jaxprune.finetune(
+        small, network, split, epochs=1, batch_size=8, learning_rate=1e-3
+    )
+    x = network.example
+    numbers += [small(x), jaxprune.capture(Planted().apply, variables, x, "only")]
+    numbers.append(jaxprune.run_from(network, x, "only", np.ones((4, 3, 3, 4))))
+    return [np.asarray(jax.device_get(array)) for array in numbers]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_the_caller_change_nothing(option, as_usual, tmp_path):
+    with jax.numpy_dtype_promotion("standard"), OPTIONS[option]():
+        found = steps(tmp_path)
+    for array, expected in zip(found, as_usual, strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -7,8 +7,15 @@ both. Each device runs the same program on its share and hears nothing of the ot
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    closing,
+    contextmanager,
+    suppress,
+)
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxprune._base.errors import InputError
 
+R = TypeVar("R")
 DATA, MASK = "data", "mask"
 REPLICATED = PartitionSpec()
 SPREAD = PartitionSpec((DATA, MASK))
@@ -49,6 +57,50 @@ def spread(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+@contextmanager
+def usual_options() -> Iterator[None]:
+    """JAX's options as they are by default.
+
+    Those for finding errors in one's own code, and a mesh that the caller has set, are
+    of the caller's code, not of the library's.
+    """
+    usual: dict[str, tuple[Any, Callable[[Any], AbstractContextManager[None]]]] = {
+        "jax_disable_jit": (False, jax.disable_jit),
+        "jax_debug_nans": (False, jax.debug_nans),
+        "jax_debug_infs": (False, jax.debug_infs),
+        "jax_numpy_rank_promotion": ("allow", jax.numpy_rank_promotion),
+        **dict.fromkeys(_GUARDS, ("allow", jax.transfer_guard)),
+    }
+    with ExitStack() as stack:
+        for option, (value, entered) in usual.items():
+            if getattr(jax.config, option) not in (value, None):
+                stack.enter_context(entered(value))
+        with suppress(ValueError):  # inside a function that is traced
+            if not jax.sharding.get_mesh().empty:
+                stack.enter_context(jax.set_mesh(None))
+        yield
+
+
+def each_in_usual_options(
+    items: Generator[R, None, None],
+) -> Generator[R, None, None]:
+    """The items, each made under `usual_options`; what the caller does is not."""
+    with closing(items):
+        while True:
+            with usual_options():
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
+
+
+_GUARDS = [
+    f"jax_transfer_guard{which}"
+    for which in ("", "_host_to_device", "_device_to_host", "_device_to_device")
+]
+
+
 class Sharded:
     """A function of arrays, compiled at its first call and run over a mesh.
 
@@ -78,6 +130,7 @@ class Sharded:
             )
         )
 
+    @usual_options()
     def __call__(self, *arguments: Any) -> Any:
         """The function's value, its shares put together."""
         placed = [

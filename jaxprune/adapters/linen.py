@@ -16,6 +16,7 @@ from jaxtyping import Array, Num
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import usual_options
 from jaxprune.adapters.checks import check_call
 from jaxprune.conv import with_offset
 from jaxprune.graph.network import Network
@@ -86,6 +87,7 @@ def plain(variables: Any) -> Any:
     return meta.unbox(unfreeze(variables))
 
 
+@usual_options()
 def capture(
     apply: Callable[..., Any],
     variables: Any,

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError, first_line
+from jaxprune._base.mesh import usual_options
 from jaxprune.adapters import linen
 from jaxprune.graph.network import Network
 
@@ -25,6 +26,7 @@ def takes_network(
     """
 
     @functools.wraps(function)
+    @usual_options()
     def with_network(*args: Any, **kwargs: Any) -> R:
         args, network = _first(args, kwargs, "network", "model", "apply")
         if not isinstance(network, Network):

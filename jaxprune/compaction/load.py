@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from jaxprune._base import schema
 from jaxprune._base.errors import InputError, first_line
+from jaxprune._base.mesh import usual_options
 from jaxprune.adapters import linen
 from jaxprune.compaction import artefact
 from jaxprune.compaction.cut import KERNELS, STORED
@@ -27,6 +28,7 @@ from jaxprune.graph.layers import OFFSETS
 from jaxprune.graph.network import Network
 
 
+@usual_options()
 def load_compact(
     path: Path | str,
     model: nn.Module | Network | Callable[..., Any] | None = None,

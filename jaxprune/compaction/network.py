@@ -17,6 +17,7 @@ from flax.traverse_util import unflatten_dict
 
 from jaxprune._base import arguments, schema
 from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import usual_options
 from jaxprune.adapters import linen
 from jaxprune.compaction import artefact
 from jaxprune.compaction.cut import STORED, exactly, extras
@@ -132,6 +133,7 @@ class Compact:
         named = dict(zip(rest.paths, arrays, strict=True))
         return dataclasses.replace(rest.network, arrays=named)
 
+    @usual_options()
     def __call__(self, x: Any) -> Any:
         """The network's output for a batch of inputs [N, ...], or a tree of them."""
         structure: Any = jax.tree.structure(self.example)
@@ -281,6 +283,7 @@ class Compact:
         """
         return hand_back(self, self._of("framework of its own"), "Keras model")
 
+    @usual_options()
     def save(
         self,
         path: Path | str,

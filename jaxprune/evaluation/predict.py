@@ -20,6 +20,7 @@ from jaxprune._base.mesh import (
     make_mesh,
     replicate,
     round_up,
+    usual_options,
 )
 from jaxprune.adapters.linen import plain
 from jaxprune.data.splits import Split, batches
@@ -40,6 +41,7 @@ def compiled(apply: Callable[..., Any], mesh: Mesh | None = None) -> Sharded:
     return Sharded(apply, mesh or make_mesh(), spread, SPREAD)
 
 
+@usual_options()
 def predict(
     apply: Callable[..., Any] | Sharded,
     variables: Any,

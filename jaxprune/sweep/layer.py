@@ -9,7 +9,7 @@ Axes: N images, P channels, K masks.
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from jaxprune._base import arguments, processes
 from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import each_in_usual_options, usual_options
 from jaxprune.evaluation.every_pair import Plan
 from jaxprune.fills.fill import Fill, resolve_fill
 from jaxprune.ranking.order import check_ks, pruning_order
@@ -31,6 +32,7 @@ from jaxprune.sweep.strategy import Evaluation, choose_evaluation
 from jaxprune.tasks.task import LOSS
 
 
+@usual_options()
 def sweep_layer(
     tapped: TappedLayer,
     scores: Float[np.ndarray, " P"],
@@ -79,6 +81,7 @@ def sweep_layer(
     return found[1]
 
 
+@usual_options()
 def sweep_orders(
     tapped: TappedLayer,
     scores: Mapping[str, Float[np.ndarray, " P"]],
@@ -124,7 +127,7 @@ def sweep_orders(
     ks = check_ks(range(tapped.channels) if ks is None else ks, tapped.channels)
     plans = {name: Plan(_order(tapped, s), ks, resolved) for name, s in scores.items()}
 
-    def results() -> Iterator[tuple[str, AnyResult]]:
+    def results() -> Generator[tuple[str, AnyResult], None, None]:
         evaluated, masks = _Evaluated(tapped, mask_chunk, every_pair), _Masks(plans)
         for number, (name, plan) in enumerate(plans.items()):
             kept = checkpoint and replace(
@@ -137,7 +140,7 @@ def sweep_orders(
                 ),
             )
 
-    return results()
+    return each_in_usual_options(results())
 
 
 class _Masks:

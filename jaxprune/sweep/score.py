@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import usual_options
 from jaxprune.fills.fill import Fill, LinearFill, resolve_fill
 from jaxprune.ranking.criteria import Criterion, Scores
 from jaxprune.sweep.activations import Progress, TappedLayer, ignore
@@ -17,6 +18,7 @@ from jaxprune.sweep.oracle import MaskLosses
 from jaxprune.sweep.statistics import find_criterion
 
 
+@usual_options()
 def score(
     tapped: TappedLayer,
     criterion: str | Criterion,

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError, first_line
+from jaxprune._base.mesh import usual_options
 from jaxprune.compaction.network import Compact
 from jaxprune.data.splits import Joined, Split
 from jaxprune.graph.logits import are_probabilities, log_probabilities
@@ -67,6 +68,7 @@ class Epoch(NamedTuple):
     seconds: float
 
 
+@usual_options()
 def finetune(
     small: Compact,
     whole: Network | None,
