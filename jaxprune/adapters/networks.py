@@ -26,17 +26,19 @@ def takes_network(
     """
 
     @functools.wraps(function)
-    @usual_options()
     def with_network(*args: Any, **kwargs: Any) -> R:
-        args, network = _first(args, kwargs, "network", "model", "apply")
-        if not isinstance(network, Network):
-            if not isinstance(network, nn.Module):
-                arguments.check_function(network)
-            args, variables = _first(args, kwargs, "variables", "params")
-            network = as_network(network, variables, kwargs.pop("call", None))
-        elif "call" in kwargs:
-            raise InputError("a Network has its call's arguments already: no `call`")
-        return function(network, *args, **kwargs)
+        with usual_options():
+            args, network = _first(args, kwargs, "network", "model", "apply")
+            if not isinstance(network, Network):
+                if not isinstance(network, nn.Module):
+                    arguments.check_function(network)
+                args, variables = _first(args, kwargs, "variables", "params")
+                network = as_network(network, variables, kwargs.pop("call", None))
+            elif "call" in kwargs:
+                raise InputError(
+                    "a Network has its call's arguments already: no `call`"
+                )
+            return function(network, *args, **kwargs)
 
     return with_network
 

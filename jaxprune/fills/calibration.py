@@ -30,6 +30,8 @@ RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 # Rows of a consumer's input that the ridge is chosen on: neighbouring positions say
 # nearly the same.
 _PRESS_ROWS = 2**14
+# The same times the features of a group: beyond 2048 of these, fewer rows.
+_PRESS_ELEMENTS = 2**25
 
 
 @takes_network
@@ -116,7 +118,8 @@ def linear_fills(
         facts: dict[str, Any] = {"images": size_of(images)}
         best = ridge
         if best is None:
-            errors = {c: sum(s.press(c) for s in own.values()) for c in RIDGES}
+            of_each = [s.press(RIDGES) for s in own.values()]
+            errors = dict(zip(RIDGES, np.sum(of_each, axis=0), strict=True))
             best = min(errors, key=errors.__getitem__)
             facts["press"] = {f"{c:g}": float(error) for c, error in errors.items()}
         facts["ridge"] = best
@@ -234,7 +237,8 @@ def _read(
             count, members = features[key].shape
             zeros = np.zeros((count, members)), np.zeros((count, *2 * (members,)))
             sums[key] = Sums(features[key], channels[key[0]], 0, *zeros, [])
-        sums[key].add(rows, -(-total // _PRESS_ROWS))
+        most = min(_PRESS_ROWS, _PRESS_ELEMENTS // features[key].shape[1])
+        sums[key].add(rows, -(-total // most))
     return {key: s.over_processes() for key, s in sums.items()}
 
 

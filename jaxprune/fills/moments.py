@@ -4,6 +4,7 @@ Axes: P channels, G groups of Q features of a consumer as in `jaxprune.fills.lin
 n rows, which are images and positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,44 +15,45 @@ from jaxprune._base import processes
 from jaxprune.fills.linear import Moments, channel_blocks
 
 
-def press(rows: Float[np.ndarray, "n G Q"], channels: int, ridge: float) -> float:
-    """Leave-one-out error of each channel's regression on all others (PRESS).
+def press(
+    rows: Float[np.ndarray, "n G Q"], channels: int, ridges: Sequence[float]
+) -> list[float]:
+    """Leave-one-out errors of each channel's regression on all others (PRESS).
 
     With centred rows X, M = (X'X + n lambda I)^{-1} and Z = XM, the regression of the
     features J of a channel leaves Z_iJ M_JJ^{-1} at row i, and the leverage of row i in
     it is h_i - Z_iJ M_JJ^{-1} Z_iJ' with h_i = X_i Z_i'. Left out, row i is predicted
     with an error larger by 1 / (1 - 1/n - leverage): nothing is fitted again (Allen
-    1974).
+    1974). For each ridge that takes n Q^2 + Q^3 multiply-adds in each group.
 
     Args:
       rows: features, in groups.
       channels: their number, P.
-      ridge: in units of the mean variance.
+      ridges: in units of the mean variance.
 
     Returns:
-      The mean square error over features, in units of their variance.
+      For each ridge the mean square error over features, in units of their variance.
     """
     x = rows.astype(np.float64).swapaxes(0, 1)
     x -= x.mean(1, keepdims=True)
     count, features = x.shape[1:]
-    if count < 3:
-        return 0.0
-    error = 0.0
-    for centred in x:
+    errors = np.zeros(len(ridges))
+    for centred in x if count > 2 else ():
         covariance = centred.T @ centred / count
         variance = np.trace(covariance) / features
         if variance == 0:
             continue
-        penalty = ridge * variance * np.eye(features)
-        inverse = np.linalg.inv(count * (covariance + penalty))
-        z = centred @ inverse
-        blocks = np.linalg.inv(channel_blocks(inverse, channels))
-        of_channels = z.reshape(count, -1, channels)
-        left = np.einsum("nrp,prs->nsp", of_channels, blocks)
-        leverage = (centred * z).sum(1)[:, None] - (left * of_channels).sum(1)
-        left /= np.maximum(1 - 1 / count - leverage, 1e-12)[:, None]
-        error += float(np.square(left).mean() / variance)
-    return error / len(x)
+        for i, ridge in enumerate(ridges):
+            ridged = covariance + ridge * variance * np.eye(features)
+            inverse = np.linalg.inv(count * ridged)
+            z = centred @ inverse
+            blocks = np.linalg.inv(channel_blocks(inverse, channels))
+            of_channels = z.reshape(count, -1, channels)
+            left = np.einsum("nrp,prs->nsp", of_channels, blocks)
+            leverage = (centred * z).sum(1)[:, None] - (left * of_channels).sum(1)
+            left /= np.maximum(1 - 1 / count - leverage, 1e-12)[:, None]
+            errors[i] += np.square(left).mean() / variance
+    return (errors / len(x)).tolist()
 
 
 @dataclass
@@ -89,9 +91,9 @@ class Sums:
         totals = processes.total(self.total), processes.total(self.squares)
         return Sums(self.features, self.channels, count, *totals, [kept])
 
-    def press(self, ridge: float) -> float:
-        """Leave-one-out error on the rows that were kept."""
-        return press(np.concatenate(self.kept), self.channels, ridge)
+    def press(self, ridges: Sequence[float]) -> list[float]:
+        """Leave-one-out errors on the rows that were kept."""
+        return press(np.concatenate(self.kept), self.channels, ridges)
 
     def moments(self, kernel: Any, ridge: float) -> Moments:
         """Mean and covariance, beside the kernel that reads the channels."""

@@ -10,8 +10,9 @@ from flax import linen as nn
 import consumers
 import jaxprune
 from jaxprune._base.errors import InputError
+from jaxprune.fills import calibration, linear
 from jaxprune.fills.linear import Moments
-from jaxprune.fills.moments import press
+from jaxprune.fills.moments import Sums, press
 from masked import given_to
 from random_data import random_variables
 
@@ -140,9 +141,8 @@ def test_press_is_leaving_each_row_out():
             error = rows[i, j] - mean[j] - (rows[i, others] - mean[others]) @ a
             total += error**2
     expected = total / (n * 4) / variance
-    assert press(rows[:, None], rows.shape[1], ridge) == pytest.approx(
-        expected, rel=1e-9
-    )
+    (found,) = press(rows[:, None], rows.shape[1], [ridge])
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_press_leaves_out_all_features_of_a_channel():
@@ -161,7 +161,33 @@ def test_press_leaves_out_all_features_of_a_channel():
             error = rows[i, own] - mean[own] - (rows[i, ~own] - mean[~own]) @ a
             total += np.square(error).sum()
     expected = total / (n * 4) / variance
-    assert press(rows[:, None], 2, ridge) == pytest.approx(expected, rel=1e-9)
+    assert press(rows[:, None], 2, [ridge]) == pytest.approx([expected], rel=1e-9)
+
+
+def test_work_of_wide_layers_is_bounded(monkeypatch):
+    """Large factors by one thread, and fewer rows for the ridge the more features."""
+    threads, cholesky = [], linear.linalg.cholesky
+
+    def spied(matrix, **options):
+        threads.append({p["num_threads"] for p in linear._blas().info()})
+        return cholesky(matrix, **options)
+
+    monkeypatch.setattr(linear.linalg, "cholesky", spied)
+    monkeypatch.setattr(linear, "_LARGE", 4)
+    rows = drawn(n=14, p=4)
+    moments(rows).nest(np.arange(4))
+    assert threads == [{1}]
+
+    kept = []
+    monkeypatch.setattr(Sums, "press", lambda own, r: kept.append(own.kept) or [0] * 6)
+    monkeypatch.setattr(calibration, "_PRESS_ELEMENTS", 4 * 5)
+    network = jaxprune.Network(
+        lambda p, x: x @ p["a"] @ p["b"], {"a": np.eye(4, 4), "b": np.ones((4, 2))},
+        np.float32(rows),
+    )  # fmt: skip
+    group = network.groups.groups["a"]
+    jaxprune.linear_fills(network, np.float32(rows), [group])
+    assert sum(map(len, kept[0])) <= 5
 
 
 def test_the_ridge_follows_the_noise():
@@ -172,7 +198,8 @@ def test_the_ridge_follows_the_noise():
         rows = rng.normal(size=(n, 3)) @ rng.normal(size=(3, 20))
         rows += noise * rng.normal(size=rows.shape)
         grid = [1e-4, 1e-2, 1.0, 100.0]
-        return min(grid, key=lambda ridge: press(rows[:, None], rows.shape[1], ridge))
+        errors = press(rows[:, None], rows.shape[1], grid)
+        return grid[int(np.argmin(errors))]
 
     assert best(2000, 0.1) < best(12, 2.0)
     assert best(30, 1e3) == 100
