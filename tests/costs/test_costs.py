@@ -7,6 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import jaxprune.compaction.compact as compaction
+from architectures import ARCHITECTURES
 from jaxprune._base.errors import InputError
 from jaxprune.adapters.linen import from_linen
 from jaxprune.costs.multiply_adds import multiply_adds, of_layer
@@ -55,24 +56,35 @@ def test_costs_are_those_of_the_network_that_is_cut(name, monkeypatch):
 def flops_by_xla(equation, types):
     """Of a contraction by itself; with its border there already, not as zeros known."""
     params, types = dict(equation.params), list(types)
-    if "padding" in params and set(params["lhs_dilation"]) == {1}:
+    if "padding" in params:
         shape = list(types[0].shape)
         axes = params["dimension_numbers"].lhs_spec[2:]
-        for axis, (low, high) in zip(axes, params["padding"], strict=True):
-            shape[axis] += low + high
+        sides = []
+        for axis, ends, step in zip(
+            axes, params["padding"], params["lhs_dilation"], strict=True
+        ):  # inputs lie `step` apart
+            more = [-(-end // step) for end in ends]
+            shape[axis] += sum(more)
+            sides.append(tuple(e - m * step for e, m in zip(ends, more, strict=True)))
         types[0] = jax.ShapeDtypeStruct(tuple(shape), types[0].dtype)
-        params["padding"] = tuple((0, 0) for _ in axes)
+        params["padding"] = tuple(sides)
     program = jax.jit(lambda *operands: equation.primitive.bind(*operands, **params))
     return program.lower(*types).cost_analysis()["flops"]
 
 
 @pytest.mark.parametrize(
-    "name", quick([*ZOO, *WRAPPED], {*list(ZOO)[::2], *list(WRAPPED)[::3]})
+    "name",
+    quick(
+        [*ZOO, *WRAPPED, *ARCHITECTURES],
+        {*list(ZOO)[::2], *list(WRAPPED)[::3], *list(ARCHITECTURES)[::4]},
+    ),
 )
 def test_multiply_adds_are_half_of_the_operations_that_xla_counts(name):
     if name in ZOO:
         model, x = ZOO[name](), jnp.ones((1, *EXAMPLE_SHAPE))
         network = from_linen(model, random_variables(model, x), x)
+    elif name in ARCHITECTURES:
+        network = ARCHITECTURES[name].network()
     else:
         network = from_linen(*WRAPPED[name].build(), jnp.ones((1, *EXAMPLE_SHAPE)))
     ours, theirs = 0, 0
@@ -81,3 +93,25 @@ def test_multiply_adds_are_half_of_the_operations_that_xla_counts(name):
         ours += 2 * of_layer(layer)
         theirs += layer.repeats * flops_by_xla(layer.equation, types)
     assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+# Behind a concatenation, groups of a GroupNorm are units of different sizes: a width
+# does not say which are left.
+EQUAL_UNITS = [name for name in ARCHITECTURES if name != "diffusion"]
+
+
+@pytest.mark.parametrize("name", quick(EQUAL_UNITS, ("members", "shuffled")))
+def test_costs_of_architectures_are_those_of_the_network_that_is_cut(name, monkeypatch):
+    monkeypatch.setattr(compaction, "prove", lambda *_: None)  # it takes long
+    network = ARCHITECTURES[name].network()
+    costs = network_costs(network)
+    keeps = {n: np.arange(units) % 2 == 0 for n, units in costs.whole.items()}
+    small = compaction.compact_groups(
+        network, {n: (k, "drop") for n, k in keeps.items()}
+    )
+    widths = {n: int(keep.sum()) for n, keep in keeps.items()}
+    assert costs.multiply_adds(costs.whole) == pytest.approx(multiply_adds(network))
+    assert costs.multiply_adds(widths) == pytest.approx(multiply_adds(small.network))
+    stored = [path for path in small.arrays if path.startswith("stored/")]
+    kept = sum(np.size(a) for p, a in small.arrays.items() if p not in stored)
+    assert costs.parameters(widths) == pytest.approx(kept)
