@@ -26,14 +26,17 @@ def list_layers(network: Network, x: Any = None) -> tuple[Layer, ...]:
 
 @takes_network
 def last_conv(network: Network, x: Any = None) -> str:
-    """Name of the convolution that is executed last.
+    """Name of the last convolution whose channels can leave with a constant fill.
+
+    It is what a sweep prunes by default. What makes the output, and what is added to
+    something else, as at the end of a residual block, is no such convolution.
 
     Args:
       network: the network, or in its place a function or `apply`, and its variables.
       x: a batch of inputs, or its shape; by default the network's example.
 
     Raises:
-      InputError: the network has no convolution whose kernel is a parameter.
+      InputError: the network has none; with the reason for its last convolution.
     """
     return _of(network, x).graph().last_conv()
 

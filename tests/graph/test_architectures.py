@@ -8,6 +8,7 @@ import pytest
 
 import jaxprune
 from architectures import ARCHITECTURES, IMAGES, drawer
+from jaxprune.fills.fill import MeanFill
 from jaxprune.fills.masked import make_pruning
 from masked import zeroed
 from selected import quick
@@ -94,3 +95,17 @@ def test_heads_or_dimensions_are_predicted():
 
 
 LEAVES = ("kernel", "bias")
+
+
+def test_what_several_convolutions_at_once_read_takes_drop_alone():
+    network = ARCHITECTURES["members"].network()
+    group = network.groups.groups["members/conv0"]
+    assert [*group.consumers] == ["members/conv1"]
+    owner = group.consumers["members/conv1"]
+    np.testing.assert_array_equal(owner, [0, 1, 2, 3] * 3)  # of each member the same
+    fill = MeanFill("mean", means={"members/conv1": np.ones(12, np.float32)})
+    message = "several convolutions at once: it takes the fill 'drop' alone"
+    with pytest.raises(jaxprune.InputError, match=message):
+        jaxprune.compact_groups(network, {group.name: (np.arange(4) > 0, fill)})
+    with pytest.raises(jaxprune.InputError, match=message):
+        jaxprune.mean_fills(network, IMAGES, [group])
