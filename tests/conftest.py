@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import tally
+import versions
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -38,12 +39,19 @@ sys.path.append(str(Path(__file__).parent / "faults"))
 
 def pytest_configure(config):
     """Imports nothing in a process that only hands tests out."""
-    if config.option.markexpr == "not slow":
+    if config.option.markexpr in ("not slow", "versions"):
         # XLA compiles small programs in two thirds of the time. Long tests, and scripts
         # in processes of their own, run what users run.
         os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
         config.pluginmanager.import_plugin("shared_fixtures")
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests that run under every version of Python and JAX."""
+    for item in items:
+        if item.nodeid.split("[")[0].removeprefix("tests/") in versions.SELECTED:
+            item.add_marker("versions")
 
 
 def pytest_collection_finish():

@@ -62,6 +62,7 @@ def load_compact(
         raise InputError(
             f"{path} does not run on its own weights: {first_line(error)}"
         ) from error
+    _check_runs(small, spec, path)
     if model is None:
         return small
     whole = _whole(model, spec, arrays, call, path).with_example(example)
@@ -107,6 +108,21 @@ def _whole(
     if isinstance(model, nn.Module):
         return linen.from_linen(model, tree, **call)
     return Network(model, tree)
+
+
+def _check_runs(small: Compact, spec: artefact.Spec, path: Path | str) -> None:
+    """Raises InputError where a program is of a JAX that is too new for this one."""
+    versions: Any = spec.get("versions") or {}
+    before = versions.get("jax", jax.__version__)
+    if before == jax.__version__:
+        return
+    try:
+        jax.jit(small.function).lower(dict(small.arrays), small.example).compile()
+    except Exception as error:  # of XLA, which does not know the program's format
+        raise InputError(
+            f"{path} was written under JAX {before}, and JAX {jax.__version__} does "
+            f"not run it: load it under that version, or a later one"
+        ) from error
 
 
 def _layer(spec: artefact.Spec, name: str, where: Path) -> PrunedLayer:
