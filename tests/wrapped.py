@@ -289,6 +289,8 @@ WRAPPED = {
     "glu": between(glu, {**PLAIN, "both": 6}),
     "pooled by hand": between(pooled_by_hand, PLAIN),
     "sorted": between(
-        sorted_maps, {"last": 6}, {"first": "'sort' in Between joins them"}
+        sorted_maps,
+        {"last": 6},
+        {"first": r"'sort' in Between \(wrapped.py:\d+\) joins them"},
     ),
 }

@@ -23,7 +23,6 @@ from jaxprune.recipes import config
 from jaxprune.recipes.recipe import RECIPES
 from jaxprune.sweep.maps import KINDS
 from jaxprune.sweep.taps import TAPS
-from jaxprune.tasks.ready import TASKS
 
 EXPORTS = ("stablehlo", "onnx", "keras")
 # A field of settings, of which a flag is made.
@@ -72,8 +71,8 @@ class NetworkSettings(WorkdirSettings):
     Attributes:
       overrides: fields of the configuration whose flags are given. The others have the
         values that config.json holds or, in a new run directory, the recipe's.
-      batch_size, coordinator, num_processes, process_id: None where a command has no
-        flags for them.
+      task, output, batch_size, coordinator, num_processes, process_id: None where a
+        command has no flags for them.
     """
 
     model: str | None = flag(
@@ -93,14 +92,6 @@ class NetworkSettings(WorkdirSettings):
         "have names, class_names), a folder of JPEG or PNG images, one subfolder for "
         "each class, or a TFDS name."
     )
-    task: str | None = flag(
-        "What the outputs of a network of your own are for; its images are an .npz "
-        "file with targets [N, ...]. Default: classification.",
-        choices=tuple(TASKS),
-    )
-    output: str | None = flag(
-        "Part of its output that the task goes by: a key, or a position."
-    )
     image_size: int | None = flag(
         "Height and width that a folder's images are resized and cropped to. Default: "
         "those of the network's example.",
@@ -113,6 +104,8 @@ class NetworkSettings(WorkdirSettings):
         "Keep compiled programs for next time.", default=True
     )
     wandb: bool = flag("Mirror training to Weights & Biases.", default=False)
+    task: str | None = None
+    output: str | None = None
     batch_size: int | None = None
     coordinator: str | None = None
     num_processes: int | None = None

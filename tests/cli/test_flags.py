@@ -44,7 +44,7 @@ FLAGS = {
     "train": {*NETWORK, *PROCESSES, "batch_size"},
     "sweep": {
         *NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk", "max_drop", "seeds",
-        "random_orders", "report",
+        "random_orders", "report", "task", "output",
     },
     "compact": {
         *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "naive",

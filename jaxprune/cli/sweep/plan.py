@@ -17,6 +17,7 @@ from jaxprune.data.splits import Split
 from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.order import check_ks
 from jaxprune.tasks.classes import Classification
+from jaxprune.tasks.ready import TASKS
 
 # A criterion and a fill.
 Key = tuple[str, str]
@@ -26,6 +27,14 @@ Key = tuple[str, str]
 class SweepSettings(PruningSettings, BatchSettings, MaxDropSettings):
     """Settings of the sweeps of one network."""
 
+    task: str | None = flag(
+        "What the outputs of a network of your own are for; its images are an .npz "
+        "file with targets [N, ...]. Default: classification.",
+        choices=tuple(TASKS),
+    )
+    output: str | None = flag(
+        "Part of its output that the task goes by: a key, or a position."
+    )
     mask_chunk: int | None = flag("Masks evaluated at once.", at_least=1)
     random_orders: int = flag(
         "Random orders to compare the criteria with.",
