@@ -29,6 +29,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -81,6 +83,7 @@ def refit(
     Returns:
       Arrays by path; those of `jaxprune.compaction.cut` are added.
     """
+    images = jax.tree.map(jnp.asarray, images)
     return _Pair(network, images, groups, keeps, seed, on_layer).run()
 
 
