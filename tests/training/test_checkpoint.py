@@ -105,7 +105,8 @@ def test_an_optimizer_state_of_another_checkpoint(tmp_path, variables):
 
 def test_facts_are_kept_and_checked(tmp_path, variables):
     checkpoint.save(tmp_path, 1, variables, facts={"config": {"seed": 3}})
-    assert checkpoint.facts(tmp_path, 1) == {"config": {"seed": 3}}
+    made_with = {"jax": jax.__version__}
+    assert checkpoint.facts(tmp_path, 1) == {"config": {"seed": 3}, **made_with}
     path = next((tmp_path / "1" / "about").glob("metadata"))
     text = path.read_text()
     path.write_text(text.replace("3}", "4}"))
