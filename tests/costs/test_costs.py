@@ -28,7 +28,7 @@ def parameters(variables):
 
 @pytest.mark.parametrize("name", quick(ZOO, SOME))
 def test_costs_are_those_of_the_network_that_is_cut(name, monkeypatch):
-    monkeypatch.setattr(compaction, "prove", lambda *_: None)  # it takes long
+    monkeypatch.setattr(compaction, "prove", lambda *_, **__: None)  # it takes long
     model, x = ZOO[name](), jnp.ones((1, *EXAMPLE_SHAPE))
     variables = random_variables(model, x)
     network = Network(model.apply, variables, x)
@@ -102,7 +102,7 @@ EQUAL_UNITS = [name for name in ARCHITECTURES if name != "diffusion"]
 
 @pytest.mark.parametrize("name", quick(EQUAL_UNITS, ("members", "shuffled")))
 def test_costs_of_architectures_are_those_of_the_network_that_is_cut(name, monkeypatch):
-    monkeypatch.setattr(compaction, "prove", lambda *_: None)  # it takes long
+    monkeypatch.setattr(compaction, "prove", lambda *_, **__: None)  # it takes long
     network = ARCHITECTURES[name].network()
     costs = network_costs(network)
     keeps = {n: np.arange(units) % 2 == 0 for n, units in costs.whole.items()}

@@ -142,7 +142,8 @@ class Ladder:
         small, arrays = self.cut(rung)
         whole = self.whole
         # Unlike the model itself, this knows what is added where there is no bias.
-        program = whole.program(with_fast_convolutions(self.analysis.whole).function)
+        network = self.analysis.whole.with_params(dict(arrays))
+        program = whole.program(with_fast_convolutions(network).function)
         masked = whole.evaluate(program, dict(arrays), "masked network")
         proof = whole.prove(masked, small)
         both = np.stack([self._whole_logits, masked])
