@@ -80,6 +80,15 @@ CALLS = {
     "labels nan": lambda: jp.image_split(IMAGES, SPLIT.labels * np.nan, NAMES),
     "labels too large": lambda: jp.image_split(IMAGES, SPLIT.labels + 9, NAMES),
     "labels too few": lambda: jp.image_split(IMAGES, SPLIT.labels[1:], NAMES),
+    "targets too few": lambda: jp.image_split(IMAGES, targets=IMAGES[1:]),
+    "labels and targets": lambda: jp.image_split(
+        IMAGES, SPLIT.labels, NAMES, targets=IMAGES
+    ),
+    "a task without a loss": lambda: jp.Task("t", 3),
+    "a score that is a function": lambda: jp.Task("t", abs, {"s": abs}),
+    "a peak of 0": lambda: jp.reconstruction(peak=0),
+    "ignored text": lambda: jp.segmentation(ignore="none"),
+    "a task in text": lambda: jp.analyse(NETWORK, X, task="classes"),
     "labels none": lambda: jp.image_split(IMAGES, None, NAMES),
     "labels of a split": lambda: replace(SPLIT, labels=SPLIT.labels - 1),
     "class names one text": lambda: jp.image_split(IMAGES, SPLIT.labels, "abcd"),

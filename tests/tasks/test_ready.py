@@ -140,14 +140,7 @@ def test_ratios_of_sums_have_a_paired_bootstrap():
     ("make", "message"),
     [
         (lambda: jaxprune.Task("", lambda o, t: o), "a task has a name"),
-        (lambda: jaxprune.Task("t", 3), "its loss is a function"),
         (lambda: jaxprune.Task("t", lambda o, t: o), "no score to choose channels by"),
-        (
-            lambda: jaxprune.Task("t", lambda o, t: o, {"s": lambda o, t: o}),
-            "score 's' must be a jaxprune.Score",
-        ),
-        (lambda: jaxprune.reconstruction(peak=0), "peak must be a number"),
-        (lambda: jaxprune.segmentation(ignore="none"), "ignore must be a number"),
     ],
 )
 def test_a_task_that_is_none(make, message):
