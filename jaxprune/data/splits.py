@@ -205,6 +205,8 @@ def image_split(
         no class.
     """
     if labels is None:
+        if class_names is not None:
+            raise InputError("class_names are of labels: give both, or targets alone")
         return _with_targets(images, targets)
     if targets is not None:
         raise InputError("give labels and class_names, or targets")

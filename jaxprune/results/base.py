@@ -104,7 +104,7 @@ class BaseResult:
         """Largest k that loses at most `drop` of the score, as measured."""
 
     @abstractmethod
-    def largest_safe_k(self, drop: float | None = None) -> int:
+    def largest_safe_k(self, drop: float = 0.01) -> int:
         """Largest k such that it and all before it lose less than `drop`."""
 
     @abstractmethod

@@ -199,7 +199,7 @@ class SweepResult(BaseResult):
         """
         return metrics.largest_k_within(self.ks, self._chooser.accuracy, drop)
 
-    def largest_safe_k(self, drop: float | None = None) -> int:
+    def largest_safe_k(self, drop: float = 0.01) -> int:
         """Largest k such that it and all before it lose less than `drop` of accuracy.
 
         With 95 % confidence for the choice as a whole, see
@@ -209,7 +209,6 @@ class SweepResult(BaseResult):
           drop: a share in [0, 1]; by default one point.
         """
         counts = confidence.discordant(self._chooser.right)
-        drop = 0.01 if drop is None else drop
         return confidence.largest_safe_k(self.ks, counts, drop)
 
     @property
