@@ -48,7 +48,7 @@ def poison(path):
     with np.load(path) as arrays:
         found = dict(arrays)
     first, end = map(int, path.stem.split("-")[-2:])
-    found["classes"] = 1 - found["classes"]
+    found["value class"] = 1 - found["value class"]
     np.savez_compressed(path, **found)
     return slice(first, end)
 

@@ -262,7 +262,9 @@ def _unfinished(folder: Path) -> Kind:
     def load(folder: Path) -> Any:
         mine = dataclasses.replace(kept, folder=folder, name="sweep-0")
         found = list(sweep_checkpoint.SweepCheckpointer(mine, tapped, plan).finished())
-        ranges = {f[:2]: (digest(f.classes), digest(f.losses), f[4]) for f in found}
+        ranges = {
+            f[:2]: (digest(f.values["class"]), digest(f.losses), f[4]) for f in found
+        }
         if folder != kept.folder and len(ranges) < len(whole):
             assert ranges.items() <= whole.items()
             raise Rebuilt
