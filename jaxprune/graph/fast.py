@@ -17,4 +17,4 @@ def with_fast_convolutions(network: Network) -> Network:
         arrays = {path_name(path): leaf for path, leaf in leaves}
         return run(network.graph(batch).program, arrays, batch, fast=True)
 
-    return Network(function, network.params, network.example)
+    return network.with_function(function)

@@ -36,4 +36,4 @@ def with_log_probabilities(network: Network) -> Network:
     def function(params: Any, batch: Any) -> Array:
         return log_probabilities(network.function(params, batch))
 
-    return Network(function, network.params, network.example)
+    return network.with_function(function)

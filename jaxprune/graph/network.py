@@ -213,7 +213,8 @@ class Network:
 
     def __reduce__(self) -> Any:
         """Without its graphs: they are traced again."""
-        return Network, (self.function, self.params, self.example, self.origin)
+        given = (self.function, self.params, self.example, self.origin, self.streams)
+        return Network, given
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
@@ -229,6 +230,10 @@ class Network:
     def with_params(self, params: Any) -> "Network":
         """The same function with other parameters."""
         return replace(self, params=params)
+
+    def with_function(self, function: Function) -> "Network":
+        """Another function of the same parameters and batches."""
+        return replace(self, function=function, origin=None, _graphs={}, _choice=[])
 
     def with_example(self, example: Any) -> "Network":
         """The same network, traced for another batch."""

@@ -82,11 +82,6 @@ class Task:
             arguments.check_kind(f"score '{name}'", score, Score, "a jaxprune.Score")
         arguments.check_number("max_drop", self.max_drop, 0.0, float("inf"))
 
-    @property
-    def first(self) -> str:
-        """The name of the score that decides."""
-        return next(iter(self.scores))
-
     def judge(self, outputs: Any, targets: Any) -> dict[str, Array]:
         """What is kept of outputs: their loss [N], and each score's terms."""
         found = {LOSS: self.loss(outputs, targets)}
@@ -110,7 +105,7 @@ class Task:
         def function(params: Any, batch: Any) -> Any:
             return self.part(network.function(params, batch))
 
-        return Network(function, network.params, network.example)
+        return network.with_function(function)
 
     def part(self, found: Any) -> Any:
         """The part of a network's output that the task goes by.

@@ -1,5 +1,7 @@
 """Channels under LayerNorm and RMSNorm: their sums leave out the terms of what goes."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from architectures import ARCHITECTURES
 from halved import halved
 from jaxprune._base.errors import InputError
 from jaxprune.fills.masked import make_pruning
+from jaxprune.graph.fast import with_fast_convolutions
+from jaxprune.graph.logits import with_log_probabilities
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.shrink import analyse
 from masked import zeroed
@@ -125,6 +129,18 @@ def test_streams_are_asked_for_of_a_smaller_network():
     )
     assert again.arrays["params/stem/kernel"].shape[-1] == 5
     assert again.proof.bound_used <= 1
+
+
+def test_copies_and_other_forms_of_a_network_keep_its_streams():
+    whole = network("mixer")
+    names = whole.groups.groups.keys()
+    assert names > ARCHITECTURES["mixer"].network().groups.groups.keys()
+    task = jaxprune.imitation(output=lambda logits: logits[:, :2])
+    for other in (
+        copy.copy(whole), with_fast_convolutions(whole), task.applied(whole),
+        with_log_probabilities(whole),
+    ):  # fmt: skip
+        assert other.groups.groups.keys() == names
 
 
 def test_a_layer_alone_is_refused_and_streams_are_asked_for():
