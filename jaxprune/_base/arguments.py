@@ -146,27 +146,6 @@ def check_finite(what: str, value: Any) -> np.ndarray:
     return check_numbers(what, array, array.shape)
 
 
-def check_batch(what: str, value: Any) -> Any:
-    """A batch as NumPy arrays, if it is a tree of finite real numbers.
-
-    Raises:
-      InputError: it is not, or its arrays have not the same number of images, at least
-        one, on their first axes.
-    """
-    if not any(np.ndim(leaf) for leaf in jax.tree.leaves(value)):
-        value = as_array(what, value)  # rows of numbers, or none at all
-    batch = jax.tree.map(lambda leaf: check_finite(what, leaf), value)
-    arrays = jax.tree.leaves(batch)
-    counts = {array.shape[:1] for array in arrays}
-    of_images = any(array.ndim > 1 for array in arrays)
-    if not of_images or len(counts) > 1 or counts & {(), (0,)}:
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise InputError(
-            f"{what} must be a batch of inputs [N, ...], one or more, got {shapes}"
-        )
-    return batch
-
-
 def check_labels(what: str, value: Any, classes: int) -> np.ndarray:
     """`value` as an array, if it holds class indices, integers in 0 .. classes - 1.
 

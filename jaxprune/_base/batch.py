@@ -34,22 +34,22 @@ def pad_rows(batch: Any, size: int) -> Any:
 
 
 def check_batch(what: str, batch: Any, fewest: int = 1) -> Any:
-    """A batch in NumPy, if it is one of finite numbers with enough images.
+    """A batch in NumPy, if it is a tree of finite real numbers with enough images.
 
     Raises:
-      InputError: it is not; its shapes are named.
+      InputError: it is not, or its arrays have not the same number of images on their
+        first axes, at least `fewest`.
     """
-    arrays = jax.tree.map(lambda array: arguments.as_array(what, array), batch)
+    if not any(np.ndim(leaf) for leaf in jax.tree.leaves(batch)):
+        batch = arguments.as_array(what, batch)  # rows of numbers, or none at all
+    arrays = jax.tree.map(lambda leaf: arguments.check_finite(what, leaf), batch)
     leaves = jax.tree.leaves(arrays)
-    sizes = {array.shape[:1] for array in leaves}
-    single = len(leaves) == 1 and leaves[0] is arrays
-    several = len(sizes) != 1 or sizes == {()} or (single and leaves[0].ndim < 2)
-    if several or size_of(arrays) < fewest:
-        shapes = [list(array.shape) for array in leaves]
+    counts = {array.shape[:1] for array in leaves}
+    of_images = any(array.ndim > 1 for array in leaves)
+    if not of_images or len(counts) > 1 or () in counts or size_of(arrays) < fewest:
+        shapes = ", ".join(str(list(array.shape)) for array in leaves)
         raise InputError(
-            f"{what} must be [N, ...], N at least {fewest}, got shape "
-            f"{shapes[0] if single else shapes}"
+            f"{what} must be a batch of inputs [N, ...], N at least {fewest}, got "
+            f"{shapes}"
         )
-    for array in leaves:
-        arguments.check_numbers(what, array, array.shape)
     return arrays

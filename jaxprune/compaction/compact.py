@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base import arguments
+from jaxprune._base.batch import check_batch
 from jaxprune._base.errors import InputError
 from jaxprune.adapters.networks import takes_network
 from jaxprune.compaction.cut import Smaller, cut
@@ -140,7 +141,7 @@ def _with_example(network: Network, given: Any, what: str, example: Any) -> Netw
         example = network.example
     if example is None:
         raise InputError("give example=, a batch of inputs [N, ...], a few images")
-    batch = arguments.check_batch("example", example)
+    batch = check_batch("example", example)
     return network.with_example(
         jax.tree.map(lambda array: np.asarray(jnp.asarray(array)), batch)
     )

@@ -264,12 +264,19 @@ def _resampled(
     ones, parts = right.astype(np.float32), []
     step = max(1, _ELEMENTS // images)
     for start in range(0, RESAMPLES, step):
-        rows = min(step, RESAMPLES - start)
-        drawn = rng.integers(images, size=(rows, images))
-        drawn += images * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * images)
-        parts.append(ones @ times.reshape(rows, images).astype(np.float32).T)
+        times = times_drawn(images, min(step, RESAMPLES - start), rng)
+        parts.append(ones @ times.T)
     return np.concatenate(parts, axis=1) / np.float32(images)
+
+
+def times_drawn(
+    images: int, count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "r N"]:
+    """How often each image is drawn, in so many resamples."""
+    drawn = rng.integers(images, size=(count, images))
+    drawn += images * np.arange(count)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=count * images)
+    return times.reshape(count, images).astype(np.float32)
 
 
 def percentiles(drawn: Float[np.ndarray, "K R"]) -> Interval:

@@ -96,10 +96,10 @@ def _of_sums(
     masks, images = terms.shape[:2]
     value = combine(terms.sum(1, dtype=np.float64))
     drawn = np.empty((masks, RESAMPLES))
-    step = max(1, _ELEMENTS // images)
+    rng, step = np.random.default_rng(seed), max(1, _ELEMENTS // images)
     for start in range(0, RESAMPLES, step):
         rows = slice(start, min(start + step, RESAMPLES))
-        times = _times(images, rows, seed)
+        times = confidence.times_drawn(images, rows.stop - start, rng)
         for k in range(masks):
             drawn[k, rows] = combine((times @ terms[k]).astype(np.float64))
     change = drawn - drawn[0]
@@ -110,13 +110,3 @@ def _of_sums(
         confidence.percentiles(change),
         np.quantile(worse, CONFIDENCE, axis=1),
     )
-
-
-def _times(images: int, rows: slice, seed: int) -> Float[np.ndarray, "r N"]:
-    """How often each image is drawn in some of the resamples."""
-    count = rows.stop - rows.start
-    rng = np.random.default_rng([seed, rows.start])
-    drawn = rng.integers(images, size=(count, images))
-    drawn += images * np.arange(count)[:, None]
-    times = np.bincount(drawn.ravel(), minlength=count * images)
-    return times.reshape(count, images).astype(np.float32)

@@ -28,6 +28,7 @@ from jaxprune._base.mesh import (
 )
 from jaxprune.adapters.networks import takes_network
 from jaxprune.data.splits import Batch, Split, batches
+from jaxprune.evaluation.predict import compiled
 from jaxprune.fills.masked import layer_bias
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.network import Network
@@ -137,7 +138,12 @@ class TappedLayer:
     @cached_property
     def _whole(self) -> Sharded:
         """The whole network, whose outputs a task may have for targets."""
-        return _program(self.network, self.mesh)
+        network = self.network
+
+        def whole(arrays: Any, images: Any) -> Any:
+            return run(network.graph(images).program, arrays, images)
+
+        return compiled(whole, self.mesh)
 
     def batches(
         self, batch_size: int, first: int = 0, end: int | None = None
@@ -298,15 +304,6 @@ def _default_task(network: Network, split: Split, images: Any) -> Task:
             "regression(), reconstruction(), or a Task of your own"
         )
     return like_whole(jax.eval_shape(network.function, network.params, images))
-
-
-def _program(network: Network, mesh: Mesh) -> Sharded:
-    """The network as (arrays by path, images) -> its output."""
-
-    def run_whole(arrays: Any, images: Any) -> Any:
-        return run(network.graph(images).program, arrays, images)
-
-    return Sharded(run_whole, mesh, (REPLICATED, SPREAD), SPREAD)
 
 
 class _OfRanking:

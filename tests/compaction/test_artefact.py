@@ -534,7 +534,7 @@ BAD_TREES = {
         lambda s, b: jaxprune.compact_groups(
             s.network, {"first": (HALF, "drop")}, example=(b[0], [b[1][0][:2], b[1][1]])
         ),
-        r"batch of inputs \[N, ...\], one or more, got",
+        r"batch of inputs \[N, ...\], N at least 1, got",
     ),
     "numbers alone": (
         lambda s, b: jaxprune.compact_groups(

@@ -220,7 +220,7 @@ def test_bad_input_is_named():
     def fit(images=split.images, ridge=1e-2, variables=variables):
         jaxprune.linear_fill(apply, variables, images, layer="first", ridge=ridge)
 
-    with pytest.raises(InputError, match=r"N at least 1, got shape \[0, 8, 8, 3\]"):
+    with pytest.raises(InputError, match=r"N at least 1, got \[0, 8, 8, 3\]"):
         fit(split.images[:0])
     for ridge in (-1.0, 0.0, np.nan, np.inf):
         with pytest.raises(InputError, match="ridge must be positive and finite"):

@@ -89,9 +89,9 @@ def test_a_part_of_the_output_leaves_the_rest_to_go():
         (
             {**BATCH, "time": BATCH["time"][:5]},
             None,
-            r"N at least 16, got shape .*\[5, 1\]",
+            r"N at least 16, got .*\[5, 1\]",
         ),
-        (jax.tree.map(lambda a: a[:5], BATCH), None, "N at least 16, got shape"),
+        (jax.tree.map(lambda a: a[:5], BATCH), None, "N at least 16, got"),
         (BATCH, jaxprune.regression(output="no"), "has no part 'no'; it has 0 .*, 1"),
     ],
 )

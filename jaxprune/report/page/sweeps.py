@@ -38,10 +38,6 @@ SHARES = 10
 _CHANGES = 300_000
 
 
-# Images that get worse, or better, at one K.
-_MOVED = SHOWN
-
-
 @dataclass(frozen=True)
 class BaseSweep:
     """A sweep and where it is saved.
@@ -114,8 +110,8 @@ class TaskSweep(BaseSweep):
         """The details of the sweep in view; JSON-able."""
         result = self.result
         change = result.losses - result.losses[0]
-        worst = np.argsort(-change, axis=1, kind="stable")[:, :_MOVED]
-        best = np.argsort(change, axis=1, kind="stable")[:, :_MOVED]
+        worst = np.argsort(-change, axis=1, kind="stable")[:, :SHOWN]
+        best = np.argsort(change, axis=1, kind="stable")[:, :SHOWN]
         return {
             "order": result.order.tolist(),
             "scores": [float(f"{score:.5g}") for score in result.scores],
