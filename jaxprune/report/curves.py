@@ -19,7 +19,7 @@ from jaxprune._base import schema
 from jaxprune._base.errors import InputError
 from jaxprune.report.confidence import band, loss_curve, mark_chosen, note
 from jaxprune.report.feature_maps import feature_maps
-from jaxprune.report.style import add_grid, axes_of_k, legend_below, save
+from jaxprune.report.style import add_grid, axes_of_k, legend_below, save, stacked
 from jaxprune.report.task_curves import baseline, examples, in_words, score_vs_k
 from jaxprune.results import metrics
 from jaxprune.results.base import BaseResult
@@ -139,11 +139,7 @@ def accuracy_vs_k(result: SweepResult) -> Figure:
     """
     unbalanced, with_loss = not result.is_balanced, result.cross_entropy is not None
     heights = [4.8] + [2.2] * (unbalanced + with_loss)
-    figure = Figure(figsize=(8, 1 + sum(heights)), layout="constrained")
-    panels = figure.subplots(
-        len(heights), 1, squeeze=False, sharex=True,
-        gridspec_kw={"height_ratios": heights},
-    )[:, 0]  # fmt: skip
+    figure, panels = stacked(heights)
     top = panels[0]
     top.plot(result.ks, result.accuracy, color=_ACCURACY, label="accuracy")
     band(top, result.ks, result.figures.accuracy, _ACCURACY)

@@ -1,6 +1,6 @@
 """What all figures have in common: how they are written, their grid and legend."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +20,16 @@ def save(figure: Figure, path: Path) -> Path:
     with replacing(path) as temporary, matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(temporary, dpi=150, bbox_inches="tight", pad_inches=0.08)
     return path
+
+
+def stacked(heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """A figure of panels one below the other, of these heights, with one axis of K."""
+    figure = Figure(figsize=(8, 1 + sum(heights)), layout="constrained")
+    panels = figure.subplots(
+        len(heights), 1, squeeze=False, sharex=True,
+        gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    return figure, list(panels[:, 0])
 
 
 def add_grid(axes: Axes) -> None:

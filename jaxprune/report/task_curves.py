@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxprune.report.confidence import band, loss_curve, mark_chosen, note
-from jaxprune.report.style import axes_of_k, legend_below
+from jaxprune.report.style import axes_of_k, legend_below, stacked
 from jaxprune.results.base import BaseResult
 from jaxprune.results.confidence import Interval
 from jaxprune.results.task_result import TaskResult
@@ -24,11 +24,7 @@ def score_vs_k(result: TaskResult) -> Figure:
     The first score, by which K is chosen, has the large panel.
     """
     heights = [4.8, *[2.2] * len(result.score_names)]
-    figure = Figure(figsize=(8, 1 + sum(heights)), layout="constrained")
-    panels = figure.subplots(
-        len(heights), 1, squeeze=False, sharex=True,
-        gridspec_kw={"height_ratios": heights},
-    )[:, 0]  # fmt: skip
+    figure, panels = stacked(heights)
     for i, (name, axes) in enumerate(zip(result.score_names, panels, strict=False)):
         axes.plot(result.ks, result.values[i], color=_COLOUR, label=in_words(name))
         band(axes, result.ks, Interval(*result.intervals[i]), _COLOUR)

@@ -69,6 +69,15 @@ def zeroed(order, k):
     return Several().apply(variables, IMAGES)
 
 
+def tap(task, targets, variables=VARIABLES, **options):
+    """The inner layer, after its ReLU."""
+    split = jaxprune.image_split(IMAGES, targets=targets)
+    return jaxprune.tap_layer(
+        Several().apply, variables, split, task=task, layer="inner", tap="relu",
+        **options,
+    )  # fmt: skip
+
+
 def picked(task, output):
     return output if task.output is None else output[task.output]
 
@@ -77,11 +86,7 @@ def picked(task, output):
 @pytest.mark.parametrize("how", [{}, {"every_pair": True}, {"mask_chunk": 2}])
 def test_every_k_equals_zeroed_weights(name, how):
     task, targets = TASKS[name]
-    split = jaxprune.image_split(IMAGES, targets=targets)
-    tapped = jaxprune.tap_layer(
-        Several().apply, VARIABLES, split, task=task, layer="inner", tap="relu",
-        batch_size=8,
-    )  # fmt: skip
+    tapped = tap(task, targets, batch_size=8)
     scores = jaxprune.score(tapped, "mean")
     result = jaxprune.sweep_layer(tapped, scores, **how)
     assert isinstance(result, jaxprune.TaskResult)
@@ -106,11 +111,7 @@ def test_every_k_equals_zeroed_weights(name, how):
 def test_criteria_go_by_the_task_s_loss(criterion):
     """The oracle's scores are the rise of the loss, by weights really zeroed."""
     task, targets = TASKS["reconstruction"]
-    split = jaxprune.image_split(IMAGES, targets=targets)
-    tapped = jaxprune.tap_layer(
-        Several().apply, VARIABLES, split, task=task, layer="inner", tap="relu",
-        criteria=[criterion], batch_size=8,
-    )  # fmt: skip
+    tapped = tap(task, targets, criteria=[criterion], batch_size=8)
     scores = jaxprune.score(tapped, criterion)
 
     def loss(variables):
@@ -140,11 +141,7 @@ def test_linear_fill_of_a_planted_sum_costs_nothing():
     for leaf in inner.values():
         leaf[..., 4] = leaf[..., 0] + leaf[..., 1]
     targets = np.asarray(Several().apply(variables, IMAGES)["image"])
-    split = jaxprune.image_split(IMAGES, targets=targets)
-    tapped = jaxprune.tap_layer(
-        Several().apply, variables, split, task=TASKS["reconstruction"][0],
-        layer="inner", tap="relu",
-    )  # fmt: skip
+    tapped = tap(TASKS["reconstruction"][0], targets, variables)
     fill = jaxprune.linear_fill(
         jaxprune.Network(Several().apply, variables, IMAGES[:2]), IMAGES,
         layer="inner", ridge=1e-6,
@@ -157,11 +154,7 @@ def test_linear_fill_of_a_planted_sum_costs_nothing():
 
 
 def test_a_saved_result_is_read_again(tmp_path):
-    task, targets = TASKS["segmentation"]
-    split = jaxprune.image_split(IMAGES, targets=targets)
-    tapped = jaxprune.tap_layer(
-        Several().apply, VARIABLES, split, task=task, layer="inner", tap="relu"
-    )
+    tapped = tap(*TASKS["segmentation"])
     scores = jaxprune.score(tapped, "mean")
     about = {"layer": "inner", "criterion": "mean"}
     result = jaxprune.sweep_layer(tapped, scores, about=about)
@@ -178,12 +171,7 @@ def test_a_saved_result_is_read_again(tmp_path):
 
 
 def test_a_stopped_sweep_goes_on_from_its_checkpoint(tmp_path):
-    task, targets = TASKS["segmentation"]
-    split = jaxprune.image_split(IMAGES, targets=targets)
-    tapped = jaxprune.tap_layer(
-        Several().apply, VARIABLES, split, task=task, layer="inner", tap="relu",
-        batch_size=4,
-    )  # fmt: skip
+    tapped = tap(*TASKS["segmentation"], batch_size=4)
     scores = jaxprune.score(tapped, "mean")
     expected = jaxprune.sweep_layer(tapped, scores)
     kept = jaxprune.SweepCheckpoint(tmp_path)
@@ -233,11 +221,8 @@ NUMBER = TASKS["regression"][1]
     ],
 )  # fmt: skip
 def test_a_task_that_does_not_fit(task, targets, message):
-    split = jaxprune.image_split(IMAGES, targets=targets)
     with pytest.raises(InputError, match=message):
-        jaxprune.tap_layer(
-            Several().apply, VARIABLES, split, task=task, layer="inner", tap="relu"
-        )
+        tap(task, targets)
 
 
 def test_targets_of_another_length():
