@@ -24,7 +24,7 @@ SELECTED = (
     "shrinking/test_refit.py::test_copies_of_units_leave_without_a_trace",
     "sweep/test_layer.py::test_planted_channels_cost_what_they_must",
     "training/test_finetune.py::test_a_killed_fine_tuning_ends_with_the_same_arrays",
-    "tasks/test_scores.py::test_reconstruction",
+    "tasks/test_ready.py::test_reconstruction",
     "test_api.py::test_options_of_the_caller_change_nothing",
     "test_versions.py::test_artefacts_of_all_versions_are_read",
 )
