@@ -1,30 +1,40 @@
 """The whole network over a split: what smaller networks are measured against."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.batch import take
 from jaxprune._base.errors import InputError
-from jaxprune._base.mesh import Sharded
+from jaxprune._base.mesh import Sharded, round_up
 from jaxprune.cli import cluster
 from jaxprune.cli.run_directory import Run
 from jaxprune.cli.settings import ImageSettings
 from jaxprune.compaction.network import Compact
-from jaxprune.compaction.proof import Proof, compare
+from jaxprune.compaction.proof import Comparison, Proof
 from jaxprune.costs import cost
 from jaxprune.data import datasets
-from jaxprune.data.splits import Split
-from jaxprune.evaluation.predict import compiled, predict
+from jaxprune.data.splits import Batch, Split
+from jaxprune.evaluation.predict import compiled, outputs
+from jaxprune.graph.fast import with_fast_convolutions
+from jaxprune.results.task_figures import score_figures
+from jaxprune.tasks.classes import Classification
 
 # Images that a network is traced for, and compared on equation by equation.
 _EXAMPLES = 8
 # Networks are compared: no matrix unit may round factors more coarsely than float32.
 PRECISION = "highest"
+
+# A network's outputs for all images, batch by batch.
+Outputs = Iterator[tuple[Batch, Any]]
+# What each score of a task is made of, by its name: [N], or [N, S].
+Terms = dict[str, np.ndarray]
 
 
 def splits(run: Run, settings: ImageSettings) -> tuple[Split, Split]:
@@ -55,6 +65,7 @@ class Baseline:
       run: the run directory's job.
       variables: the whole network's variables.
       split: the images.
+      task: what the network's outputs are for.
       batch_size: images in a batch.
       example: scaled images, of which some are the split's first and last.
       network: the whole network on scaled images, with these as its example.
@@ -63,7 +74,8 @@ class Baseline:
 
     def __init__(self, run: Run, variables: Any, split: Split, batch_size: int):
         self.run, self.variables, self.split = run, variables, split
-        self.batch_size = batch_size
+        self.task = run.task
+        self.batch_size = round_up(batch_size, run.mesh.size)
         index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
         self.example = run.scale(jnp.asarray(split.read(np.unique(index))))
         self.network = run.whole.with_params(variables).with_example(self.example)
@@ -75,44 +87,133 @@ class Baseline:
         return jnp.broadcast_to(self.example[:1], (32, *self.example.shape[1:]))
 
     def program(self, function: Callable[[Any, Any], Any]) -> Sharded:
-        """A network as `evaluate` runs it: (weights, scaled images) -> logits."""
+        """A network as it is evaluated here: (weights, images) -> outputs."""
         return compiled(
             lambda weights, images: function(weights, self.run.scale(images)),
             self.run.mesh,
         )
 
-    def evaluate(self, program: Sharded, weights: Any, what: str) -> np.ndarray:
-        """A network's logits [N, C].
+    def outputs(self, program: Sharded, weights: Any) -> Outputs:
+        """A network's outputs, batch by batch."""
+        mesh = self.run.mesh
+        return outputs(program, weights, self.split, self.batch_size, mesh)
 
-        At full precision, so that networks can be compared.
+    def terms(self, made: Outputs, what: str) -> Terms:
+        """What the task's scores are made of, from a network's outputs."""
+        parts: list[Terms] = []
+        with self._at_full_precision(what) as bar:
+            for batch, found in made:
+                parts.append(self._judged(batch, found))
+                bar.update(batch.size)
+        return _joined(parts)
+
+    def prove(
+        self, masked: Outputs, small: Compact, unproved: bool = False
+    ) -> tuple[Proof, Terms]:
+        """Compares a compact network with the masked one on all images.
+
+        Args:
+          masked: outputs of the masked network.
+          small: the compact network.
+          unproved: see `Comparison`.
+
+        Returns:
+          The comparison, and what the compact network's scores are made of.
         """
+        coarsest = self.network.graph(self.example).program.coarsest
+        comparison = self.comparison(coarsest, unproved=unproved)
+        what = "compact and masked network"
+        terms = self.compare(comparison, masked, self.small_outputs(small), what)
+        proof = comparison.proof()
+        if small.proof is not None:
+            proof = replace(
+                proof, equations=small.proof.equations,
+                bound_used=small.proof.bound_used,
+                not_proved=proof.not_proved or small.proof.not_proved,
+            )  # fmt: skip
+        return proof, terms
+
+    def small_outputs(self, small: Compact) -> Outputs:
+        """The outputs of a compact network, batch by batch."""
+        return self.outputs(self.program(small.function), dict(small.arrays))
+
+    def comparison(self, coarsest: Any = None, unproved: bool = False) -> Comparison:
+        """An empty comparison of outputs of the task."""
+        logits = self.task.part if self.task.logits else None
+        return Comparison(logits, coarsest, unproved=unproved)
+
+    def compare(
+        self, comparison: Comparison, first: Outputs, second: Outputs, what: str
+    ) -> Terms:
+        """Fills a comparison; what the second network's scores are made of."""
+        classes = isinstance(self.task, Classification)
+        parts: list[Terms] = []
+        with self._at_full_precision(what) as bar:
+            for (batch, before), (_, after) in zip(first, second, strict=True):
+                rows = slice(batch.size)
+                labels = batch.targets[rows] if classes else None
+                first_rows, second_rows = take((before, after), rows)
+                comparison.add(first_rows, second_rows, labels)
+                parts.append(self._judged(batch, after))
+                bar.update(batch.size)
+        return _joined(parts)
+
+    @contextmanager
+    def _at_full_precision(self, what: str) -> Iterator[Any]:
+        """A bar over the images, of networks that are to be compared."""
         with (
             cluster.progress(total=len(self.split), unit="img", desc=what) as bar,
             jax.default_matmul_precision(PRECISION),
         ):
-            return predict(
-                program, weights, self.split, batch_size=self.batch_size,
-                mesh=self.run.mesh, on_images=bar.update,
-            )  # fmt: skip
+            yield bar
 
-    def accuracy(self, logits: np.ndarray) -> float:
-        """Share of predictions that are right, in [0, 1]."""
-        return float((logits.argmax(-1) == self.split.labels).mean())
+    def _judged(self, batch: Batch, found: Any) -> Terms:
+        """The terms of a batch's scores, without those of what fills it up."""
+        targets = batch.targets
+        if self.task.imitates:
+            targets = self._whole(self.network.params, batch.images)
+        terms = jax.tree.map(np.asarray, self._judge(found, targets))
+        judged: Terms = take(terms, slice(batch.size))
+        return judged
 
-    def prove(
-        self, masked: np.ndarray, small: Compact, unproved: bool = False
-    ) -> Proof:
-        """Compares a compact network with the masked one's logits on all images."""
-        program = self.program(small.function)
-        after = self.evaluate(program, dict(small.arrays), "compact network")
-        coarsest = self.network.graph(self.example).program.coarsest
-        proof = compare(masked, after, self.split.labels, coarsest, unproved=unproved)
-        if small.proof is None:
-            return proof
-        return replace(
-            proof, equations=small.proof.equations, bound_used=small.proof.bound_used,
-            not_proved=proof.not_proved or small.proof.not_proved,
-        )  # fmt: skip
+    @cached_property
+    def _whole(self) -> Sharded:
+        return self.program(with_fast_convolutions(self.network).function)
+
+    @cached_property
+    def _judge(self) -> Callable[[Any, Any], Any]:
+        """(outputs, targets) -> terms of each score."""
+        task = self.task
+
+        def judge(found: Any, targets: Any) -> Any:
+            if task.imitates:
+                targets = task.part(targets)
+            return task.terms(task.part(found), targets)
+
+        return jax.jit(judge)
+
+    def value(self, terms: Terms) -> float:
+        """The task's first score."""
+        name, score = next(iter(self.task.scores.items()))
+        if score.combine is None:
+            return float(terms[name].mean(dtype=np.float64))
+        sums = terms[name].sum(0, dtype=np.float64)
+        return float(score.combine(sums[None])[0])
+
+    def scores(self, whole: Terms, smaller: Terms) -> dict[str, float]:
+        """Scores of the whole network and of a smaller one.
+
+        By "baseline_" and the score's name, and by its name; "largest_drop" is how much
+        of the first may have been lost, with 95 % confidence.
+        """
+        found: dict[str, float] = {}
+        for name, score in self.task.scores.items():
+            both = np.stack([whole[name], smaller[name]])
+            figures = score_figures(both, score.combine, score.higher_is_better)
+            before, after = figures.value.tolist()
+            found |= {f"baseline_{name}": before, name: after}
+            found.setdefault("largest_drop", float(figures.drop_limit[1]))
+        return found
 
     def figures(
         self, small: Compact, batches: Sequence[int], repeats: int
@@ -133,6 +234,11 @@ class Baseline:
             "theoretical_speedup": self.cost.multiply_adds / after.multiply_adds,
             "latency": in_turns(programs, self.example, batches, repeats),
         }
+
+
+def _joined(parts: Sequence[Terms]) -> Terms:
+    """The terms of all batches."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def in_turns(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,6 +24,7 @@ from jaxprune.compaction.pixels import check_pixels
 from jaxprune.data.splits import batches
 from jaxprune.graph.network import Network
 from jaxprune.recipes.config import Config
+from jaxprune.report.measures import in_words
 
 _KERAS = "Keras model"
 
@@ -73,25 +75,27 @@ class Exports:
         """
         if not {"onnx", "keras"} & {*self._settings.export}:
             return {}, {}
-        whole = self._whole
-        program = whole.program(small.function)
-        logits = whole.evaluate(program, dict(small.arrays), "compact network")
         files: dict[str, bytes] = {}
         figures: dict[str, dict[str, Any]] = {}
         if self._before is not None:
             files[artefact.ONNX] = data = self._to_onnx(small.network)
-            figures["onnx"] = self._run_onnx(self._before, data, logits.argmax(-1))
+            figures["onnx"] = self._run_onnx(self._before, data, small)
         if "keras" in self._settings.export:
             files[artefact.KERAS], model = _keras_file(small)
-            figures["keras"] = self._run_keras(model, logits.argmax(-1))
+            figures["keras"] = self._run_keras(model, small)
         return files, {"exports": figures}
 
     def _run_onnx(
-        self, before: onnx.Program, data: bytes, expected: np.ndarray
+        self, before: onnx.Program, data: bytes, small: Compact
     ) -> dict[str, Any]:
         after = onnx.Program(data)
-        found = self._predictions(lambda x: after(self._images(x))[0], "onnx")
-        figures = self._compared("onnx", found, expected)
+        made = jax.eval_shape(small.function, dict(small.arrays), small.example)
+        tree = jax.tree.structure(made)
+
+        def outputs(images: np.ndarray) -> Any:
+            return jax.tree.unflatten(tree, after(self._images(images)))
+
+        figures = self._compared("onnx", outputs, small)
         one = self._images(self._whole.split.read(np.arange(1)))
         sizes, repeats = self._settings.batches(), self._settings.repeats
         figures["latency"] = in_turns([before, after], one, sizes, repeats)
@@ -103,13 +107,12 @@ class Exports:
             )
         return figures
 
-    def _run_keras(self, model: Any, expected: np.ndarray) -> dict[str, Any]:
+    def _run_keras(self, model: Any, small: Compact) -> dict[str, Any]:
         def outputs(images: np.ndarray) -> Any:
             scaled = self._whole.run.scale(jnp.asarray(images))
             return model.predict_on_batch(np.asarray(scaled))
 
-        found = self._predictions(outputs, "keras")
-        return self._compared("keras", found, expected)
+        return self._compared("keras", outputs, small)
 
     def _to_onnx(self, network: Network) -> bytes:
         config, split = self._whole.run.config, self._whole.split
@@ -123,27 +126,28 @@ class Exports:
         first = images.shape[1:] != self._whole.example.shape[1:]
         return jnp.asarray(np.moveaxis(images, -1, 1) if first else images)
 
-    def _predictions(self, run: Callable[[Any], Any], what: str) -> np.ndarray:
-        """The class that is predicted for each image of the split."""
-        whole, parts = self._whole, []
-        with cluster.progress(total=len(whole.split), unit="img", desc=what) as bar:
-            for batch in batches(whole.split, whole.batch_size):
-                outputs = np.asarray(run(batch.images))
-                parts.append(outputs[: batch.size].argmax(-1))
-                bar.update(batch.size)
-        return np.concatenate(parts)
-
     def _compared(
-        self, what: str, found: np.ndarray, expected: np.ndarray
+        self, what: str, run: Callable[[np.ndarray], Any], small: Compact
     ) -> dict[str, Any]:
-        """Figures of predictions, beside the compact network's."""
-        differ = int((found != expected).sum())
-        accuracy = float((found == self._whole.split.labels).mean())
+        """Figures of a form's outputs, beside the compact network's."""
+        whole = self._whole
+        found = ((b, run(b.images)) for b in batches(whole.split, whole.batch_size))
+        comparison = whole.comparison()
+        terms = whole.compare(comparison, whole.small_outputs(small), found, what)
+        measure, value = whole.task.measure, whole.value(terms)
+        if whole.task.logits:
+            differ = comparison.different_predictions
+            figures = {"different_predictions": differ, measure: value}
+            unlike = f"{differ} predictions differ from the compact network's"
+        else:
+            relative = comparison.relative_difference
+            figures = {"relative_difference": relative, measure: value}
+            unlike = f"{relative:.2e} relative difference from the compact network's"
         cluster.say(
-            f"  {what:<10} {len(found)} images: {differ} predictions differ from the "
-            f"compact network's, accuracy {accuracy:.4f}"
+            f"  {what:<10} {len(whole.split)} images: {unlike}, "
+            f"{in_words(measure)} {value:.4f}"
         )
-        return {"different_predictions": differ, "accuracy": accuracy}
+        return figures
 
 
 def _keras_file(small: Compact) -> tuple[bytes, Any]:

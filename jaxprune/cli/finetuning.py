@@ -21,6 +21,7 @@ from jaxprune.data.splits import Split
 from jaxprune.graph.network import Network
 from jaxprune.recipes.config import Config
 from jaxprune.recipes.recipe import RECIPES
+from jaxprune.report.measures import in_words
 from jaxprune.training import losses
 from jaxprune.training.augmentation import blend, crop_and_flip
 from jaxprune.training.finetune import LEARNING_RATE, Epoch, finetune
@@ -182,6 +183,7 @@ class Finetuning:
                 small,
                 whole if settings.distill else None,
                 split,
+                task=self.run.task,
                 epochs=settings.finetune_epochs,
                 batch_size=size,
                 learning_rate=way.learning_rate,
@@ -202,18 +204,19 @@ class Finetuning:
         split, size, settings = self.images(), self.batch_size, self.settings
 
         @jax.jit
-        def of_batch(arrays: Any, params: Any, batch: Array, labels: Array) -> Array:
+        def of_batch(arrays: Any, params: Any, batch: Array, labels: Any) -> Array:
             x = self.run.scale(batch)
+            part = self.run.task.part
             return losses.mean_loss(
-                small.function(arrays, x), labels,
-                whole.function(params, x) if settings.distill else None,
+                self.run.task, part(small.function(arrays, x)), labels,
+                part(whole.function(params, x)) if settings.distill else None,
                 settings.distill_temperature, settings.distill_weight,
             )  # fmt: skip
 
         arrays = jax.tree.map(jnp.asarray, (dict(small.arrays), whole.params))
         indices = np.split(np.arange(len(split) // size * size), len(split) // size)
-        found = (of_batch(*arrays, split.read(i), split.labels[i]) for i in indices)
-        return float(np.mean([float(loss) for loss in found]))
+        given = ((split.read(i), split.read_targets(i)) for i in indices)
+        return float(np.mean([float(of_batch(*arrays, *batch)) for batch in given]))
 
     def recalibrated(
         self, small: Compact, split: Split | None = None
@@ -286,45 +289,52 @@ def train_on(
     settings: FinetuningSettings,
     whole: Baseline,
     small: Compact,
-    accuracy_before: float,
+    before: float,
 ) -> tuple[Compact, dict[str, Any], list[dict[str, Any]]]:
     """Recalibrates and fine-tunes where that is asked for.
 
+    Args:
+      run: the run directory's job.
+      settings: which of both is asked for, and how.
+      whole: the whole network over the evaluation split.
+      small: the network.
+      before: its first score, as it is.
+
     Returns:
-      The network, accuracies to add to the figures, and a line for each epoch, the
-      first of which is before any training.
+      The network, scores to add to the figures, and a line for each epoch, the first of
+      which is before any training.
     """
     changes: dict[str, Any] = {}
     program = whole.program(small.function)
-    tuning = Finetuning(run, settings)
+    tuning, measure = Finetuning(run, settings), whole.task.measure
+    words = in_words(measure)
 
-    def accuracy(network: Compact) -> float:
-        return whole.accuracy(whole.evaluate(program, dict(network.arrays), "test"))
+    def test(network: Compact) -> float:
+        made = whole.outputs(program, dict(network.arrays))
+        return whole.value(whole.terms(made, "test"))
 
+    start = before
     if settings.recalibrate:
         small, images = tuning.recalibrated(small)
-        changes["accuracy_recalibrated"] = accuracy(small)
-        cluster.say(f"  recalibrated over {images} training images: accuracy "
-                    f"{changes['accuracy_recalibrated']:.4f}")  # fmt: skip
-    start = changes.get("accuracy_recalibrated", accuracy_before)
-    lines = [{"epoch": 0, "test_accuracy": start}]
+        changes[f"{measure}_recalibrated"] = start = test(small)
+        cluster.say(
+            f"  recalibrated over {images} training images: {words} {start:.4f}"
+        )
+    lines: list[dict[str, Any]] = [{"epoch": 0, f"test_{measure}": start}]
 
     def note(epoch: Epoch) -> None:
-        lines.append(
-            {
-                "epoch": epoch.epoch,
-                "loss": epoch.loss,
-                "train_accuracy": epoch.accuracy,
-                "test_accuracy": accuracy(epoch.network),
-                "seconds": round(epoch.seconds, 2),
-            }
-        )
+        found = test(epoch.network)
+        line: dict[str, Any] = {"epoch": epoch.epoch, "loss": epoch.loss}
+        if not np.isnan(epoch.accuracy):
+            line["train_accuracy"] = epoch.accuracy
+        line |= {f"test_{measure}": found, "seconds": round(epoch.seconds, 2)}
+        lines.append(line)
         cluster.say(
             f"  fine-tuned, epoch {epoch.epoch}/{settings.finetune_epochs}: loss "
-            f"{epoch.loss:.4f}, test accuracy {lines[-1]['test_accuracy']:.4f}"
+            f"{epoch.loss:.4f}, test {words} {found:.4f}"
         )
 
     if settings.finetune_epochs:
         small = tuning.tuned(small, whole.network, on_epoch=note)
-        changes["accuracy_finetuned"] = lines[-1]["test_accuracy"]
+        changes[f"{measure}_finetuned"] = lines[-1][f"test_{measure}"]
     return small, changes, lines

@@ -26,7 +26,7 @@ from jaxprune.graph.network import Network
 from jaxprune.recipes import config
 from jaxprune.recipes.config import AnyConfig, Config, UserConfig
 from jaxprune.recipes.recipe import RECIPES, Defaults, Recipe
-from jaxprune.tasks.classes import Classification, classification
+from jaxprune.tasks.classes import classification
 from jaxprune.tasks.task import Task
 from jaxprune.training import checkpoint
 
@@ -61,18 +61,10 @@ class Run:
         """Whether it is a user's network, which has its weights."""
         return isinstance(self.config, UserConfig)
 
-    def require_classes(self, what: str, instead: str) -> None:
-        """Raises InputError unless the network's outputs are classes.
-
-        Args:
-          what: what needs them.
-          instead: what to call in Python for other tasks.
-        """
-        if not isinstance(self.task, Classification) or self.task.output is not None:
-            raise InputError(
-                f"{what} knows networks that return logits [N, C] alone; in Python, "
-                f"{instead} takes any output"
-            )
+    def check_drop(self, max_drop: float | None) -> None:
+        """Raises InputError if --max_drop is more than there is of an accuracy."""
+        if max_drop is not None and self.task.measure == "accuracy" and max_drop > 1:
+            raise InputError(f"--max_drop={max_drop:g}: accuracy lies in 0 .. 1")
 
     @property
     def training(self) -> Config:

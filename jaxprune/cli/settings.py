@@ -23,6 +23,7 @@ from jaxprune.recipes import config
 from jaxprune.recipes.recipe import RECIPES
 from jaxprune.sweep.maps import KINDS
 from jaxprune.sweep.taps import TAPS
+from jaxprune.tasks.ready import TASKS
 
 EXPORTS = ("stablehlo", "onnx", "keras")
 # A field of settings, of which a flag is made.
@@ -122,6 +123,20 @@ class BatchSettings(NetworkSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskSettings(Settings):
+    """What a network's outputs are for."""
+
+    task: str | None = flag(
+        "What the outputs of a network of your own are for; its images are an .npz "
+        "file with targets [N, ...]. Default: classification.",
+        choices=tuple(TASKS),
+    )
+    output: str | None = flag(
+        "Part of its output that the task goes by: a key, or a position."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProcessSettings(NetworkSettings):
     """Several processes that run the command together."""
 
@@ -193,9 +208,9 @@ class MaxDropSettings(Settings):
     """The largest loss allowed."""
 
     max_drop: float | None = flag(
-        "Be 95 % sure to lose less accuracy than this. In a sweep, default: 0.01.",
+        "Be 95 % sure to lose less accuracy, or of a task's first score, than this. In "
+        "a sweep, default: 0.01.",
         at_least=0.0,
-        at_most=1.0,
     )
 
 

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Int
 
 from jaxprune._base.arguments import half_of_digits
 from jaxprune._base.batch import size_of
@@ -97,8 +97,8 @@ class Proof:
 
 
 def compare(
-    masked: Shaped[np.ndarray, "N *axes"],
-    compact: Shaped[np.ndarray, "N *axes"],
+    masked: Any,
+    compact: Any,
     labels: Int[np.ndarray, " N"] | None = None,
     coarsest: Any = None,
     *,
@@ -107,7 +107,7 @@ def compare(
     """Compares outputs for the same images; predictions, where they are logits [N, C].
 
     Args:
-      masked: of the masked network.
+      masked: of the masked network: an array [N, ...], or a tree of such.
       compact: of the compact network.
       labels: class index of each image, where they are known.
       coarsest: the type of fewest digits that the images go through; by default that
@@ -115,37 +115,155 @@ def compare(
       unproved: returns what is known where nothing is proved.
 
     Raises:
-      InputError: they differ in more than half of the digits of that type; or, unless
-        `unproved`, they hold infinities or NaN, so that nothing is proved.
+      InputError: see `Comparison.proof`.
     """
-    whole = [np.atleast_1d(a).astype(np.float64) for a in (masked, compact)]
-    rows = [a.reshape(len(a), -1) for a in whole]
-    if why := _not_finite(masked, "masked") or _not_finite(compact, "compact"):
-        _check_proved(why, unproved)
-        proof = Proof(len(rows[0]), None, None, not_proved=why)
-    else:
-        difference = np.abs(rows[0] - rows[1])
-        scale = np.maximum(np.abs(rows[0]).max(-1), np.finfo(np.float32).tiny)
-        largest, relative = difference.max(), (difference.max(-1) / scale).max()
-        if not relative <= half_of_digits(coarsest or compact.dtype):
+    axes = [np.ndim(leaf) for leaf in jax.tree.leaves(masked)]
+    logits = _only if axes == [2] else None
+    comparison = Comparison(logits, coarsest, unproved=unproved)
+    comparison.add(masked, compact, labels)
+    return comparison.proof()
+
+
+def _only(outputs: Any) -> Any:
+    (array,) = jax.tree.leaves(outputs)
+    return array
+
+
+class Comparison:
+    """A comparison of a compact network's outputs with the masked one's, by batches.
+
+    Attributes:
+      different_predictions: number of images with another prediction, so far.
+
+    Args:
+      logits: outputs -> logits [N, ..., C], whose largest is the prediction; None where
+        outputs are no logits.
+      coarsest: the type of fewest digits that the images go through; by default that
+        of the outputs.
+      unproved: returns what is known where nothing is proved.
+    """
+
+    def __init__(
+        self,
+        logits: Callable[[Any], Any] | None = None,
+        coarsest: Any = None,
+        *,
+        unproved: bool = False,
+    ):
+        self._logits, self._coarsest, self._unproved = logits, coarsest, unproved
+        self._images = 0
+        self._leaves: list[_Leaf] = []
+        self.different_predictions, self._margin = 0, 0.0
+        self._right, self._labelled = np.zeros(2), False
+
+    def add(self, masked: Any, compact: Any, labels: Any = None) -> None:
+        """Compares the outputs for some images.
+
+        Args:
+          masked: of the masked network: a tree of arrays.
+          compact: of the compact network.
+          labels: class index of each, where they are known.
+        """
+        both = zip(jax.tree.leaves(masked), jax.tree.leaves(compact), strict=True)
+        pairs = [
+            (np.atleast_1d(before), np.atleast_1d(after))
+            for before, after in both
+            if np.size(before) and jnp.issubdtype(before.dtype, jnp.floating)
+        ]
+        self._leaves = self._leaves or [_Leaf() for _ in pairs]
+        for leaf, (before, after) in zip(self._leaves, pairs, strict=True):
+            leaf.add(before, after)
+        self._images += max((len(before) for before, _ in pairs), default=0)
+        if self._logits is not None:
+            self._add_predictions(self._logits(masked), self._logits(compact), labels)
+
+    def _add_predictions(self, masked: Any, compact: Any, labels: Any) -> None:
+        masked, compact = np.asarray(masked), np.asarray(compact)
+        before, after = masked.argmax(-1), compact.argmax(-1)
+        differs = before != after
+        images = differs.reshape(len(differs), -1).any(-1)
+        self.different_predictions += int(images.sum())
+        top = np.sort(masked[differs], axis=-1).astype(np.float64)
+        margins = top[:, -1] - top[:, -2] if top.shape[-1] > 1 else np.zeros(len(top))
+        margins = margins[np.isfinite(margins)]
+        self._margin = float(margins.max(initial=self._margin))
+        if labels is not None:
+            self._labelled = True
+            self._right += [(found == labels).sum() for found in (before, after)]
+
+    @property
+    def relative_difference(self) -> float:
+        """Largest difference so far, divided by the image's largest absolute output."""
+        return max((leaf.relative for leaf in self._leaves), default=0.0)
+
+    def proof(self) -> Proof:
+        """The figures of all images.
+
+        Raises:
+          InputError: outputs differ in more than half of the digits of their type; or,
+            unless `unproved`, they hold infinities or NaN, so that nothing is proved.
+        """
+        proofs = [leaf.proof(self._coarsest) for leaf in self._leaves]
+        proof = max(proofs, key=_difference, default=Proof(self._images, 0.0, 0.0))
+        if proof.not_proved is not None:
+            _check_proved(proof.not_proved, self._unproved)
+        shares = (self._right / self._images).tolist() if self._labelled else [None] * 2
+        return replace(
+            proof,
+            images=self._images,
+            equal_predictions=1 - self.different_predictions / max(self._images, 1),
+            different_predictions=self.different_predictions,
+            largest_margin_of_different=self._margin,
+            accuracy_masked=shares[0],
+            accuracy_compact=shares[1],
+        )
+
+
+class _Leaf:
+    """One array of the outputs, of all images so far.
+
+    Attributes:
+      relative: largest difference, divided by the image's largest absolute output.
+    """
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._largest, self.relative = 0.0, 0.0
+        self._not_finite = {"masked": 0, "compact": 0}
+        self._types: dict[str, np.dtype] = {}
+
+    def add(self, masked: np.ndarray, compact: np.ndarray) -> None:
+        """Some more images."""
+        self._types = {"masked": masked.dtype, "compact": compact.dtype}
+        rows = [a.astype(np.float64).reshape(len(a), -1) for a in (masked, compact)]
+        finite = [np.isfinite(each).all(-1) for each in rows]
+        for which, each in zip(self._not_finite, finite, strict=True):
+            self._not_finite[which] += int((~each).sum())
+        before, after = (each[finite[0] & finite[1]] for each in rows)
+        self._images += len(masked)
+        if before.size:
+            difference = np.abs(before - after)
+            scale = np.maximum(np.abs(before).max(-1), np.finfo(np.float32).tiny)
+            self._largest = max(self._largest, float(difference.max()))
+            relative = (difference.max(-1) / scale).max()
+            self.relative = max(self.relative, float(relative))
+
+    def proof(self, coarsest: Any) -> Proof:
+        """The figures of this array."""
+        for which, count in self._not_finite.items():
+            if count:
+                why = (
+                    f"the {which} network returns infinities or NaN, in "
+                    f"{self._types[which]}, for {count} of {self._images} images"
+                )
+                return Proof(self._images, None, None, not_proved=why)
+        if not self.relative <= half_of_digits(coarsest or self._types["compact"]):
             raise InputError(
-                f"the compact network differs from the masked one by {largest:.3g}, "
-                f"{relative:.3g} of the largest output, which rounding does not "
-                "explain: nothing is returned"
+                f"the compact network differs from the masked one by "
+                f"{self._largest:.3g}, {self.relative:.3g} of the largest output, "
+                "which rounding does not explain: nothing is returned"
             )
-        proof = Proof(len(rows[0]), float(largest), float(relative))
-    return _predictions(proof, masked, compact, labels) if masked.ndim == 2 else proof
-
-
-def _not_finite(outputs: Shaped[np.ndarray, "N *axes"], which: str) -> str | None:
-    """Says of how many images a network's outputs are not finite; None of none."""
-    finite = np.isfinite(outputs).reshape(len(outputs), -1).all(-1)
-    if finite.all():
-        return None
-    return (
-        f"the {which} network returns infinities or NaN, in {outputs.dtype}, for "
-        f"{(~finite).sum()} of {len(finite)} images"
-    )
+        return Proof(self._images, self._largest, self.relative)
 
 
 def _check_proved(why: str, unproved: bool) -> None:
@@ -153,26 +271,6 @@ def _check_proved(why: str, unproved: bool) -> None:
         raise InputError(
             f"not proved: {why}; with `unproved` the network is returned all the same"
         )
-
-
-def _predictions(
-    proof: Proof,
-    masked: Float[np.ndarray, "N C"],
-    compact: Float[np.ndarray, "N C"],
-    labels: Int[np.ndarray, " N"] | None,
-) -> Proof:
-    before, after = masked.argmax(-1), compact.argmax(-1)
-    differs = before != after
-    top = np.sort(masked[differs], axis=-1)
-    margins = top[:, -1] - top[:, -2] if top.shape[-1] > 1 else np.zeros(len(top))
-    return replace(
-        proof,
-        equal_predictions=float(1 - differs.mean()),
-        different_predictions=int(differs.sum()),
-        largest_margin_of_different=float(margins[np.isfinite(margins)].max(initial=0)),
-        accuracy_masked=None if labels is None else float((before == labels).mean()),
-        accuracy_compact=None if labels is None else float((after == labels).mean()),
-    )
 
 
 def prove(
@@ -223,17 +321,10 @@ def prove(
     used, why = check_shares(graph, shares)
     if why is not None:
         _check_proved(why, unproved)
-    coarsest = graph.program.coarsest
-    pairs = zip(results, jax.tree.leaves(own(batch)), strict=True)
-    proofs = [
-        compare(masked, np.asarray(compact), coarsest=coarsest, unproved=unproved)
-        for masked, compact in pairs
-        if masked.size and jnp.issubdtype(masked.dtype, jnp.floating)
-    ]
-    count = size_of(batch)
-    proof = max(proofs, key=_difference, default=Proof(count, 0.0, 0.0))
+    coarsest, compact = graph.program.coarsest, jax.tree.leaves(own(batch))
+    proof = compare(results, compact, coarsest=coarsest, unproved=unproved)
     return replace(
-        proof, images=count, equations=len(shares), bound_used=used,
+        proof, images=size_of(batch), equations=len(shares), bound_used=used,
         not_proved=why or proof.not_proved,
     )  # fmt: skip
 

@@ -1,9 +1,9 @@
-"""A network's logits over a split.
+"""A network's outputs over a split; its logits.
 
 Axes: N images, B images of a batch, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from jaxprune._base.mesh import (
     usual_options,
 )
 from jaxprune.adapters.linen import plain
-from jaxprune.data.splits import Split, batches
+from jaxprune.data.splits import Batch, Split, batches
 from jaxprune.graph.trace import trace
 
 
@@ -34,7 +34,7 @@ def compiled(apply: Callable[..., Any], mesh: Mesh | None = None) -> Sharded:
     (`compile_seconds`).
 
     Args:
-      apply: `apply(variables, images)` -> logits of a split's images as they are.
+      apply: `apply(variables, images)` -> outputs for a split's images as they are.
       mesh: the devices to work on; by default all of this process.
     """
     spread = (REPLICATED, SPREAD)
@@ -83,15 +83,23 @@ def predict(
         trace(apply, variables, one)  # or says why that cannot be
         _check_logits(jax.eval_shape(apply, variables, one), one)
     program = apply if isinstance(apply, Sharded) else compiled(apply, mesh)
-    variables = replicate(variables, mesh)
     parts = []
-    for batch in batches(split, round_up(batch_size, mesh.size)):
-        logits = np.asarray(program(variables, batch.images), np.float32)
+    for batch, found in outputs(program, variables, split, batch_size, mesh):
+        logits = np.asarray(found, np.float32)
         _check_logits(logits, batch.images)
         parts.append(logits[: batch.size])
         if on_images is not None:
             on_images(batch.size)
     return np.concatenate(parts)
+
+
+def outputs(
+    program: Sharded, variables: Any, split: Split, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[Batch, Any]]:
+    """A network's outputs, batch by batch; arguments as of `predict`."""
+    variables = replicate(variables, mesh)
+    for batch in batches(split, round_up(batch_size, mesh.size)):
+        yield batch, program(variables, batch.images)
 
 
 def _check_logits(logits: Any, images: np.ndarray) -> None:

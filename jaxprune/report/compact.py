@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from jaxprune._base import schema
 from jaxprune.report.curves import Quartiles
+from jaxprune.report.measures import ACCURACY, check_measure, in_words
 from jaxprune.report.style import add_grid, save
 
 
@@ -20,10 +21,6 @@ class _Row(TypedDict):
 
     k: int
     channels: int
-    baseline_accuracy: float
-    accuracy: float
-    accuracy_recalibrated: NotRequired[float]
-    accuracy_finetuned: NotRequired[float]
     parameters: int
     parameters_before: int
     file_bytes: int
@@ -38,6 +35,7 @@ class _About(TypedDict):
     model: str
     layer: str
     fill: str
+    measure: NotRequired[str]
 
 
 @schema.and_others
@@ -58,8 +56,9 @@ def draw_table(path: Path, suffix: str = "png") -> list[Path]:
         return []
     about = table["about"]
     title = f"{about['model']}, layer {about['layer']}, fill {about['fill']}"
-    curve = table.get("curve")
-    figure = against_k(table["rows"], f"{title}: compact networks", curve)
+    measure = check_measure(path, about.get("measure", ACCURACY), table["rows"])
+    title += ": compact networks"
+    figure = against_k(table["rows"], title, table.get("curve"), measure)
     return [save(figure, path.with_suffix(f".{suffix}"))]
 
 
@@ -67,34 +66,37 @@ def against_k(
     rows: Sequence[dict[str, Any]],
     title: str,
     curve: tuple[Sequence[int], Sequence[float]] | None = None,
+    measure: str = ACCURACY,
 ) -> Figure:
-    """Accuracy, size and latency against K on one sheet.
+    """A score, size and latency against K on one sheet.
 
     Args:
       rows: one for each K, ascending, as `jaxprune compact` writes them. Figures of
         the whole network are the same in every row.
       title: of the sheet.
-      curve: K and accuracies of a sweep, to be drawn behind those of the rows.
+      curve: K and scores of a sweep, to be drawn behind those of the rows.
+      measure: the score.
     """
     figure = Figure(figsize=(10, 9.5), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     ks = [row["k"] for row in rows]
     first = rows[0]
-    _whole_network(top, first["baseline_accuracy"])
+    _whole_network(top, first[f"baseline_{measure}"])
     if curve is not None:
         top.plot(*curve, color="tab:blue", linewidth=1, label="masked, every K swept")
     for key, label in (
-        ("accuracy", "compact"),
-        ("accuracy_recalibrated", "recalibrated"),
-        ("accuracy_finetuned", "fine-tuned"),
+        (measure, "compact"),
+        (f"{measure}_recalibrated", "recalibrated"),
+        (f"{measure}_finetuned", "fine-tuned"),
     ):
         if key in first:
-            accuracy = [row[key] for row in rows]
+            values = [row[key] for row in rows]
             # A line between a few K would hide a cliff that the sweep shows.
-            style = "o" if curve is not None and key == "accuracy" else "o-"
-            top.plot(ks, accuracy, style, clip_on=False, label=label)
-    top.set_ylabel("accuracy")
-    top.set_ylim(0, 1.02)
+            style = "o" if curve is not None and key == measure else "o-"
+            top.plot(ks, values, style, clip_on=False, label=label)
+    top.set_ylabel(in_words(measure))
+    if measure == ACCURACY:
+        top.set_ylim(0, 1.02)
     for key, label in (
         ("parameters", "parameters"),
         ("file_bytes", "bytes on disk"),
@@ -118,9 +120,9 @@ def against_k(
     return figure
 
 
-def _whole_network(axes: Axes, accuracy: float) -> None:
-    label = f"whole network {accuracy:.4f}"
-    axes.axhline(accuracy, color="0.45", linestyle="--", linewidth=1, label=label)
+def _whole_network(axes: Axes, value: float) -> None:
+    label = f"whole network {value:.4f}"
+    axes.axhline(value, color="0.45", linestyle="--", linewidth=1, label=label)
 
 
 def _latency(axes: Axes, rows: Sequence[dict[str, Any]], ks: list[int]) -> None:
@@ -142,20 +144,25 @@ def _latency(axes: Axes, rows: Sequence[dict[str, Any]], ks: list[int]) -> None:
     axes.set_ylabel("latency / whole network's\n(band: quartiles)")
 
 
-def finetuning(lines: Sequence[dict[str, Any]], baseline: float, title: str) -> Figure:
-    """Test accuracy against the epoch of fine-tuning; epoch 0 is before it."""
+def finetuning(
+    lines: Sequence[dict[str, Any]],
+    baseline: float,
+    title: str,
+    measure: str = ACCURACY,
+) -> Figure:
+    """A score on the test images by epoch of fine-tuning; epoch 0 is before it."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
     epochs = [line["epoch"] for line in lines]
-    accuracy = [line["test_accuracy"] for line in lines]
+    values = [line[f"test_{measure}"] for line in lines]
     _whole_network(axes, baseline)
-    axes.plot(epochs, accuracy, marker="o", label="compact network")
-    axes.annotate(f"{accuracy[0]:.4f}", (epochs[0], accuracy[0]), xytext=(6, -12),
+    axes.plot(epochs, values, marker="o", label="compact network")
+    axes.annotate(f"{values[0]:.4f}", (epochs[0], values[0]), xytext=(6, -12),
                   textcoords="offset points")  # fmt: skip
-    axes.annotate(f"{accuracy[-1]:.4f}", (epochs[-1], accuracy[-1]), xytext=(-38, 8),
+    axes.annotate(f"{values[-1]:.4f}", (epochs[-1], values[-1]), xytext=(-38, 8),
                   textcoords="offset points")  # fmt: skip
     axes.set_xlabel("epoch of fine-tuning (0: before it)")
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(f"test {in_words(measure)}")
     axes.set_title(title)
     axes.legend()
     add_grid(axes)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxprune.report.measures import in_words
 from jaxprune.report.style import add_grid, save
 from jaxprune.results.comparison import BAND, Comparison
 
@@ -62,7 +63,7 @@ def accuracy_by_criterion(comparison: Comparison) -> Figure:
     """
     kinds = [
         (
-            comparison.measure.replace("_", " "),
+            in_words(comparison.measure),
             comparison.accuracy,
             comparison.random_accuracy,
         ),

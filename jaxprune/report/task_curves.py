@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxprune.report.confidence import band, loss_curve, mark_chosen, note
+from jaxprune.report.measures import in_words
 from jaxprune.report.style import axes_of_k, legend_below, stacked
 from jaxprune.results.base import BaseResult
 from jaxprune.results.confidence import Interval
@@ -47,15 +48,6 @@ def baseline(axes: Axes, result: BaseResult) -> None:
     value = result.curve[0]
     label = f"baseline {value:.4g}"
     axes.axhline(value, color=_QUIET, linestyle="--", linewidth=1, label=label)
-
-
-def in_words(name: str) -> str:
-    """A score's name as people read it.
-
-    >>> in_words("mean_IoU")
-    'mean IoU'
-    """
-    return name.replace("_", " ")
 
 
 def examples(result: TaskResult) -> Figure:

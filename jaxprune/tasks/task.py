@@ -82,12 +82,22 @@ class Task:
             arguments.check_kind(f"score '{name}'", score, Score, "a jaxprune.Score")
         arguments.check_number("max_drop", self.max_drop, 0.0, float("inf"))
 
+    @property
+    def measure(self) -> str:
+        """The name of the first score."""
+        return next(iter(self.scores))
+
     def judge(self, outputs: Any, targets: Any) -> dict[str, Array]:
         """What is kept of outputs: their loss [N], and each score's terms."""
-        found = {LOSS: self.loss(outputs, targets)}
-        for name, score in self.scores.items():
-            found[name] = score.of_images(outputs, targets)
-        return {name: _wide(terms) for name, terms in found.items()}
+        loss = _wide(self.loss(outputs, targets))
+        return {LOSS: loss, **self.terms(outputs, targets)}
+
+    def terms(self, outputs: Any, targets: Any) -> dict[str, Array]:
+        """What each score is made of, for each image; see `Score`."""
+        return {
+            name: _wide(score.of_images(outputs, targets))
+            for name, score in self.scores.items()
+        }
 
     def kept(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Which of a batch's values are kept for each image."""

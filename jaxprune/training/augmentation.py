@@ -1,5 +1,7 @@
 """Images as training sees them: shifted, flipped, blended. Axes: N images, H, W, C."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, UInt8
@@ -22,13 +24,21 @@ def crop_and_flip(
     return jax.vmap(augment)(padded, shifts, flips)
 
 
-def blend(key: Array, images: Num[Array, "N ..."]) -> Float[Array, "N ..."]:
+def blend(key: Array, images: Any) -> Any:
     """Each image with a share of another of the batch, at most half.
 
     For a teacher to label, as Beyer et al. 2022 do with mixup (Zhang et al. 2018): on
     images that it was trained on, it has little to tell.
+
+    Args:
+      key: what the shares are drawn by.
+      images: [N, ...], or a tree of such arrays.
     """
-    shape = (len(images), *[1] * (images.ndim - 1))
-    own = jax.random.uniform(key, shape, minval=0.5)
-    images = images.astype(jnp.float32)
-    return own * images + (1 - own) * jnp.roll(images, 1, axis=0)
+
+    def blended(images: Num[Array, "N ..."]) -> Float[Array, "N ..."]:
+        shape = (len(images), *[1] * (images.ndim - 1))
+        own = jax.random.uniform(key, shape, minval=0.5)
+        images = images.astype(jnp.float32)
+        return own * images + (1 - own) * jnp.roll(images, 1, axis=0)
+
+    return jax.tree.map(blended, images)

@@ -1,13 +1,13 @@
 """Fine-tuning and distillation of compact networks, whatever they are written in.
 
 A compact network is a function of its arrays, so one loop trains those of every
-framework: by the whole network's predictions, by labels, or by both.
+framework: by the whole network's outputs, by labels or other targets, or by both.
 
 Axes: N images, B images of a batch, C classes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +17,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float
 
 from jaxprune._base import arguments
+from jaxprune._base.batch import size_of
 from jaxprune._base.errors import InputError, first_line
 from jaxprune._base.mesh import usual_options
 from jaxprune.compaction.network import Compact
 from jaxprune.data.splits import Joined, Split
 from jaxprune.graph.logits import are_probabilities, log_probabilities
 from jaxprune.graph.network import Network
+from jaxprune.graph.trace import path_name, shape_of
+from jaxprune.tasks.classes import Classification, classification
+from jaxprune.tasks.imitation import imitation
+from jaxprune.tasks.task import Task, shapes
 from jaxprune.training import losses, resume
 from jaxprune.training.augmentation import blend as blended
 from jaxprune.training.hyperparameters import EVALUATION, TRAINING, Hyperparameters
@@ -42,7 +47,7 @@ from jaxprune.training.loop import (
 )
 from jaxprune.training.student import Student
 
-Augment = Callable[[Array, Array], Array]
+Augment = Callable[[Array, Any], Any]
 # Adam's, where none is given.
 LEARNING_RATE = 1e-4
 # Of BatchNorm. Frameworks' own 0.99 is for trainings of many more steps.
@@ -55,9 +60,9 @@ class Epoch(NamedTuple):
     Attributes:
       epoch: its number, from 1 on.
       network: the network after it.
-      loss: mean over its steps, in nats.
+      loss: mean over its steps.
       accuracy: share of its images that were predicted right as they were given, in
-        [0, 1]; NaN without labels.
+        [0, 1]; NaN without labels, and where outputs are no classes.
       seconds: time that it took.
     """
 
@@ -72,9 +77,10 @@ class Epoch(NamedTuple):
 def finetune(
     small: Compact,
     whole: Network | None,
-    images: Num[np.ndarray, "N ..."] | Num[Array, "N ..."] | Split,
-    labels: Int[np.ndarray, " N"] | Int[Array, " N"] | None = None,
+    images: Any,
+    labels: Any = None,
     *,
+    task: Task | None = None,
     epochs: int,
     batch_size: int = 128,
     learning_rate: float | None = None,
@@ -95,20 +101,26 @@ def finetune(
 
     The loss is the mean over a batch of
 
-        weight T^2 KL(softmax(whole / T) || softmax(small / T)) + (1 - weight) H
+        weight D + (1 - weight) H
 
-    with the logits of both networks, the temperature T and the cross-entropy H with the
-    labels (Hinton, Vinyals and Dean 2015). Where a network ends with a softmax, the
-    logarithms of its outputs are its logits. Nothing is dropped out or penalised.
+    with the distance D from the whole network's outputs and the task's loss H, which of
+    logits is the cross-entropy with the labels. Of logits,
+    D = T^2 KL(softmax(whole / T) || softmax(small / T)) with the temperature T (Hinton,
+    Vinyals and Dean 2015); of other outputs it is the relative squared error, see
+    `imitation`. Where a network ends with a softmax, the logarithms of its outputs are
+    its logits. Nothing is dropped out or penalised.
 
     Args:
-      small: the network, with logits [N, C]. One that was loaded from its folder was
-        loaded with its model.
+      small: the network. One that was loaded from its folder was loaded with its model.
       whole: the network that it learns from, as it was before channels were removed;
         None where labels have all the weight.
-      images: [N, ...], or a `Split`, which has labels.
-      labels: class index of each image. They are needed where the whole network has
-        not all the weight; elsewhere they only tell the accuracy.
+      images: [N, ...], or a tree of such arrays for a network of several inputs; or a
+        `Split`, which has labels or targets.
+      labels: class index of each image [N]; with a task, its targets, [N, ...] or a
+        tree of such arrays. They are needed where the whole network has not all the
+        weight; elsewhere they only tell the accuracy.
+      task: what the outputs are for. By default logits [N, C] are of classes, and other
+        outputs are to be the whole network's.
       epochs: how often all images are seen, each time in another order. Those that do
         not fill a batch wait for the next.
       batch_size: images in a step.
@@ -141,13 +153,16 @@ def finetune(
       The network with other arrays, in NumPy.
 
     Raises:
-      InputError: labels are missing, or are no classes of the network; images that do
-        not fill a batch, or that the network does not take; numbers out of range; a
-        loss that is not finite; a folder of another fine-tuning.
+      InputError: labels are missing, or are no classes of the network; targets that do
+        not fit the outputs; images that do not fill a batch, or that the network does
+        not take; numbers out of range; a loss that is not finite; a folder of another
+        fine-tuning.
     """
-    given, labelled = _images(images, labels)
+    given, labelled = _images(images, labels, task)
     x = _inputs(small, given, batch_size, augment)
-    floating = bool(jnp.issubdtype(x.dtype, jnp.floating))
+    floating = all(
+        jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(x)
+    )
     if whole is not None:
         arguments.check_kind("whole", whole, Network, "a Network, or None with labels")
     if weight is None:
@@ -170,13 +185,15 @@ def finetune(
     if how.weight < 1 and not labelled:
         raise InputError("labels are needed where no whole network has all the weight")
     if how.blend and not floating:
-        raise InputError(f"blend takes floating-point images, got {x.dtype}")
+        types = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(x)})
+        raise InputError(f"blend takes floating-point images, got {', '.join(types)}")
     if mesh is not None and batch_size % mesh.size:
         raise InputError(
             f"batch_size={batch_size} does not divide among {mesh.size} devices"
         )
     student = Student(small, small.network.graph(x))
-    _check_logits(student, whole, x, given.labels if labelled else None)
+    task = _task(task, small, x, labelled)
+    _check_outputs(task, small, whole, x, given if labelled else None)
     if how.batch_norm == TRAINING and student.norms.others:
         raise InputError(
             f"'{student.norms.others[0]}' is a BatchNorm's, used inside a loop or in a "
@@ -188,17 +205,17 @@ def finetune(
     folder = None
     if checkpoints is not None:
         teacher = None if whole is None else whole.arrays
-        key = resume.key(small.arrays, teacher, given, labelled, how)
+        counted = task.name if labelled else None
+        key = resume.key(small.arrays, teacher, given, counted, how)
         folder = resume.Folder(Path(checkpoints), key)
         state = folder.restored(state, per_epoch)
-    first = jnp.asarray(given.read(np.arange(batch_size)))
+    first = jax.tree.map(jnp.asarray, given.read(np.arange(batch_size)))
     if augment is not None:
         first = augment(jax.random.key(seed), first)
-    softmax = bool(
-        are_probabilities(jax.jit(small.function)(dict(small.arrays), first))
-    )
-    logits = log_probabilities if softmax else _as_they_are
-    step = _make_step(student, whole, optimizer, how, augment, logits, labelled)
+    outputs = task.part(jax.jit(small.function)(dict(small.arrays), first))
+    softmax = task.logits and bool(are_probabilities(outputs))
+    goal = Goal(task, log_probabilities if softmax else _as_they_are, labelled)
+    step = _make_step(student, whole, optimizer, how, augment, goal)
     for result in fit(
         step, state, given, epochs=epochs, batch_size=batch_size, seed=seed, mesh=mesh,
         on_step=on_step,
@@ -213,28 +230,66 @@ def finetune(
     return _network(small, state)
 
 
-def _as_they_are(outputs: Array) -> Array:
+def _as_they_are(outputs: Any) -> Any:
     return outputs
+
+
+class Goal(NamedTuple):
+    """What a network is trained towards.
+
+    Attributes:
+      task: what its outputs are for.
+      logits_of: makes logits of probabilities.
+      labelled: whether images have targets.
+    """
+
+    task: Task
+    logits_of: Callable[[Any], Any]
+    labelled: bool
+
+    def part(self, outputs: Any) -> Any:
+        """What the task goes by, as it takes it: numbers in float32 at least."""
+
+        def wide(array: Array) -> Array:
+            floating = jnp.issubdtype(array.dtype, jnp.floating)
+            return array.astype(jnp.float32) if floating else array
+
+        return jax.tree.map(wide, self.logits_of(self.task.part(outputs)))
+
+    def accuracy(self, outputs: Any, targets: Any) -> Array:
+        """Share of a batch that is predicted right; NaN where nothing says."""
+        if self.labelled and isinstance(self.task, Classification):
+            return losses.accuracy(outputs, targets)
+        return jnp.full((), np.nan)
 
 
 @dataclass(frozen=True, eq=False)
 class _Array:
-    """Images of an array; labels are 0 where there are none."""
+    """Images of arrays; targets are 0 where there are none."""
 
-    images: np.ndarray | Joined
-    labels: np.ndarray
+    images: Any
+    targets: Any
 
     def __len__(self) -> int:
-        return len(self.images)
+        first = self.images
+        return len(first if isinstance(first, Joined) else jax.tree.leaves(first)[0])
 
-    def read(self, index: np.ndarray) -> np.ndarray:
-        """The images at `index`, of a type that JAX has."""
-        rows = self.images[index]
-        return rows.astype(jax.dtypes.canonicalize_dtype(rows.dtype), copy=False)
+    def read(self, index: np.ndarray) -> Any:
+        """The images at `index`, of types that JAX has."""
+        return jax.tree.map(lambda array: _canonical(array[index]), self.images)
+
+    def read_targets(self, index: np.ndarray) -> Any:
+        """Their targets."""
+        return jax.tree.map(lambda array: _canonical(array[index]), self.targets)
 
 
-def _images(images: Any, labels: Any) -> tuple[Images, bool]:
-    """The images as they are read, and whether they have labels.
+def _canonical(rows: np.ndarray) -> np.ndarray:
+    """Of a type that JAX has."""
+    return rows.astype(jax.dtypes.canonicalize_dtype(rows.dtype), copy=False)
+
+
+def _images(images: Any, labels: Any, task: Task | None) -> tuple[Images, bool]:
+    """The images as they are read, and whether they have labels or targets.
 
     Raises:
       InputError: they are none, or there are not as many labels.
@@ -242,26 +297,39 @@ def _images(images: Any, labels: Any) -> tuple[Images, bool]:
     if isinstance(images, Split):
         if labels is not None:
             raise InputError("a Split has labels: give no others")
-        return images, True
+        return images, images.has_classes or images.targets is not None
     if not isinstance(images, Joined):
-        images = arguments.check_real("images", images)
-    if images.ndim < 2 or not len(images):
-        raise InputError(f"images must be [N, ...], got {list(images.shape)}")
+        images = jax.tree.map(lambda a: arguments.check_real("images", a), images)
+    found = _Array(images, None)
+    arrays = [images] if isinstance(images, Joined) else jax.tree.leaves(images)
+    if not arrays or any(a.ndim < 2 or not len(a) for a in arrays):
+        raise InputError(f"images must be [N, ...], got {shapes(images) or 'nothing'}")
+    count = len(found)
+    if any(len(array) != count for array in arrays):
+        sizes = ", ".join(str(len(array)) for array in arrays)
+        raise InputError(f"all inputs must be of as many images, got {sizes}")
     if labels is None:
-        return _Array(images, np.zeros(len(images), np.int32)), False
+        return replace(found, targets=np.zeros(count, np.int32)), False
+    if task is not None and not isinstance(task, Classification):
+        labels = jax.tree.map(lambda a: arguments.check_real("labels", a), labels)
+        if {np.shape(leaf)[:1] for leaf in jax.tree.leaves(labels)} != {(count,)}:
+            raise InputError(
+                f"targets must be {count}, one for each image, got {shapes(labels)}"
+            )
+        return replace(found, targets=labels), True
     labels = arguments.as_array("labels", labels)
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise InputError(
-            f"labels must be {len(images)} integers, one for each image, got "
+            f"labels must be {count} integers, one for each image, got "
             f"{labels.dtype} {list(labels.shape)}"
         )
-    return _Array(images, labels), True
+    return replace(found, targets=labels), True
 
 
 def _inputs(
     small: Any, images: Images, batch_size: int, augment: Augment | None
-) -> jax.ShapeDtypeStruct:
-    """The shape of what the network is given.
+) -> Any:
+    """The shapes of what the network is given.
 
     Raises:
       InputError: it is no compact network that can be trained, or does not take it.
@@ -273,49 +341,115 @@ def _inputs(
             "load_compact(path, model)"
         )
     arguments.check_count("batch_size", batch_size)
-    rows = images.read(np.arange(1))
-    x = jax.ShapeDtypeStruct((batch_size, *rows.shape[1:]), rows.dtype)
+
+    def of_batch(array: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
+
+    x = jax.tree.map(of_batch, images.read(np.arange(1)))
     if augment is not None:
+        given = shapes(x)
         try:
             x = jax.eval_shape(augment, jax.random.key(0), x)
         except Exception as error:  # whatever the caller's own code raises
             raise InputError(
-                f"augment fails on images {list(x.shape)}: {first_line(error)}"
+                f"augment fails on images {given}: {first_line(error)}"
             ) from error
-    takes, shape = small.example.dtype, (batch_size, *small.input_shape)
-    kinds = [jnp.issubdtype(dtype, jnp.floating) for dtype in (takes, x.dtype)]
-    if x.shape != shape or kinds[0] != kinds[1]:
+    takes = jax.tree.map(of_batch, small.example)
+    if not _fits(takes, x):
         raise InputError(
-            f"the network takes {takes} {list(shape)}, got {x.dtype} {list(x.shape)}: "
+            f"the network takes {_described(takes)}, got {_described(x)}: "
             "augment, (key, images) -> what it takes, prepares them"
         )
     return x
 
 
-def _check_logits(
-    student: Student,
-    whole: Network | None,
-    x: jax.ShapeDtypeStruct,
-    labels: np.ndarray | None,
-) -> None:
-    """Raises InputError unless both networks return logits [N, C], of all labels."""
-    shapes = [_shapes(student.small.network, x)]
-    if whole is not None:
-        shapes.append(_shapes(whole, x))
-    if shapes[0] != shapes[-1] or [len(shape) for shape in shapes[0]] != [2]:
+def _fits(takes: Any, x: Any) -> bool:
+    """Whether inputs have the shapes and kinds of type that a network takes."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (takes, x)]
+    pairs = zip(jax.tree.leaves(takes), jax.tree.leaves(x), strict=False)
+    return structures[0] == structures[1] and all(
+        a.shape == b.shape
+        and jnp.issubdtype(a.dtype, jnp.floating)
+        == jnp.issubdtype(b.dtype, jnp.floating)
+        for a, b in pairs
+    )
+
+
+def _described(tree: Any) -> str:
+    """Types and shapes of a tree's arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return ", ".join(
+        f"{path_name(path)} {leaf.dtype} {list(leaf.shape)}".strip()
+        for path, leaf in leaves
+    )
+
+
+def _task(task: Task | None, small: Compact, x: Any, labelled: bool) -> Task:
+    """The task that is given, or what the outputs are.
+
+    Raises:
+      InputError: labels of outputs that are no logits [N, C].
+    """
+    if task is not None:
+        arguments.check_kind("task", task, Task, "a Task, as of jaxprune.regression()")
+        return task
+    if [len(shape) for shape in _shapes(small.network, x)] == [2]:
+        return classification()
+    if labelled:
         raise InputError(
-            "the networks must return logits [N, C], got "
-            f"{' and '.join(map(str, shapes))}"
+            "the network returns no logits [N, C]: say what its outputs are for, as "
+            "with task=jaxprune.segmentation()"
         )
-    classes = shapes[0][0][1]
-    if labels is not None and not 0 <= labels.min() <= labels.max() < classes:
+    return imitation()
+
+
+def _check_outputs(
+    task: Task, small: Compact, whole: Network | None, x: Any, images: Images | None
+) -> None:
+    """Raises InputError unless outputs of both networks, and targets, fit the task.
+
+    Args:
+      task: the task.
+      small: the network that is trained.
+      whole: that it learns from.
+      x: shapes of a batch.
+      images: with targets; None where there are none.
+    """
+    found = [_shapes(small.network, x)]
+    if whole is not None:
+        found.append(_shapes(whole, x))
+    if found[0] != found[-1]:
+        both = " and ".join(map(str, found))
+        raise InputError(f"the networks must return outputs of one shape, got {both}")
+    outputs = jax.eval_shape(small.function, dict(small.arrays), x)
+    outputs = jax.eval_shape(task.part, outputs)
+    if isinstance(task, Classification):
+        _check_classes(outputs, images)
+    elif images is not None:
+        index = np.arange(size_of(x))
+        targets = jax.tree.map(shape_of, images.read_targets(index))
+        task.check(outputs, targets)
+    elif task.imitates:
+        task.check(outputs, outputs)
+
+
+def _check_classes(outputs: Any, images: Images | None) -> None:
+    """Raises InputError unless outputs are logits [N, C], of all labels."""
+    if len(getattr(outputs, "shape", ())) != 2:
+        raise InputError(
+            f"the networks must return logits [N, C], got {shapes(outputs)}"
+        )
+    if images is None:
+        return
+    labels, classes = images.read_targets(np.arange(len(images))), outputs.shape[1]
+    if not 0 <= labels.min() <= labels.max() < classes:
         raise InputError(
             f"labels must lie in 0 .. {classes - 1}, as the network tells {classes} "
             f"classes apart; got {labels.min()} .. {labels.max()}"
         )
 
 
-def _shapes(network: Network, x: jax.ShapeDtypeStruct) -> list[tuple[int, ...]]:
+def _shapes(network: Network, x: Any) -> list[tuple[int, ...]]:
     """Of what a network returns for a batch."""
     program = network.graph(x).program
     return [program.shape(value) for value in program.results]
@@ -356,42 +490,40 @@ def _make_step(
     optimizer: optax.GradientTransformation,
     how: Hyperparameters,
     augment: Augment | None,
-    logits_of: Callable[[Array], Array],
-    labelled: bool,
+    goal: Goal,
 ) -> Step:
-    """A jitted step: (state, images, labels) -> (state, metrics).
-
-    The networks' logits are `logits_of` what they return.
-    """
+    """A jitted step: (state, images, targets) -> (state, metrics)."""
     norms = student.following(student.trained()) if how.batch_norm == TRAINING else []
 
     def objective(
-        params: Any, others: Any, x: Array, labels: Array, target: Array | None
-    ) -> tuple[Float[Array, ""], tuple[Any, Array]]:
+        params: Any, others: Any, x: Any, targets: Any, taught: Any
+    ) -> tuple[Float[Array, ""], tuple[Any, Any]]:
         arrays = {**others, **params}
-        outputs, changed = student.outputs(arrays, x, norms, how.momentum)
-        logits = logits_of(outputs).astype(jnp.float32)
-        loss = losses.mean_loss(logits, labels, target, how.temperature, how.weight)
-        return loss, ({**others, **changed}, logits)
+        found, changed = student.outputs(arrays, x, norms, how.momentum)
+        outputs = goal.part(found)
+        loss = losses.mean_loss(
+            goal.task, outputs, targets, taught, how.temperature, how.weight
+        )
+        return loss, ({**others, **changed}, outputs)
 
     def step(
-        state: TrainState, images: Array, labels: Array, teacher: Any
+        state: TrainState, images: Any, targets: Any, teacher: Any
     ) -> tuple[TrainState, StepMetrics]:
         key = step_keys(how.seed, state.step)[0]
         x = images if augment is None else augment(key, images)
         if how.blend:
-            x = blended(jax.random.fold_in(key, 1), x).astype(x.dtype)
-        target = None if teacher is None else logits_of(teacher(x))
+            mixed = blended(jax.random.fold_in(key, 1), x)
+            x = jax.tree.map(lambda a, b: a.astype(b.dtype), mixed, x)
+        taught = None if teacher is None else goal.part(teacher(x))
         params, others = state.variables
-        params, opt_state, loss, (others, logits) = descend(
-            objective, optimizer, params, state.opt_state, others, x, labels, target
+        params, opt_state, loss, (others, outputs) = descend(
+            objective, optimizer, params, state.opt_state, others, x, targets, taught
         )
-        accuracy = losses.accuracy(logits, labels) if labelled else jnp.full((), np.nan)
         after = TrainState(state.step + 1, (params, others), opt_state)
-        return after, StepMetrics(loss, accuracy)
+        return after, StepMetrics(loss, goal.accuracy(outputs, targets))
 
     jitted = jax.jit(step, donate_argnums=0)
     teacher = None
     if whole is not None:
         teacher = Partial(whole.function, jax.tree.map(jnp.asarray, whole.params))
-    return lambda state, images, labels: jitted(state, images, labels, teacher)
+    return lambda state, images, targets: jitted(state, images, targets, teacher)

@@ -21,17 +21,16 @@ _STEPS_PER_LOOK = 8
 
 @runtime_checkable
 class Images(Protocol):
-    """Images with labels, such as a `Split`."""
-
-    @property
-    def labels(self) -> Int[np.ndarray, " N"]:
-        """Class index of each."""
+    """Images with targets, such as a `Split`."""
 
     def __len__(self) -> int:
         """Number of images."""
 
-    def read(self, index: Int[np.ndarray, " B"]) -> np.ndarray:
-        """The images at `index`, [B, ...]."""
+    def read(self, index: Int[np.ndarray, " B"]) -> Any:
+        """The images at `index`, [B, ...], or a tree of such arrays."""
+
+    def read_targets(self, index: Int[np.ndarray, " B"]) -> Any:
+        """Their classes [B], or other targets [B, ...]."""
 
 
 class TrainState(struct.PyTreeNode):
@@ -43,7 +42,10 @@ class TrainState(struct.PyTreeNode):
 
 
 class StepMetrics(NamedTuple):
-    """Of one step: loss in nats, and share of the batch predicted right."""
+    """Of one step: its loss, and the share of the batch that was predicted right.
+
+    NaN where there are no labels.
+    """
 
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
@@ -153,7 +155,7 @@ def fit(
         done: list[StepMetrics] = []
         for i, index in enumerate(order):
             own = np.array_split(index, jax.process_count())[jax.process_index()]
-            batch = spread((split.read(own), split.labels[own]), mesh)
+            batch = spread((split.read(own), split.read_targets(own)), mesh)
             state, metrics = step(state, *batch)
             waiting.append(metrics)
             if len(waiting) == _STEPS_PER_LOOK or i == per_epoch - 1:

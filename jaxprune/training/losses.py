@@ -1,7 +1,9 @@
-"""Losses of training: cross-entropy, and the divergence from a teacher.
+"""Losses of training: a task's own, and the distance from a teacher.
 
 Axes: N images, C classes.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxprune._base.errors import InputError
+from jaxprune.tasks.imitation import relative_error
+from jaxprune.tasks.task import Task
 
 
 def check_distillation(temperature: float, weight: float) -> None:
@@ -21,8 +25,10 @@ def check_distillation(temperature: float, weight: float) -> None:
 
 
 def distillation(
-    logits: Float[Array, "N C"], teacher: Float[Array, "N C"], temperature: float
-) -> Float[Array, " N"]:
+    logits: Float[Array, "N *axes C"],
+    teacher: Float[Array, "N *axes C"],
+    temperature: float,
+) -> Float[Array, "N *axes"]:
     """How far the student's logits are from the teacher's, in nats x T^2.
 
     T^2 KL(softmax(teacher / T) || softmax(logits / T)): with T^2, its gradient has the
@@ -50,25 +56,35 @@ def accuracy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Arr
 
 
 def mean_loss(
-    logits: Float[Array, "N C"],
-    labels: Int[Array, " N"],
-    target: Float[Array, "N C"] | None,
+    task: Task,
+    outputs: Any,
+    targets: Any,
+    teacher: Any,
     temperature: float,
     weight: float,
 ) -> Float[Array, ""]:
-    """Of a batch, by teacher and labels.
+    """Of a batch, by teacher and targets.
 
     Args:
-      logits: the student's.
-      labels: class index of each image; of no use where the teacher has all the
-        weight.
-      target: the teacher's logits; None where labels have all the weight.
+      task: what outputs are for.
+      outputs: the student's: the part that the task goes by.
+      targets: of each image; of no use where the teacher has all the weight.
+      teacher: the teacher's outputs; None where targets have all the weight.
       temperature: that both sides' logits are divided by.
       weight: of the teacher.
     """
-    if target is None:
-        return cross_entropy(logits, labels)
-    loss = weight * distillation(logits, target, temperature).mean()
+    if teacher is None:
+        return task.loss(outputs, targets).mean()
+    loss = weight * _distance(task, outputs, teacher, temperature).mean()
     if weight < 1:
-        loss += (1 - weight) * cross_entropy(logits, labels)
+        loss += (1 - weight) * task.loss(outputs, targets).mean()
     return loss
+
+
+def _distance(task: Task, outputs: Any, teacher: Any, temperature: float) -> Array:
+    """How far outputs are from the teacher's; its mean is the loss."""
+    if task.logits:
+        return distillation(outputs, teacher, temperature)
+    if task.imitates:
+        return task.loss(outputs, teacher)
+    return relative_error(outputs, teacher)

@@ -1,7 +1,7 @@
 """A fine-tuning that goes on where it was stopped: its folder of checkpoints."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def key(
     small: Mapping[str, Any],
     whole: Mapping[str, Any] | None,
     images: Images,
-    labelled: bool,
+    targets: str | None,
     how: Hyperparameters,
 ) -> dict[str, Any]:
     """What decides the trained arrays; JSON-able.
@@ -33,14 +33,15 @@ def key(
       small: the network's arrays by path.
       whole: those of the network that it learns from.
       images: what it is trained on.
-      labelled: whether their labels count.
+      targets: the task that their targets are of; None where they do not count.
       how: the hyperparameters.
     """
     return {
         "network": manifest.fingerprint(_numbers(small)),
         "whole network": whole and manifest.fingerprint(_numbers(whole)),
-        "images": _fingerprint(images),
-        "labels": manifest.fingerprint(images.labels) if labelled else None,
+        "images": _fingerprint(images.read, len(images)),
+        "targets": targets and _fingerprint(images.read_targets, len(images)),
+        "task": targets,
         **asdict(how),
     }
 
@@ -54,13 +55,12 @@ def _numbers(arrays: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fingerprint(images: Images) -> str:
-    """SHA-256 of all images, as they are read."""
+def _fingerprint(read: Callable[[np.ndarray], Any], images: int) -> str:
+    """SHA-256 of all images, or targets, as they are read."""
     found = hashlib.sha256()
-    for start in range(0, len(images), _AT_ONCE):
-        rows = images.read(np.arange(start, min(start + _AT_ONCE, len(images))))
-        found.update(f"{rows.dtype} {rows.shape}".encode())
-        found.update(np.ascontiguousarray(rows).tobytes())
+    for start in range(0, images, _AT_ONCE):
+        rows = read(np.arange(start, min(start + _AT_ONCE, images)))
+        found.update(manifest.fingerprint(rows).encode())
     return found.hexdigest()
 
 

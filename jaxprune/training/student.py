@@ -81,10 +81,10 @@ class Student:
     def outputs(
         self,
         arrays: Mapping[str, Any],
-        x: Array,
+        x: Any,
         norms: Collection[BatchNorm],
         momentum: float,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Any, dict[str, Array]]:
         """The network's outputs, and the statistics that have changed, by path.
 
         Args:

@@ -127,9 +127,9 @@ def test_an_interrupted_table_keeps_what_is_finished(run, monkeypatch, finished)
 def test_the_table_shows_the_saved_sweep(run, monkeypatch):
     draw, curves = plots_compact.against_k, []
 
-    def record(rows, title, curve):
+    def record(rows, title, curve, measure):
         curves.append(curve)
-        return draw(rows, title, curve)
+        return draw(rows, title, curve, measure)
 
     monkeypatch.setattr(plots_compact, "against_k", record)
     (code, _, err), _ = run("--ks=2", *QUICK)

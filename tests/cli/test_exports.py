@@ -13,6 +13,7 @@ from jaxprune._base.mesh import make_mesh
 from jaxprune.cli import exports
 from jaxprune.cli.baseline import Baseline
 from jaxprune.cli.settings import SmallerSettings
+from jaxprune.tasks.classes import classification
 from random_data import random_split
 
 keras = pytest.importorskip("keras", reason="pip install -e '.[keras]'")
@@ -32,6 +33,7 @@ class OfNetwork(Baseline):
         )
         self.run = SimpleNamespace(scale=scale, mesh=make_mesh(), config=config)
         self.network, self.split, self.batch_size = network, SPLIT, 16
+        self.task = classification()
         self.example = network.example
 
 

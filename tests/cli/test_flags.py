@@ -48,12 +48,13 @@ FLAGS = {
     },
     "compact": {
         *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "naive",
-        "unproved", "export", "repeats", "latency_batches",
+        "unproved", "export", "repeats", "latency_batches", "task", "output",
     },
     "shrink": {
         *NETWORK, *FINETUNING, "batch_size", "eval_split", "calibration_split",
         "allow_overlap", "speedup", "size", "latency", "batch", "max_drop", "ladder",
-        "keep_whole", "multiple_of", "export", "repeats", "latency_batches",
+        "keep_whole", "multiple_of", "export", "repeats", "latency_batches", "task",
+        "output",
     },
     "plot": {"workdir", "order", "normalize", "confusion_k", "format"},
     "report": {"workdir"},

@@ -14,6 +14,7 @@ from jaxprune.cli.commands import shrink
 from jaxprune.cli.shrink import ladder
 from jaxprune.cli.shrink.report import print_rung
 from jaxprune.shrinking.budget import Budget
+from jaxprune.tasks.classes import classification
 from run_directories import plant_run
 
 NETWORK = (
@@ -72,7 +73,7 @@ def test_losses_and_times_in_words(capsys, accuracy, median, lost, time):
                           "speedup": 0.004 / median}},
     }  # fmt: skip
     rung = ladder.Rung(Budget(speedup=2), {"a": 3}, row)
-    print_rung(rung, 1, asked_for=True)
+    print_rung(rung, classification(), 1, asked_for=True)
     out = capsys.readouterr().out
     assert out.startswith("asked for: speedup 2: widths 3\n")
     assert f"compact: {lost}, at most 2.00 lost with 95 % confidence" in out

@@ -587,7 +587,7 @@ def test_networks_are_compared_at_full_precision(monkeypatch):
     seen = []
 
     def compared(masked, *others, **options):
-        seen.append((masked.dtype, jax.config.jax_default_matmul_precision))
+        seen.append((masked[0].dtype, jax.config.jax_default_matmul_precision))
         return compare(masked, *others, **options)
 
     compare = proof.compare

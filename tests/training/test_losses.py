@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxprune._base.errors import InputError
+from jaxprune.tasks.classes import classification
 from jaxprune.training import losses
 
 
@@ -34,14 +35,15 @@ def test_the_loss_weighs_teacher_and_labels(weight):
     divergence = 9 * (np.exp(p) * (p - q)).sum(-1).mean()
     entropy = -log_softmax(student)[np.arange(8), labels].mean()
     expected = weight * divergence + (1 - weight) * entropy
-    given = jnp.asarray(student), jnp.asarray(labels), jnp.asarray(teacher)
+    task = classification()
+    given = task, jnp.asarray(student), jnp.asarray(labels), jnp.asarray(teacher)
     assert float(losses.mean_loss(*given, 3.0, weight)) == pytest.approx(
         expected, rel=1e-5
     )
     if weight == 1:  # and labels play no part
-        other = losses.mean_loss(given[0], given[1] * 0 - 1, given[2], 3.0, 1.0)
+        other = losses.mean_loss(*given[:2], given[2] * 0 - 1, given[3], 3.0, 1.0)
         assert float(other) == pytest.approx(expected, rel=1e-5)
-    alone = losses.mean_loss(*given[:2], None, 3.0, weight)
+    alone = losses.mean_loss(*given[:3], None, 3.0, weight)
     assert float(alone) == pytest.approx(entropy, rel=1e-5)
 
 

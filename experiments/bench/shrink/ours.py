@@ -25,7 +25,8 @@ def competitor(
     program = whole.program(small.function)
 
     def accuracy(network: Compact) -> float:
-        return whole.accuracy(whole.evaluate(program, dict(network.arrays), OURS))
+        made = whole.outputs(program, dict(network.arrays))
+        return whole.value(whole.terms(made, OURS))
 
     return Competitor(
         by=OURS,

@@ -36,6 +36,7 @@ from jaxprune.cli.settings import (
     BatchSettings,
     PruningSettings,
     SmallerSettings,
+    TaskSettings,
     flag,
 )
 from jaxprune.cli.weights import train_or_restore
@@ -51,7 +52,7 @@ FIRST = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(PruningSettings, BatchSettings, SmallerSettings):
+class Settings(TaskSettings, PruningSettings, BatchSettings, SmallerSettings):
     """Settings of the command."""
 
     k: int | None = flag("Channels to prune: the k lowest.", at_least=0)
@@ -69,7 +70,7 @@ def main(settings: Settings) -> None:
     _check_flags(settings)
     settings.batches()  # raises now where they are none
     run = run_directory.load(settings, train_imported=False)
-    run.require_classes("compact", "jaxprune.compact")
+    run.check_drop(settings.max_drop)
     cluster.require_one_process("jaxprune compact")
     split = datasets.choose_split(run.splits, settings.eval_split)
     batch_size = run.batch_size(split)
@@ -102,6 +103,7 @@ def main(settings: Settings) -> None:
         about = {
             **provenance.describe(run, chosen, chosen.fill, variables),
             "layer": chosen.layer,
+            "measure": run.task.measure,
             **plan.fill_facts,
             "after_the_proof": finetuning.describe(run, settings),
         }
@@ -152,19 +154,21 @@ def _one(
         whole.network, plan.choices.layer, plan.keep(k), fill=plan.fill,
         unproved=settings.unproved,
     )  # fmt: skip
-    proof = whole.prove(whole.logits[k], small, settings.unproved)
+    proof, terms = whole.prove(whole.masked(k), small, settings.unproved)
     row = {
         "k": k,
         "channels": len(plan.order),
-        "baseline_accuracy": whole.baseline,
-        "accuracy": proof.accuracy_compact,
+        **whole.scores(whole.whole_terms, terms),
         "different_predictions": proof.different_predictions,
         "largest_difference": proof.largest_difference,
         **whole.figures(small, settings.batches(), settings.repeats),
     }
-    print_row(row, proof, f"layer {plan.choices.layer}, fill {plan.choices.fill}")
+    if not run.task.logits:
+        del row["different_predictions"]
+    layer = f"layer {plan.choices.layer}, fill {plan.choices.fill}"
+    print_row(row, proof, layer, run.task)
     small, changes, lines = finetuning.train_on(
-        run, settings, whole, small, float(proof.accuracy_compact or 0)
+        run, settings, whole, small, row[run.task.measure]
     )
     row |= changes
     if len(lines) > 1:

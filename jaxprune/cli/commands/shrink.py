@@ -27,7 +27,7 @@ from jaxprune.cli import (
     process,
     run_directory,
 )
-from jaxprune.cli.settings import BatchSettings, SmallerSettings, flag
+from jaxprune.cli.settings import BatchSettings, SmallerSettings, TaskSettings, flag
 from jaxprune.cli.shrink.ladder import Ladder, LadderSettings, Rung
 from jaxprune.cli.shrink.report import print_rung, save_network, write_files
 from jaxprune.cli.weights import train_or_restore
@@ -43,7 +43,7 @@ _STEP = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BatchSettings, LadderSettings, SmallerSettings):
+class Settings(TaskSettings, BatchSettings, LadderSettings, SmallerSettings):
     """Settings of the command."""
 
     size: float | None = flag("Share of the parameters that may be left.")
@@ -62,7 +62,7 @@ def main(settings: Settings) -> None:
     settings.batches()  # raises now where they are none
     finetuning.check_flags(settings)
     run = run_directory.load(settings, train_imported=False)
-    run.require_classes("shrink", "jaxprune.shrink")
+    run.check_drop(settings.max_drop)
     cluster.require_one_process("jaxprune shrink")
     split, calibration = baseline.splits(run, settings)
     finetuning.check(run, settings)
@@ -85,15 +85,19 @@ def main(settings: Settings) -> None:
             total=len(budgets), unit="network", desc="budgets", hide=len(budgets) < 2
         ) as bar:
             for each in budgets:
-                print_rung(ladder.rung(each), settings.batch, each == budget)
+                print_rung(ladder.rung(each), run.task, settings.batch, each == budget)
                 bar.update()
         if budget is None:
             chosen = _within(settings, ladder)
-            print_rung(chosen, settings.batch, asked_for=True)
+            print_rung(chosen, run.task, settings.batch, asked_for=True)
         else:
             chosen = ladder.rung(budget)  # remembered
         small, changes, lines = finetuning.train_on(
-            run, settings, whole, ladder.cut(chosen).small, chosen.row["accuracy"]
+            run,
+            settings,
+            whole,
+            ladder.cut(chosen).small,
+            chosen.row[run.task.measure],
         )
         files, figures = exported.of(small)
     except KeyboardInterrupt:
@@ -160,7 +164,7 @@ def _within(settings: Settings, ladder: Ladder) -> Rung:
         if passed is not None and not ladder.reaches(budget):
             return passed
         rung = ladder.rung(budget)
-        print_rung(rung, settings.batch)
+        print_rung(rung, ladder.run.task, settings.batch)
         if rung.row["largest_drop"] >= allowed:
             break
         passed = rung

@@ -1,47 +1,66 @@
 """The masked network that compact networks are compared with."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxprune.cli import cluster
-from jaxprune.cli.baseline import PRECISION, Baseline
+from jaxprune.cli.baseline import Baseline, Outputs
 from jaxprune.cli.compact.plan import Plan
 from jaxprune.cli.run_directory import Run
 from jaxprune.data.splits import Split, batches
-from jaxprune.fills.masked import Pruning, make_pruning, run_masked
+from jaxprune.fills.masked import make_pruning, run_masked
 from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.sweep.taps import capture_map
+
+# Bytes of feature maps that are kept for the next K.
+_KEPT = 2**30
 
 
 class Masked(Baseline):
     """The whole network and its masked versions over a split.
 
-    The trunk up to the pruned layer runs once for all K.
+    The trunk up to the pruned layer runs once for all K, as far as its feature maps
+    fit into memory.
 
     Attributes:
+      plan: layer, fill and order of the channels.
       group: of the layer's channels.
-      logits: K -> the masked network's logits [N, C]; K = 0 is the whole network.
-      baseline: the whole network's accuracy, in [0, 1].
+      whole_terms: what the whole network's scores are made of.
+      baseline: the whole network's first score.
     """
 
     def __init__(
         self, run: Run, variables: Any, split: Split, plan: Plan, batch_size: int
     ):
         super().__init__(run, variables, split, batch_size)
+        self.plan = plan
         self.group = self.network.graph().channels_of(plan.choices.layer)
-        ks = sorted({0, *plan.ks})
-        with jax.default_matmul_precision(PRECISION):
-            logits = self._masked_logits([self._pruning(plan, k) for k in ks])
-        self.logits = dict(zip(ks, logits, strict=True))
-        self.baseline = self.accuracy(self.logits[0])
+        self._maps: dict[int, np.ndarray] = {}
+        self._bytes = 0
+        self.whole_terms = self.terms(self.masked(0), "whole network")
+        self.baseline = self.value(self.whole_terms)
 
-    def _pruning(self, plan: Plan, k: int) -> Pruning:
-        return make_pruning(self.network, self.group, plan.keep(k), plan.fill)
+    def masked(self, k: int) -> Outputs:
+        """The outputs of the network with k channels masked, batch by batch."""
+        plan, halves = self.plan, self._halves
+        pruning = make_pruning(self.network, self.group, plan.keep(k), plan.fill)
+        for batch in batches(self.split, self.batch_size):
+            maps = self._maps.get(batch.start)
+            if maps is None:
+                maps = halves.trunk(halves.arrays, batch.images)
+                self._keep(batch.start, maps)
+            yield batch, halves.head(halves.arrays, batch.images, maps, pruning.mask)
 
-    def _masked_logits(self, prunings: Sequence[Pruning]) -> list[np.ndarray]:
+    def _keep(self, start: int, maps: Any) -> None:
+        if self._bytes + maps.nbytes <= _KEPT:
+            self._maps[start] = np.asarray(maps)
+            self._bytes += maps.nbytes
+
+    @cached_property
+    def _halves(self) -> "_Halves":
         network, layer = with_fast_convolutions(self.network), self.group.name
 
         @jax.jit
@@ -55,13 +74,12 @@ class Masked(Baseline):
             given = {found.output: found.from_outputs(maps)}
             return run_masked(network, arrays, x, [mask], given=given)
 
-        parts: list[list[np.ndarray]] = [[] for _ in prunings]
-        arrays = jax.device_put(network.arrays)
-        with cluster.progress(total=len(self.split), unit="img", desc="masked") as bar:
-            for batch in batches(self.split, self.batch_size):
-                maps = trunk(arrays, batch.images)
-                for part, pruning in zip(parts, prunings, strict=True):
-                    logits = head(arrays, batch.images, maps, pruning.mask)
-                    part.append(np.asarray(logits, np.float32)[: batch.size])
-                bar.update(batch.size)
-        return [np.concatenate(part) for part in parts]
+        return _Halves(trunk, head, jax.device_put(network.arrays))
+
+
+class _Halves(NamedTuple):
+    """The masked network before and behind the feature maps, and its arrays."""
+
+    trunk: Callable[..., Any]
+    head: Callable[..., Any]
+    arrays: Any

@@ -14,7 +14,7 @@ from jaxprune.cli.run_directory import Run
 from jaxprune.data import datasets
 from jaxprune.fills.fill import ConstantFill, Fill
 from jaxprune.ranking.order import prefix_masks, pruning_order
-from jaxprune.results.result import SweepResult
+from jaxprune.results.load import AnyResult, load
 from jaxprune.sweep.activations import TappedLayer
 
 
@@ -39,7 +39,7 @@ class Plan:
       order: channels, the first to be pruned first.
       fill: the fill, resolved where its name alone does not say.
       ks: numbers of channels to prune.
-      curve: the saved sweep's K and accuracies, where there is a sweep.
+      curve: the saved sweep's K and first scores, where there is a sweep.
     """
 
     choices: PruningOptions
@@ -91,7 +91,7 @@ def make_plan(
     folder = choices.sweep_folder(run.workdir, choices.fill)
     fitted = calibration.fit(run, choices, choices.fill, variables)
     if (folder / "summary.json").exists():
-        result = SweepResult.load(folder)
+        result = load(folder)
         about = provenance.describe(run, choices, choices.fill, variables)
         found = provenance.differences(result, about)
         if found:
@@ -103,7 +103,7 @@ def make_plan(
         if isinstance(ks, Allowed):
             ks = (_largest(result, folder, ks),)
         fill = _fill(choices, result.channel_means, fitted)
-        curve = (result.ks, result.accuracy.tolist())
+        curve = (result.ks, result.curve.tolist())
         return Plan(choices, result.order, fill, ks, curve)
     if isinstance(ks, Allowed):
         raise InputError(
@@ -118,7 +118,7 @@ def make_plan(
     return Plan(choices, pruning_order(scores), fill, ks)
 
 
-def _largest(result: SweepResult, folder: Path, allowed: Allowed) -> int:
+def _largest(result: AnyResult, folder: Path, allowed: Allowed) -> int:
     """The largest K that the loss allows.
 
     Raises:

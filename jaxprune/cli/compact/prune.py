@@ -50,6 +50,7 @@ def save(
             **plan.fill_facts,
             "test_proof": pruned.proof.to_json(),
             "after_the_proof": finetuning.describe(run, settings),
+            "measure": run.task.measure,
             "measured": pruned.row,
         },
         stablehlo="stablehlo" in settings.export,
@@ -58,5 +59,7 @@ def save(
     if len(pruned.lines) > 1:
         what = f"K = {pruned.k} of {len(plan.order)}"
         title = f"{run.config.model}, layer {plan.choices.layer}, {what}"
-        figure = compact.finetuning(pruned.lines, whole.baseline, title)
+        figure = compact.finetuning(
+            pruned.lines, whole.baseline, title, run.task.measure
+        )
         style.save(figure, folder.with_suffix(".png"))

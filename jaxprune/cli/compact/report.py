@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +10,36 @@ from jaxprune._base.files import replacing, write_text
 from jaxprune.cli import cluster
 from jaxprune.compaction.proof import Proof
 from jaxprune.report import compact
+from jaxprune.report.measures import in_words
+from jaxprune.tasks.task import Task
 
 # What of a row is more than one figure.
 _NESTED = ("latency", "epochs")
 
 
-def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
+def print_row(row: dict[str, Any], proof: Proof, what: str, task: Task) -> None:
     """The figures of one K, for people."""
     k, p = row["k"], row["channels"]
     cluster.say(f"{what}: K = {k} of {p} channels pruned")
-    differ = f"{proof.images} images: {proof.different_predictions} predictions differ"
     if proof.not_proved is not None:
         cluster.say(f"  NOT PROVED {proof.not_proved}")
-        cluster.say(f"             {differ}")
+        if task.logits:
+            cluster.say(f"             {_unlike(proof)}")
     else:
+        differ = (
+            f"{_unlike(proof)}, largest logit"
+            if task.logits
+            else (f"{proof.images} images: largest")
+        )
         cluster.say(
-            f"  proof      {differ}, largest logit difference "
-            f"{proof.largest_difference:.2e} ({proof.relative_difference:.2e} relative)"
+            f"  proof      {differ} difference {proof.largest_difference:.2e} "
+            f"({proof.relative_difference:.2e} relative)"
         )
         cluster.say(
             f"             {proof.equations} equations equal in float64; largest "
             f"deviation {proof.bound_used:.2g} of the rounding bound"
         )
-    cluster.say(
-        f"  accuracy   {row['baseline_accuracy']:.4f} whole, "
-        f"{proof.accuracy_masked:.4f} masked, {proof.accuracy_compact:.4f} compact"
-    )
+    cluster.say(score_line(row, task))
     for name in ("parameters", "multiply_adds", "file_bytes", "memory_bytes",
                  "working_bytes"):  # fmt: skip
         before, after = row[f"{name}_before"], row[name]
@@ -51,6 +55,26 @@ def print_row(row: dict[str, Any], proof: Proof, what: str) -> None:
             f"    batch {batch:>4}  {_spread(before)} -> {_spread(after)}  "
             f"{speed(times['speedup'])}"
         )
+
+
+def _unlike(proof: Proof) -> str:
+    return f"{proof.images} images: {proof.different_predictions} predictions differ"
+
+
+def score_line(row: Mapping[str, Any], task: Task) -> str:
+    """The first score of the whole network and of a smaller one, and what is lost."""
+    name, score = next(iter(task.scores.items()))
+    before, after = row[f"baseline_{name}"], row[name]
+    better, worse = ("gained", "lost") if score.higher_is_better else ("less", "more")
+    lost = before - after if score.higher_is_better else after - before
+    scale, unit = (100, " points") if name == "accuracy" else (1, "")
+    digits = 2 if unit else 4
+    change = f"{scale * abs(lost):.{digits}f}{unit} {worse if lost >= 0 else better}"
+    most = f"{scale * row['largest_drop']:.{digits}f}"
+    return (
+        f"  {in_words(name):<10} {before:.4f} whole, {after:.4f} compact: "
+        f"{change}, at most {most} {worse} with 95 % confidence"
+    )
 
 
 def speed(times: float) -> str:
@@ -99,21 +123,27 @@ def write_table(
     facts = {"about": about, "rows": list(rows), "curve": curve}
     write_text(base.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
     compact.draw_table(base.with_suffix(".json"))
-    _print_table(rows)
+    _print_table(rows, about["measure"])
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+def _print_table(rows: Sequence[dict[str, Any]], measure: str) -> None:
     """A Markdown table; the last batch size's speed-up is the measured one."""
     batch = list(rows[0]["latency"])[-1]
-    print(
-        "| K | accuracy | predictions that differ | parameters | MB on disk "
-        f"| multiply-adds | speed-up in theory | measured, batch {batch} |"
-    )
-    print("|" + "---|" * 8)
+    names = [
+        "K", in_words(measure), "parameters", "MB on disk", "multiply-adds",
+        "speed-up in theory", f"measured, batch {batch}",
+    ]  # fmt: skip
+    differ = "different_predictions"
+    counted = differ in rows[0]
+    if counted:
+        names.insert(2, "predictions that differ")
+    print(f"| {' | '.join(names)} |")
+    print("|" + "---|" * len(names))
     for row in rows:
-        print(
-            f"| {row['k']} | {row['accuracy']:.4f} | {row['different_predictions']} "
-            f"| {row['parameters']:,} | {row['file_bytes'] / 1e6:.2f} "
-            f"| {row['multiply_adds']:,} | {row['theoretical_speedup']:.3f} "
-            f"| {row['latency'][batch]['speedup']:.3f} |"
-        )
+        cells = [
+            row["k"], f"{row[measure]:.4f}", *([row[differ]] if counted else []),
+            f"{row['parameters']:,}", f"{row['file_bytes'] / 1e6:.2f}",
+            f"{row['multiply_adds']:,}", f"{row['theoretical_speedup']:.3f}",
+            f"{row['latency'][batch]['speedup']:.3f}",
+        ]  # fmt: skip
+        print(f"| {' | '.join(map(str, cells))} |")

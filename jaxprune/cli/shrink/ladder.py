@@ -18,7 +18,6 @@ from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import machine
 from jaxprune.data.cache import cache_folder
 from jaxprune.graph.fast import with_fast_convolutions
-from jaxprune.results.confidence import discordant, largest_drop
 from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve
@@ -53,7 +52,7 @@ class Ladder:
       folder: the folder of the measurements.
       facts: network, images, device and versions, for the files.
       whole: the whole network over the evaluation split.
-      baseline: its accuracy, in [0, 1].
+      baseline: its first score.
       analysis: of the network, timed.
       rungs: finished budgets.
     """
@@ -81,10 +80,9 @@ class Ladder:
         analysis = self._analyse(run.scale(jnp.asarray(images)))
         self.analysis = self._timed(analysis)
         program = whole.program(with_fast_convolutions(whole.network).function)
-        self._whole_logits = whole.evaluate(
-            program, whole.network.params, "whole network"
-        )
-        self.baseline = whole.accuracy(self._whole_logits)
+        made = whole.outputs(program, whole.network.params)
+        self._whole_terms = whole.terms(made, "whole network")
+        self.baseline = whole.value(self._whole_terms)
         self.rungs: dict[str, Rung] = {}
         self._last: tuple[dict[str, int], Cut] | None = None
 
@@ -144,19 +142,13 @@ class Ladder:
         # Unlike the model itself, this knows what is added where there is no bias.
         network = self.analysis.whole.with_params(dict(arrays))
         program = whole.program(with_fast_convolutions(network).function)
-        masked = whole.evaluate(program, dict(arrays), "masked network")
-        proof = whole.prove(masked, small)
-        both = np.stack([self._whole_logits, masked])
-        right = both.argmax(-1) == whole.split.labels
+        proof, terms = whole.prove(whole.outputs(program, dict(arrays)), small)
         predicted = [
             self.latency.seconds({**self.analysis.costs.whole, **widths})
             for widths in ({}, rung.widths)
         ]
         return {
-            "baseline_accuracy": self.baseline,
-            "accuracy": proof.accuracy_compact,
-            # Of the first, which is compared with itself, and of the smaller network.
-            "largest_drop": float(largest_drop(discordant(right))[1]),
+            **whole.scores(self._whole_terms, terms),
             "proof": proof.to_json(),
             **whole.figures(small, self.batches, self.settings.repeats),
             "predicted_speedup": predicted[0] / predicted[1],
@@ -175,7 +167,7 @@ class Ladder:
                 bar.update()
 
             return analyse(
-                self.whole.network, images,
+                self.whole.network, images, task=self.run.task,
                 keep_whole=self.settings.keep_whole, budget=self._budget, known=known,
                 on_start=bar.reset, on_curve=keep,
             )  # fmt: skip

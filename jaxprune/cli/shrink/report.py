@@ -8,28 +8,31 @@ from typing import Any
 
 from jaxprune._base.files import replacing, write_text
 from jaxprune.cli import cluster, finetuning
-from jaxprune.cli.compact.report import speed
+from jaxprune.cli.compact.report import score_line, speed
 from jaxprune.cli.settings import SmallerSettings
 from jaxprune.cli.shrink.ladder import Ladder, Rung
 from jaxprune.compaction.network import Compact
 from jaxprune.report import compact, shrinking, style
+from jaxprune.tasks.task import Task
 
 
-def print_rung(rung: Rung, predicted_batch: int, asked_for: bool = False) -> None:
+def print_rung(
+    rung: Rung, task: Task, predicted_batch: int, asked_for: bool = False
+) -> None:
     """A budget's figures, for people; times are predicted for one batch size."""
     row, proof = rung.row, rung.row["proof"]
-    lost = row["baseline_accuracy"] - row["accuracy"]
     asked = "asked for: " if asked_for else ""
     cluster.say(f"{asked}{rung.budget.kind} {rung.budget.value:g}: widths "
           f"{' '.join(map(str, rung.widths.values()))}")  # fmt: skip
-    cluster.say(
-        f"  accuracy   {row['baseline_accuracy']:.4f} whole, {row['accuracy']:.4f} "
-        f"compact: {100 * abs(lost):.2f} points {'lost' if lost >= 0 else 'gained'}, "
-        f"at most {100 * row['largest_drop']:.2f} lost with 95 % confidence"
+    cluster.say(score_line(row, task))
+    differ = (
+        f"{proof['different_predictions']} predictions differ from the masked "
+        "network's, largest logit difference"
+        if task.logits
+        else "largest difference from the masked network's outputs"
     )
     cluster.say(
-        f"  proof      {proof['images']} images: {proof['different_predictions']} "
-        f"predictions differ from the masked network's, largest logit difference "
+        f"  proof      {proof['images']} images: {differ} "
         f"{proof['largest_difference']:.2e}, {proof['equations']} equations equal in "
         f"float64"
     )
@@ -60,14 +63,16 @@ def write_files(ladder: Ladder, chosen: Rung | None, figures: dict[str, Any]) ->
       chosen: the one that is saved.
       figures: of its other forms.
     """
-    folder = ladder.folder
+    folder, task = ladder.folder, ladder.run.task
     rungs = sorted(ladder.rungs.values(), key=lambda rung: rung.row["multiply_adds"])
-    rows = [_flat(rung) for rung in rungs[::-1]]
+    rows = [_flat(rung, task) for rung in rungs[::-1]]
     _write_csv(folder / "pareto.csv", rows)
     if chosen is not None:
         _write_csv(folder / "layers.csv", _layers(ladder, chosen))
     text = {
         "about": ladder.facts,
+        "measure": task.measure,
+        "higher_is_better": task.scores[task.measure].higher_is_better,
         "multiple_of": ladder.multiple_of,
         "left_whole": dict(ladder.analysis.groups.whole),
         "rungs": [
@@ -109,6 +114,7 @@ def save_network(
             **ladder.facts,
             "budget": {chosen.budget.kind: chosen.budget.value},
             "after_the_proof": finetuning.describe(ladder.run, settings),
+            "measure": ladder.run.task.measure,
             "measured": {**chosen.row, **changes},
         },
         stablehlo="stablehlo" in settings.export,
@@ -116,18 +122,20 @@ def save_network(
     )
     if len(lines) > 1:
         title = f"{config.model}, {chosen.budget.kind} {chosen.budget.value:g}"
-        figure = compact.finetuning(lines, ladder.baseline, title)
+        measure = ladder.run.task.measure
+        figure = compact.finetuning(lines, ladder.baseline, title, measure)
         style.save(figure, folder.with_name(f"{folder.name}.png"))
 
 
-def _flat(rung: Rung) -> dict[str, Any]:
+def _flat(rung: Rung, task: Task) -> dict[str, Any]:
     row = rung.row
     flat = {
         "budget": rung.budget.kind,
         "value": rung.budget.value,
         **{k: v for k, v in row.items() if not isinstance(v, dict)},
-        "different_predictions": row["proof"]["different_predictions"],
     }
+    if task.logits:
+        flat["different_predictions"] = row["proof"]["different_predictions"]
     for batch, times in row["latency"].items():
         for side in ("before", "after"):
             flat[f"latency_{batch}_{side}"] = times[side]["median"]

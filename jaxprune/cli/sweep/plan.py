@@ -11,30 +11,22 @@ from jaxprune.cli.settings import (
     BatchSettings,
     MaxDropSettings,
     PruningSettings,
+    TaskSettings,
     flag,
 )
 from jaxprune.data.splits import Split
 from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.order import check_ks
 from jaxprune.tasks.classes import Classification
-from jaxprune.tasks.ready import TASKS
 
 # A criterion and a fill.
 Key = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepSettings(PruningSettings, BatchSettings, MaxDropSettings):
+class SweepSettings(TaskSettings, PruningSettings, BatchSettings, MaxDropSettings):
     """Settings of the sweeps of one network."""
 
-    task: str | None = flag(
-        "What the outputs of a network of your own are for; its images are an .npz "
-        "file with targets [N, ...]. Default: classification.",
-        choices=tuple(TASKS),
-    )
-    output: str | None = flag(
-        "Part of its output that the task goes by: a key, or a position."
-    )
     mask_chunk: int | None = flag("Masks evaluated at once.", at_least=1)
     random_orders: int = flag(
         "Random orders to compare the criteria with.",
@@ -127,6 +119,7 @@ def asked(settings: SweepSettings) -> Sweeps:
         that the layer cannot have.
     """
     run = run_directory.load(settings, train_imported=False)
+    run.check_drop(settings.max_drop)
     chosen = pruning_options.resolve(run, settings)
     images = scoring.splits(run, chosen)
     channels = run.network().graph().conv(chosen.layer).channels

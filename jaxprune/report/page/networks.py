@@ -3,13 +3,14 @@
 import csv
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 from urllib.parse import quote
 
 from typing_extensions import TypedDict
 
 from jaxprune._base import manifest, schema
 from jaxprune._base.errors import InputError
+from jaxprune.report.measures import ACCURACY, check_measure, in_words
 
 
 class Download(NamedTuple):
@@ -31,11 +32,15 @@ class Network(NamedTuple):
 
     Attributes:
       name: of its folder.
+      score: its first score, after fine-tuning if it was trained.
+      baseline: that of the whole network.
       measured: its figures, as the script that made it keeps them.
       downloads: its files.
     """
 
     name: str
+    score: float
+    baseline: float
     measured: dict[str, Any]
     downloads: list[Download]
 
@@ -49,8 +54,6 @@ class _Times(TypedDict):
 class _Measured(TypedDict):
     """The fields of a network that are shown; there are more."""
 
-    baseline_accuracy: float
-    accuracy: float
     parameters: int
     parameters_before: int
     multiply_adds: int
@@ -61,6 +64,7 @@ class _Measured(TypedDict):
 
 @schema.and_others
 class _About(TypedDict):
+    measure: NotRequired[str]
     measured: _Measured
 
 
@@ -81,13 +85,21 @@ def saved_networks(workdir: Path, page: Path, prefix: str) -> list[Network]:
       InputError: a network's record is damaged.
     """
     return [
-        Network(
-            path.parent.name,
-            manifest.read_file(path, _Spec)["about"]["measured"],
-            [_download(file, page) for file in sorted(path.parent.iterdir())],
-        )
-        for path in sorted(workdir.glob(f"{prefix}-*/spec.json"))
+        _network(path, page) for path in sorted(workdir.glob(f"{prefix}-*/spec.json"))
     ]
+
+
+def _network(path: Path, page: Path) -> Network:
+    about = manifest.read_file(path, _Spec)["about"]
+    measured = about["measured"]
+    measure = check_measure(path, about.get("measure", ACCURACY), [measured])
+    return Network(
+        path.parent.name,
+        measured.get(f"{measure}_finetuned", measured[measure]),
+        measured[f"baseline_{measure}"],
+        measured,
+        [_download(file, page) for file in sorted(path.parent.iterdir())],
+    )
 
 
 def _download(file: Path, page: Path) -> Download:
@@ -100,20 +112,22 @@ class Rung(NamedTuple):
 
     Attributes:
       budget: in words.
-      accuracy: of the smaller network.
+      measure: the name of its score, for people.
+      score: of the smaller network.
       baseline: of the whole network.
       largest_drop: that may have been lost, with 95 % confidence.
-      different: predictions unlike the masked network's.
+      different: predictions unlike the masked network's; None where there are none.
       multiply_adds: times fewer.
       parameters: times fewer.
       speedups: measured, by batch size.
     """
 
     budget: str
-    accuracy: float
+    measure: str
+    score: float
     baseline: float
     largest_drop: float
-    different: int
+    different: int | None
     multiply_adds: float
     parameters: float
     speedups: dict[str, float]
@@ -148,12 +162,16 @@ def _rung(row: dict[str, str]) -> Rung:
         for name in row
         if name.startswith("latency_") and name.endswith(before)
     ]
+    scores = [name for name in row if name.startswith("baseline_")]
+    measure = scores[0].removeprefix("baseline_") if scores else ACCURACY
+    different = row.get("different_predictions")
     return Rung(
         f"{row['budget']} {float(row['value']):g}",
-        float(row["accuracy"]),
-        float(row["baseline_accuracy"]),
+        in_words(measure),
+        float(row[measure]),
+        float(row[f"baseline_{measure}"]),
         float(row["largest_drop"]),
-        int(row["different_predictions"]),
+        None if different is None else int(different),
         times("multiply_adds"),
         times("parameters"),
         {
