@@ -31,7 +31,7 @@ IMPORTS = {
         "_base", "adapters", "compaction", "costs", "fills", "graph", "ranking",
         "tasks",
     },
-    "training": {"_base", "compaction", "data", "graph"},
+    "training": {"_base", "compaction", "data", "graph", "tasks"},
     "recipes": {"_base", "adapters", "conv", "data", "graph", "training"},
     "sweep": {
         "_base", "adapters", "data", "evaluation", "fills", "graph", "ranking",

@@ -37,7 +37,10 @@ def check(run: Run, chosen: PruningOptions, criterion: str) -> None:
         split = datasets.choose_split(run.splits, chosen.eval_split)
         places.check_space(_maps_dir(chosen), _maps_bytes(run, chosen, len(split)))
     needs = CRITERIA[criterion].needs
-    Gathering(run.network(), chosen.layer, chosen.tap, needs, run.task)
+    network = run.network()
+    if chosen.tap == "relu":
+        network = network.with_relu(chosen.layer)
+    Gathering(network, chosen.layer, chosen.tap, needs, run.task)
     if "losses" not in needs:
         return
     if chosen.fill == "all":

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxprune._base import arguments
 from jaxprune._base.batch import check_batch
-from jaxprune._base.errors import InputError
+from jaxprune._base.errors import InputError, check_choice
 from jaxprune.adapters.networks import takes_network
 from jaxprune.compaction.cut import Smaller, cut
 from jaxprune.compaction.network import Compact, as_compact, removed
@@ -38,6 +38,7 @@ def compact(
     keep: Any,
     *,
     fill: AnyFill = "zero",
+    tap: str = "conv",
     example: Any = None,
     unproved: bool = False,
 ) -> Compact:
@@ -52,10 +53,17 @@ def compact(
       fill: the fill of pruned channels in the masked network: "zero", "bias" (kernel
         zeroed, bias kept), its value in an array [P], "drop" (whatever reads it reads
         0), which is plain slicing, or what `linear_fill` returns.
+      tap: where that takes effect, "conv" at the convolution's output, or "relu" behind
+        its ReLU. It matters where BatchNorm lies between them and the fill is neither
+        "drop" nor linear.
       example: inputs [N, ...], or a tree of them, for tracing and for the comparison; a
         few images. By default the network's own.
       unproved: see `compact_layers`.
     """
+    check_choice("tap", tap, ("conv", "relu"))
+    if tap == "relu":
+        network = _with_example(network, {layer: (keep, fill)}, "layers", example)
+        network = network.with_relu(layer)
     return compact_layers(
         network, {layer: (keep, fill)}, example=example, unproved=unproved
     )

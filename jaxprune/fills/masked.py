@@ -124,7 +124,26 @@ def make_pruning(
 
 
 def layer_bias(network: Network, layer: Layer) -> Float[np.ndarray, " U"]:
-    """A layer's bias; zeros where it has none."""
+    """What a layer returns where its kernel is 0: its bias; zeros where it has none.
+
+    Behind BatchNorm and ReLU, see `Network.with_relu`, what they make of that.
+
+    Raises:
+      InputError: there, it is another number at another position.
+    """
+    if layer.name in network.up_to_relu:
+        product = layer.program.types[layer.product]
+        given = {layer.product: jnp.zeros(product.shape, product.dtype)}
+        (found,) = run(
+            layer.program, network.arrays, None, given=given, want=[layer.output]
+        )
+        rows = np.asarray(layer.outputs(found), np.float32).reshape(-1, layer.channels)
+        if (rows != rows[0]).any():
+            raise InputError(
+                f"'{layer.name}' returns no constant where its kernel is 0: give "
+                "the values of pruned channels as an array"
+            )
+        return rows[0]
     if layer.bias is None:
         return np.zeros(layer.channels, np.float32)
     return np.asarray(network.arrays[layer.bias], np.float32).reshape(-1)

@@ -23,6 +23,7 @@ from jaxprune.graph.evaluate import Change, Narrowing, run
 from jaxprune.graph.groups import Grouping, Groups, LeafAxis, PruningGroup
 from jaxprune.graph.labels import Labels, Splits, find_labels
 from jaxprune.graph.layers import Layer
+from jaxprune.graph.taps import up_to_relu
 from jaxprune.graph.trace import Program, path_name, shape_of, trace
 from jaxprune.graph.unions import STAYS
 
@@ -189,6 +190,7 @@ class Network:
       origin: the framework's own network that this is read from, if it is one; see
         `jaxprune.adapters`.
       streams: whether sums over channels may leave out terms, see `with_streams`.
+      up_to_relu: layers that end behind a ReLU, see `with_relu`.
     """
 
     function: Function
@@ -196,6 +198,7 @@ class Network:
     example: Any = None
     origin: Any = None
     streams: bool = False
+    up_to_relu: frozenset[str] = frozenset()
     _graphs: dict[Any, Graph] = field(default_factory=dict, repr=False)
     _choice: list[Splits] = field(default_factory=list, repr=False)
 
@@ -213,8 +216,8 @@ class Network:
 
     def __reduce__(self) -> Any:
         """Without its graphs: they are traced again."""
-        given = (self.function, self.params, self.example, self.origin, self.streams)
-        return Network, given
+        given = (self.function, self.params, self.example, self.origin)
+        return Network, (*given, self.streams, self.up_to_relu)
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
@@ -251,6 +254,21 @@ class Network:
             return self
         return replace(self, streams=True, _graphs={}, _choice=[])
 
+    def with_relu(self, layer: str) -> "Network":
+        """The same network, in which a layer ends behind the ReLU after its BatchNorm.
+
+        What is put in place of its channels, is put there. The network as it is, where
+        the ReLU follows at once, or none does.
+
+        Args:
+          layer: name of the layer.
+        """
+        found = self.graph().layer(layer)
+        if up_to_relu(found) is found:
+            return self
+        names = self.up_to_relu | {layer}
+        return replace(self, up_to_relu=names, _graphs={}, _choice=[])
+
     def graph(self, batch: Any = None) -> Graph:
         """The network for batches of this shape; by default, of the example's.
 
@@ -271,6 +289,8 @@ class Network:
             labels = find_labels(program, choice, self.streams)
             if choice is None:
                 self._choice.append(labels.choice)
+            ends = {name: up_to_relu(labels.layers[name]) for name in self.up_to_relu}
+            labels = replace(labels, layers={**labels.layers, **ends})
             self._graphs[key] = Graph(labels)
         return self._graphs[key]
 

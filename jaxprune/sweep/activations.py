@@ -230,6 +230,8 @@ def tap_layer(
     if maps == "disk":
         kept = sum(len(processes.own(n)) for n in (len(split), *counts))
         places.check_space(maps_dir, kept * one.size * one.dtype.itemsize)
+    if tap == "relu":
+        network = network.with_relu(name)
     network, output_elements, check_seconds = check_tap(
         network, images, name, tap, task, split
     )

@@ -22,7 +22,8 @@ def _identity(x: Array) -> Array:
 
 # Where a feature map is taken: at the convolution's own output, or after the ReLU
 # that follows it. relu(relu(x)) = relu(x), so a map taken after the ReLU can be put
-# back at the convolution's output, and no model needs a module for its ReLU.
+# back at the convolution's output, and no model needs a module for its ReLU. Where
+# BatchNorm lies between them, the layer is made to end there: `Network.with_relu`.
 TAPS: dict[str, Activation] = {"conv": _identity, "relu": jax.nn.relu}
 
 

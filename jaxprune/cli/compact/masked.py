@@ -37,6 +37,8 @@ class Masked(Baseline):
     ):
         super().__init__(run, variables, split, batch_size)
         self.plan = plan
+        if plan.choices.tap == "relu":
+            self.network = self.network.with_relu(plan.choices.layer)
         self.group = self.network.graph().channels_of(plan.choices.layer)
         self._maps: dict[int, np.ndarray] = {}
         self._bytes = 0

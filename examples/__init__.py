@@ -1,0 +1,1 @@
+"""Networks of one's own, each trained by its script and pruned by the command line."""
