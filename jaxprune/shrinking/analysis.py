@@ -19,6 +19,7 @@ from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.network import Compact
 from jaxprune.costs.latency import LatencyTable, measure_latency
 from jaxprune.costs.widths import Costs, Number, Widths
+from jaxprune.fills.masked import Mask, make_pruning, run_masked
 from jaxprune.graph.groups import Groups
 from jaxprune.graph.network import Network
 from jaxprune.shrinking.allocation import allocate
@@ -42,11 +43,27 @@ class Cut(NamedTuple):
 
     Attributes:
       small: the smaller network.
-      arrays: of the whole network's shapes by path, with zeros for all that is pruned.
+      network: the whole network with the smaller one's layers, in its own shapes.
+      masks: of its groups; under them it is the masked network.
     """
 
     small: Compact
-    arrays: Mapping[str, Any]
+    network: Network
+    masks: Sequence[Mask]
+
+    @property
+    def arrays(self) -> Mapping[str, Any]:
+        """The whole network's arrays by path, for what is left of its channels."""
+        return self.network.arrays
+
+    def masked(self, network: Network | None = None) -> Callable[[Any, Any], Any]:
+        """The masked network: (arrays by path, batch) -> outputs.
+
+        Args:
+          network: in place of its own, one that computes the same.
+        """
+        unmasked = self.network if network is None else network
+        return lambda arrays, x: run_masked(unmasked, arrays, x, self.masks)
 
 
 @dataclass(frozen=True)
@@ -169,12 +186,14 @@ class Analysis:
         if len(cuts) == 1:
             return cuts[0]
         program = jax.jit(self.whole.function)
+        masked = [jax.jit(cut.masked()) for _, cut in cuts]
         lost = np.zeros(len(cuts))
         for start in range(0, size_of(self.images), _AT_ONCE):
             x = take(self.images, slice(start, start + _AT_ONCE))
             whole = program(dict(self.whole.arrays), x)
             for i, (_, cut) in enumerate(cuts):
-                lost[i] += float(self.loss(program(dict(cut.arrays), x), whole).sum())
+                found = masked[i](dict(cut.arrays), x)
+                lost[i] += float(self.loss(found, whole).sum())
         return cuts[int(np.argmin(lost))]
 
     def cut(
@@ -192,11 +211,16 @@ class Analysis:
             if width < self.costs.whole[name]
         }
         if not keeps:
-            return Cut(self.whole.origin, self.whole.arrays)
+            return Cut(self.whole.origin, self.whole, ())
         fitted = refit(self.whole, self.images, self.groups, keeps, on_layer=on_layer)
         drops = {name: (keep, "drop") for name, keep in keeps.items()}
         network = self.whole.with_params(fitted)
-        return Cut(compact_groups(network, drops, example=self._example), fitted)
+        small = compact_groups(network, drops, example=self._example)
+        masks = [
+            make_pruning(network, self.groups.groups[name], keep, "drop").mask
+            for name, keep in keeps.items()
+        ]
+        return Cut(small, network, masks)
 
 
 def cost_of(

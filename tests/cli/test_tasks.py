@@ -83,7 +83,7 @@ def test_a_segmentation_from_sweep_to_page(script):
 
 
 SMALLER = """
-import jax, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn
 
 
@@ -92,6 +92,8 @@ class Net(nn.Module):
     def __call__(self, x):
         h = nn.relu(nn.Conv(8, (3, 3), name="first")(x))
         h = nn.relu(nn.Conv(6, (3, 3), name="second")(h))
+        up = nn.ConvTranspose(6, (2, 2), (2, 2), name="up")(h[:, ::2, ::2])
+        h = jnp.concatenate([h, nn.relu(up)], -1)
         return {"map": nn.Conv(3, (1, 1), name="map")(h),
                 "mean": nn.Dense(2, name="mean")(h.mean((1, 2)))}
 

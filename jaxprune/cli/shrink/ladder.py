@@ -137,12 +137,10 @@ class Ladder:
         return rung
 
     def _measured(self, rung: Rung) -> dict[str, Any]:
-        small, arrays = self.cut(rung)
-        whole = self.whole
-        # Unlike the model itself, this knows what is added where there is no bias.
-        network = self.analysis.whole.with_params(dict(arrays))
-        program = whole.program(with_fast_convolutions(network).function)
-        proof, terms = whole.prove(whole.outputs(program, dict(arrays)), small)
+        cut, whole = self.cut(rung), self.whole
+        small, arrays = cut.small, dict(cut.arrays)
+        program = whole.program(cut.masked(with_fast_convolutions(cut.network)))
+        proof, terms = whole.prove(whole.outputs(program, arrays), small)
         predicted = [
             self.latency.seconds({**self.analysis.costs.whole, **widths})
             for widths in ({}, rung.widths)
