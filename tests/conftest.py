@@ -39,9 +39,10 @@ sys.path.append(str(Path(__file__).parent / "faults"))
 
 def pytest_configure(config):
     """Imports nothing in a process that only hands tests out."""
-    # XLA compiles small programs in two thirds of the time. Scripts in processes of
-    # their own run what users run.
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    if config.option.markexpr in ("not slow", "versions"):
+        # XLA compiles small programs in two thirds of the time. Long tests, and scripts
+        # in processes of their own, run what users run.
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
         config.pluginmanager.import_plugin("shared_fixtures")
 
