@@ -21,6 +21,7 @@ from jaxprune.fills.fill import FILLS
 from jaxprune.ranking.criteria import CRITERIA
 from jaxprune.recipes import config
 from jaxprune.recipes.recipe import RECIPES
+from jaxprune.shrinking.curves import CURVES
 from jaxprune.sweep.maps import KINDS
 from jaxprune.sweep.taps import TAPS
 from jaxprune.tasks.ready import TASKS
@@ -264,6 +265,12 @@ class WidthSettings(Settings):
     multiple_of: int | None = flag(
         "Widths are multiples of this. Default: what is faster on this machine.",
         at_least=1,
+    )
+    curves: str = flag(
+        "How the loss of each width is found: estimated for all at once from a "
+        "backward pass, or measured group by group, which takes much longer.",
+        default=CURVES[0],
+        choices=CURVES,
     )
 
 

@@ -69,6 +69,7 @@ class Spec(TypedDict):
     kept: dict[str, dict[str, _Mask]]
     keys: dict[str, list[str]]
     streams: NotRequired[bool]
+    head_dimensions: NotRequired[bool]
     input_shape: list[_Size]
     inputs: NotRequired[dict[str, list[_Size]]]
     proof: dict[str, Any] | None

@@ -68,6 +68,8 @@ def load_compact(
     whole = _whole(model, spec, arrays, call, path).with_example(example)
     if spec.get("streams"):
         whole = whole.with_streams()
+    if spec.get("head_dimensions"):
+        whole = whole.with_head_dimensions()
     kept = artefact.masks(spec)
     own = dataclasses.replace(
         small, function=narrower(whole, kept), whole=whole, kept=kept

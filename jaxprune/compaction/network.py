@@ -31,6 +31,8 @@ from jaxprune.graph.groups import LeafAxis
 from jaxprune.graph.network import Graph, Network
 from jaxprune.graph.trace import path_name, shape_of
 
+# How a network's channels are read, where that is not the usual way.
+_READ_AS = ("streams", "head_dimensions")
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "numpy", "safetensors")
 
 
@@ -191,8 +193,8 @@ class Compact:
     @cached_property
     def network(self) -> Network:
         """The same as a network of its own, to be analysed, or pruned again."""
-        streams = self.whole is not None and self.whole.streams
-        return Network(self.function, dict(self.arrays), self.example, self, streams)
+        network = Network(self.function, dict(self.arrays), self.example, self)
+        return network if self.whole is None else network.read_as(self.whole)
 
     def as_network(self, variables: Any = None) -> Network:
         """The network with these variables; by default its own."""
@@ -338,7 +340,7 @@ class Compact:
             "layers": {name: _facts(layer) for name, layer in self.layers.items()},
             "kept": artefact.describe_masks(self.kept),
             "keys": _keys(self.whole) if self.whole else {},
-            **({"streams": True} if self.whole and self.whole.streams else {}),
+            **{name: True for name in _READ_AS if getattr(self.whole, name, False)},
             **artefact.describe_inputs(self.example),
             "preprocessing": given and given.to_json(),
             "class_names": list(names),
@@ -404,8 +406,8 @@ def as_compact(network: Network) -> Compact:
     example = jax.tree.map(np.asarray, network.example)
     if isinstance(network.origin, Compact):
         whole = network.origin.whole
-        if whole is not None and network.streams:
-            whole = whole.with_streams()
+        if whole is not None:
+            whole = whole.read_as(network)
         return dataclasses.replace(
             network.origin, arrays=network.arrays, example=example, whole=whole
         )

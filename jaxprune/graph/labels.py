@@ -92,7 +92,10 @@ Splits = Mapping[tuple[int, tuple[int, ...]], int]
 
 
 def find_labels(
-    program: Program, choice: Splits | None = None, streams: bool = False
+    program: Program,
+    choice: Splits | None = None,
+    streams: bool = False,
+    dimensions: bool = False,
 ) -> Labels:
     """Labels of a program.
 
@@ -101,12 +104,17 @@ def find_labels(
       choice: axes of a reshape that may be cut; by default, those with which most
         indices of the leaves can go.
       streams: whether sums over channels may leave out terms.
+      dimensions: whether, of axes that are as good, the last is chosen; by default it
+        is the first.
     """
     complete = partial(_complete, program, find_layers(program), streams)
     if choice is not None:
         return complete(choice)[0]
     best, splits = complete({})
     for key, axes in splits.items():
+        if dimensions:
+            axes = axes[::-1]
+            best, _ = complete({**best.choice, key: axes[0]})
         for axis in axes[1:]:
             other, _ = complete({**best.choice, key: axis})
             if _free(other) > _free(best):

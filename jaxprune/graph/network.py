@@ -190,6 +190,8 @@ class Network:
       origin: the framework's own network that this is read from, if it is one; see
         `jaxprune.adapters`.
       streams: whether sums over channels may leave out terms, see `with_streams`.
+      head_dimensions: whether dimensions of all heads are a group, where one kernel
+        makes several heads; see `with_head_dimensions`.
       up_to_relu: layers that end behind a ReLU, see `with_relu`.
     """
 
@@ -198,6 +200,7 @@ class Network:
     example: Any = None
     origin: Any = None
     streams: bool = False
+    head_dimensions: bool = False
     up_to_relu: frozenset[str] = frozenset()
     _graphs: dict[Any, Graph] = field(default_factory=dict, repr=False)
     _choice: list[Splits] = field(default_factory=list, repr=False)
@@ -217,7 +220,7 @@ class Network:
     def __reduce__(self) -> Any:
         """Without its graphs: they are traced again."""
         given = (self.function, self.params, self.example, self.origin)
-        return Network, (*given, self.streams, self.up_to_relu)
+        return Network, (*given, self.streams, self.head_dimensions, self.up_to_relu)
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
@@ -254,6 +257,23 @@ class Network:
             return self
         return replace(self, streams=True, _graphs={}, _choice=[])
 
+    def with_head_dimensions(self) -> "Network":
+        """The same network, of whose attention dimensions go, and not whole heads.
+
+        That is a choice where one kernel makes all heads, of [N, T, heads * dimensions]
+        by a reshape: a dimension goes from every head at once, of queries and keys, or
+        of values. Where a kernel has an axis for each, as in
+        `linen.MultiHeadDotProductAttention`, heads and dimensions can go without it.
+        """
+        if self.head_dimensions:
+            return self
+        return replace(self, head_dimensions=True, _graphs={}, _choice=[])
+
+    def read_as(self, other: "Network") -> "Network":
+        """The same network, with the channels that another is said to have."""
+        network = self.with_streams() if other.streams else self
+        return network.with_head_dimensions() if other.head_dimensions else network
+
     def with_relu(self, layer: str) -> "Network":
         """The same network, in which a layer ends behind the ReLU after its BatchNorm.
 
@@ -286,7 +306,7 @@ class Network:
         if key not in self._graphs:
             program = trace(self.function, self.params, batch)
             choice = self._choice[0] if self._choice else None
-            labels = find_labels(program, choice, self.streams)
+            labels = find_labels(program, choice, self.streams, self.head_dimensions)
             if choice is None:
                 self._choice.append(labels.choice)
             ends = {name: up_to_relu(labels.layers[name]) for name in self.up_to_relu}

@@ -2,7 +2,8 @@
 
 The loss is how far the network's outputs are from those of the whole network (see
 `jaxprune.imitation`), on calibration images, when that group alone is cut and the
-linear fill stands for its pruned units.
+linear fill stands for its pruned units. Here it is measured, width by width; how it is
+estimated for all groups and widths at once is in `jaxprune.shrinking.estimates`.
 
 Axes: N images, P units, L widths.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from jaxprune._base.batch import pad_rows, size_of, take
 from jaxprune.costs.widths import Number
@@ -26,7 +27,9 @@ from jaxprune.ranking.order import prefix_masks
 from jaxprune.shrinking.selection import selection_order
 from jaxprune.tasks.task import OfImages
 
-# Widths, as shares of a group's units, for which the loss is measured.
+# How loss curves are found; the first by default.
+CURVES = ("estimated", "measured")
+# Widths, as shares of a group's units, for which the loss is known.
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.16, 0.12, 0.08, 0.05, 0.03, 0.015)
 # Images that go through the network at once, those of all widths together.
 _AT_ONCE = 512
@@ -46,6 +49,13 @@ class Curve:
     widths: tuple[int, ...]
     losses: tuple[float, ...]
 
+    @classmethod
+    def of(cls, order: Int[np.ndarray, " P"], losses: Iterable[float]) -> "Curve":
+        """Of the losses at `narrower(P)`; a fall is taken for noise, and goes."""
+        rising = np.maximum.accumulate([0.0, *losses])
+        widths = (len(order), *narrower(len(order)))
+        return cls(tuple(order.tolist()), widths, tuple(rising.tolist()))
+
     def keep(self, width: int) -> np.ndarray:
         """The mask [P] that keeps so many units."""
         return prefix_masks(np.array(self.order), [len(self.order) - width])[0]
@@ -59,7 +69,13 @@ class Curve:
         return float(np.interp(width, self.widths[::-1], self.losses[::-1]))
 
 
-def loss_curves(
+def narrower(units: int) -> list[int]:
+    """Widths below all units for which the loss is known, falling."""
+    shares = {max(1, round(units * share)) for share in SHARES}
+    return sorted(shares - {units}, reverse=True)
+
+
+def measured_curves(
     network: Network,
     images: Any,
     groups: Iterable[PruningGroup],
@@ -81,20 +97,12 @@ def loss_curves(
     for group in groups:
         fill = fills[group.name]
         order = selection_order(fill)
-        shares = {max(1, round(group.units * share)) for share in SHARES}
-        widths = sorted(shares - {group.units}, reverse=True)
-        losses = [0.0]
-        if widths:
+        losses: list[float] = []
+        if widths := narrower(group.units):
             masks = prefix_masks(order, [group.units - width for width in widths])
-            losses += _mean_losses(network, images, fill.nested(order), masks, loss)
-        yield (
-            group.name,
-            Curve(
-                order=tuple(order.tolist()),
-                widths=(group.units, *widths),
-                losses=tuple(np.maximum.accumulate(losses).tolist()),
-            ),
-        )
+            nested = fill.nested(order)
+            losses = _mean_losses(network, images, nested, masks, loss)
+        yield group.name, Curve.of(order, losses)
 
 
 def _mean_losses(

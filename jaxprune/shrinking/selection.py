@@ -92,19 +92,16 @@ class _State:
 
     def choose(self, unit: int) -> None:
         """Takes what a unit explains out of the others."""
-        column = self._times(np.eye(1, len(self.variance), unit)[0])
+        factor = self.factor[:, : self.chosen]
+        column = self.covariance[:, unit] - factor @ factor[unit]
         column /= np.sqrt(self.variance[unit] + self.ridge[unit])
         weighted = self.gram @ column
-        moved = self._times(weighted)
+        # The residual covariance times that.
+        moved = self.covariance @ weighted - factor @ (factor.T @ weighted)
         self.unexplained += column * (column * (weighted @ column) - 2 * moved)
         self.variance = np.maximum(self.variance - column**2, 0)
         self.factor[:, self.chosen] = column
         self.chosen += 1
-
-    def _times(self, vector: np.ndarray) -> np.ndarray:
-        """The residual covariance times a vector."""
-        factor = self.factor[:, : self.chosen]
-        return self.covariance @ vector - factor @ (factor.T @ vector)
 
 
 def _by_position(

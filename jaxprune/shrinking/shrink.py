@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxprune._base import arguments
 from jaxprune._base.batch import check_batch, take
-from jaxprune._base.errors import InputError
+from jaxprune._base.errors import InputError, check_choice
 from jaxprune.adapters.networks import takes_network
 from jaxprune.compaction.network import Compact, as_compact
 from jaxprune.costs.widths import Costs, Number, network_costs
@@ -26,8 +26,16 @@ from jaxprune.graph.groups import Groups, PruningGroup
 from jaxprune.graph.network import Network
 from jaxprune.shrinking.analysis import Analysis, cost_of
 from jaxprune.shrinking.budget import Budget
-from jaxprune.shrinking.curves import Curve, loss_curves
-from jaxprune.tasks.imitation import imitation, like_whole
+from jaxprune.shrinking.curves import CURVES, Curve, measured_curves
+from jaxprune.shrinking.estimates import estimated_curves
+from jaxprune.tasks.imitation import (
+    Probe,
+    divergence,
+    divergence_probe,
+    imitation,
+    like_whole,
+    relative_error_probe,
+)
 from jaxprune.tasks.task import OfImages, Task
 
 # Of the linear fill in the loss curves, in units of the mean variance.
@@ -47,6 +55,7 @@ def analyse(
     task: Task | None = None,
     keep_whole: Collection[str] = (),
     budget: Budget | None = None,
+    curves: str = CURVES[0],
     known: Mapping[str, Curve] | None = None,
     on_start: Callable[[int], Any] = lambda count: None,
     on_curve: Callable[[str, Curve], Any] = lambda name, curve: None,
@@ -66,34 +75,43 @@ def analyse(
         part of the output, the other parts do not count.
       keep_whole: groups, or layers of groups, of which nothing is pruned.
       budget: that is to be met; no latency is known yet.
-      known: curves that have been measured before.
-      on_start: called with the number of groups to measure.
-      on_curve: called with each group's name and curve once it is measured.
+      curves: "estimated", of all groups and widths at once from a forward and a
+        backward pass; those of a network without a derivative are measured. Or
+        "measured", group by group, which takes many times as long.
+      known: curves that have been found before, in the same way.
+      on_start: called with the number of groups whose curves are to be found.
+      on_curve: called with each group's name and curve once it is found.
 
     Raises:
       InputError: too few images, a group that there is not, a budget beyond the
         narrowest network, or a network that does not run, or returns no floating-point
         numbers.
     """
+    check_choice("curves", curves, CURVES)
     images = check_batch("images that widths are found on", images, _FEWEST)
     images = jax.tree.map(jnp.asarray, images)
     whole = as_compact(network.with_example(take(images, slice(1)))).network
-    loss = _loss(whole, task)
+    loss, probe = _loss(whole, task)
     groups = _fitted(whole, whole.groups)
     cut = _to_cut(whole.groups, groups, keep_whole)
     costs = network_costs(whole)
     if budget is not None and budget.latency is None:
         _check_reach(costs, [group.name for group in cut], budget)
-    curves = dict(known or {})
-    missing = [group for group in cut if group.name not in curves]
+    found = dict(known or {})
+    missing = [group for group in cut if group.name not in found]
     on_start(len(missing))
     few = take(images, slice(_MOST))
     fills = linear_fills(whole, few, missing, ridge=_RIDGE)
     fast = with_fast_convolutions(whole)
-    for name, curve in loss_curves(fast, few, missing, fills, loss):
-        curves[name] = curve
+    if curves == "estimated":
+        for name, curve in estimated_curves(fast, few, missing, fills, probe).items():
+            found[name] = curve
+            on_curve(name, curve)
+    rest = [group for group in missing if group.name not in found]
+    for name, curve in measured_curves(fast, few, rest, fills, loss):
+        found[name] = curve
         on_curve(name, curve)
-    ordered = {group.name: curves[group.name] for group in cut}
+    ordered = {group.name: found[group.name] for group in cut}
     return Analysis(whole, images, groups, ordered, costs, loss)
 
 
@@ -138,8 +156,8 @@ def shrink(
     return analysis.shrink(budget, multiple_of=multiple_of)
 
 
-def _loss(network: Network, task: Task | None) -> OfImages:
-    """The loss of outputs, the whole network's being the targets.
+def _loss(network: Network, task: Task | None) -> tuple[OfImages, Probe]:
+    """The loss of outputs, the whole network's being the targets, and its probe.
 
     Raises:
       InputError: the network has no output that has one.
@@ -155,7 +173,14 @@ def _loss(network: Network, task: Task | None) -> OfImages:
         task = like_whole(outputs)
     task.check(outputs, outputs)
     part, loss = task.part, task.loss
-    return lambda found, whole: loss(part(found), part(whole))
+    probe = divergence_probe() if loss is divergence else relative_error_probe()
+    return (
+        lambda found, whole: loss(part(found), part(whole)),
+        Probe(
+            lambda found, keys: probe.values(part(found), keys),
+            lambda found, changes: probe.loss(part(found), changes),
+        ),
+    )
 
 
 def _to_cut(

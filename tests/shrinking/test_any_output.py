@@ -58,7 +58,7 @@ def test_several_inputs_and_outputs_to_a_budget():
 
 def test_a_curve_is_the_mean_relative_error_of_masked_networks():
     """With all units of a group but one gone, by the linear fill written out."""
-    analysis = jaxprune.analyse(NETWORK, BATCH)
+    analysis = jaxprune.analyse(NETWORK, BATCH, curves="measured")
     curve = analysis.curves["alone"]
     keep = curve.keep(curve.widths[-1])
     fill = jaxprune.linear_fills(

@@ -8,7 +8,7 @@ import pytest
 from jaxprune.adapters.queries import find_groups
 from jaxprune.fills.calibration import linear_fills
 from jaxprune.recipes.models import PairCNN
-from jaxprune.shrinking.curves import Curve, loss_curves
+from jaxprune.shrinking.curves import Curve, measured_curves
 from jaxprune.tasks.imitation import divergence
 from masked import network_of, overwritten
 from random_data import random_split
@@ -28,7 +28,11 @@ def curves_of(apply, variables, images, names):
     network = network_of(apply, variables, images)
     found = [groups.find(name) for name in names]
     fills = linear_fills(network, images, found, ridge=0.01)
-    return dict(loss_curves(network, images, found, fills, divergence)), groups, fills
+    return (
+        dict(measured_curves(network, images, found, fills, divergence)),
+        groups,
+        fills,
+    )
 
 
 def softmax(z):

@@ -76,7 +76,7 @@ class Ladder:
         }
         decisive = {name: self.facts[name] for name in _DECISIVE}
         self._journal = Journal(self.folder / "state.json", decisive)
-        self._state = _read(self._journal)
+        self._state = _read(self._journal, settings.curves)
         analysis = self._analyse(run.scale(jnp.asarray(images)))
         self.analysis = self._timed(analysis)
         program = whole.program(with_fast_convolutions(whole.network).function)
@@ -161,12 +161,13 @@ class Ladder:
                 self._state["curves"][name] = curve
                 curves = self._state["curves"].items()
                 kept = {"curves": {n: asdict(c) for n, c in curves}}
-                self._journal.keep({**kept, "jax": jax.__version__})
+                self._journal.keep({**kept, **_method(self.settings.curves)})
                 bar.update()
 
             return analyse(
                 self.whole.network, images, task=self.run.task,
-                keep_whole=self.settings.keep_whole, budget=self._budget, known=known,
+                keep_whole=self.settings.keep_whole, budget=self._budget,
+                curves=self.settings.curves, known=known,
                 on_start=bar.reset, on_curve=keep,
             )  # fmt: skip
 
@@ -200,24 +201,30 @@ class _Rung(TypedDict):
 
 
 class _State(TypedDict, total=False):
-    """The journal's entries; `jax` is the version that the curves were made under."""
+    """The journal's entries; `jax` and `method` say how the curves were found."""
 
     curves: dict[str, Curve]
     jax: str
+    method: str
     rungs: dict[str, _Rung]
 
 
-def _read(journal: Journal) -> dict[str, Any]:
+def _method(curves: str) -> dict[str, str]:
+    """How loss curves are found: by which of CURVES, under which version of JAX."""
+    return {"method": curves, "jax": jax.__version__}
+
+
+def _read(journal: Journal, curves: str) -> dict[str, Any]:
     """The measurements of an earlier run, if of the same network and images.
 
-    Curves of another version of JAX are left out.
+    Curves that were found in another way, or by another version of JAX, are left out.
 
     Raises:
       InputError: they are of others, or damaged.
     """
     try:
         found: dict[str, Any] = {"curves": {}, "rungs": {}, **journal.read(_State)}
-        same = found.get("jax", jax.__version__) == jax.__version__
+        same = all(found.get(key) == value for key, value in _method(curves).items())
         return found if same else {**found, "curves": {}}
     except OtherKeyError as error:
         others = provenance.differing(error.found, journal.key, _DECISIVE)

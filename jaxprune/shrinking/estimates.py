@@ -1,0 +1,193 @@
+"""Loss curves of all groups and widths at once, from gradients.
+
+The linear fill takes from a consumer's operand, of each pruned unit p, its residual r_p
+times a row b_p: see `Nested` in `jaxprune.fills.linear`, where residuals and rows are
+those of all K in one order of pruning. With g the gradient of a number of the outputs
+at that operand, pruning K units changes the number, to first order, by
+
+    s_K = - sum over consumers and positions, over pruned p, of r_p (b_p . g).
+
+So a forward pass and a few backward passes give the terms of all units of all groups,
+and their cumulative sums along the order of pruning are every width's. Which numbers
+are asked for, and what loss their changes come to, is the loss's own `Probe`.
+
+Kin: Theis et al. 2018, whose Fisher pruning has gates in the place of residuals; K-FAC
+(Martens and Grosse 2015), which draws labels as a probe may.
+
+Axes: B images of a batch, D numbers of a probe, P units, W widths, G groups of Q
+features as in `jaxprune.fills.linear`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxprune._base.batch import pad_rows, size_of, take
+from jaxprune.fills.fill import LinearFill
+from jaxprune.fills.linear import Nested
+from jaxprune.graph.evaluate import Change
+from jaxprune.graph.groups import PruningGroup
+from jaxprune.graph.layers import Layer
+from jaxprune.graph.network import Network
+from jaxprune.shrinking.curves import Curve, narrower
+from jaxprune.shrinking.selection import selection_order
+from jaxprune.tasks.imitation import Probe
+
+# Images times draws, at the least, and draws of an image at the most.
+_SAMPLES, _DRAWS = 2048, 16
+_LARGEST_BATCH = 64
+# Of a batch's gradients, in all.
+_BYTES = 2**30
+
+
+def estimated_curves(
+    network: Network,
+    images: Any,
+    groups: Iterable[PruningGroup],
+    fills: Mapping[str, LinearFill],
+    probe: Probe,
+) -> dict[str, Curve]:
+    """Estimates the curves of groups, all at once.
+
+    Args:
+      network: the network.
+      images: calibration images.
+      groups: of its channels.
+      fills: the linear fill of each, by its name.
+      probe: of the loss.
+
+    Returns:
+      The curves by the groups' names. Those of a network that has no derivative are
+      left out, and of groups of which it says nothing: where it is 0 everywhere, as
+      behind a rounding, or not finite.
+    """
+    orders = {group.name: selection_order(fills[group.name]) for group in groups}
+    nested = {name: fills[name].nested(order) for name, order in orders.items()}
+    try:
+        losses = _mean_losses(network, images, nested, orders, probe)
+    except (TypeError, ValueError, NotImplementedError):  # JAX's, of no derivative
+        return {}
+    return {
+        name: Curve.of(orders[name], of)
+        for name, of in losses.items()
+        if np.isfinite(of).all() and of.any()
+    }
+
+
+def _mean_losses(
+    network: Network,
+    images: Any,
+    nested: Mapping[str, Mapping[str, Nested]],
+    orders: Mapping[str, np.ndarray],
+    probe: Probe,
+) -> dict[str, Float[np.ndarray, " W"]]:
+    """The mean loss of each group's widths."""
+    consumers = sorted({name for own in nested.values() for name in own})
+    images_count = size_of(images)
+    draws = min(-(-_SAMPLES // images_count), _DRAWS)
+
+    @jax.jit
+    def sums(
+        arrays: Any, x: Any, first: Array, count: Array, nested: Any, orders: Any
+    ) -> dict[str, Array]:
+        layers = {name: network.graph(x).layer(name) for name in consumers}
+        keys = jax.vmap(jax.random.key)(first * draws + jnp.arange(draws))
+        outputs, given, gradients = _gradients(
+            network, layers, arrays, x, lambda outputs: probe.values(outputs, keys)
+        )
+        real = jnp.arange(size_of(x)) < count
+        found = {}
+        for group, own in nested.items():
+            order = orders[group]
+            of_each = [
+                _terms(layers[name], fit, given[name], gradients[name], len(order))
+                for name, fit in own.items()
+            ]
+            terms = jnp.stack(of_each).sum(0)[..., order]
+            pruned = np.array([len(order) - w for w in narrower(len(order))], int)
+            changes = -jnp.cumsum(terms, -1)[..., pruned - 1]
+            losses = probe.loss(outputs, jnp.moveaxis(changes, (0, 2), (2, 0)))
+            found[group] = jnp.where(real, losses, 0).sum(1)
+        return found
+
+    total: dict[str, Any] = dict.fromkeys(orders, 0)
+    size = _batch_size(network, consumers, images)
+    for start in range(0, images_count, size):
+        batch = take(images, np.arange(start, min(start + size, images_count)))
+        found = sums(
+            network.arrays, pad_rows(batch, size), start, size_of(batch), nested, orders
+        )
+        for group, losses in found.items():
+            total[group] += np.asarray(losses, np.float64) / images_count
+    return total
+
+
+def _gradients(
+    network: Network,
+    layers: Mapping[str, Layer],
+    arrays: Mapping[str, Any],
+    x: Any,
+    values: Callable[[Any], Float[Array, "B D"]],
+) -> tuple[Any, dict[str, Array], dict[str, Array]]:
+    """Outputs, what consumers are given, and gradients [D, B, ...] of values at it."""
+    program = network.graph(x).program
+
+    def probed(added: Mapping[str, Array]) -> tuple[Array, Any]:
+        before = {
+            layer.equation.number: _plus(layer.x, added[name])
+            for name, layer in layers.items()
+        }
+        inputs = [layer.input for layer in layers.values()]
+        want = [*program.results, *inputs]
+        found = network.evaluate(x, arrays=arrays, want=want, before=before)
+        results = found[: len(program.results)]
+        outputs = jax.tree.unflatten(program.output, results)
+        given = dict(zip(layers, found[len(results) :], strict=True))
+        return values(outputs).sum(0), (outputs, given)
+
+    zeros = {
+        name: jnp.zeros(program.shape(layer.input), program.types[layer.input].dtype)
+        for name, layer in layers.items()
+    }
+    gradients, (outputs, given) = jax.jacrev(probed, has_aux=True)(zeros)
+    return outputs, given, gradients
+
+
+def _plus(operand: int, added: Array) -> Change:
+    """The change that adds an array to one of an equation's operands."""
+
+    def change(operands: Sequence[Array]) -> list[Array]:
+        changed = list(operands)
+        changed[operand] = changed[operand] + added
+        return changed
+
+    return change
+
+
+def _terms(
+    layer: Layer, fit: Nested, given: Array, gradients: Array, units: int
+) -> Float[Array, "D B P"]:
+    """Each unit's part of the values' changes, over a consumer's positions."""
+    residuals = fit.residuals(layer.features(given))
+    rows = jnp.asarray(fit.back, residuals.dtype)
+
+    def of_one(gradient: Array) -> Float[Array, "B P"]:
+        slopes = layer.features(gradient)[..., fit.features].astype(residuals.dtype)
+        met = residuals * jnp.einsum("...gq,gpq->...gp", slopes, rows)
+        return met.reshape(len(met), -1, units).sum(1)
+
+    return jax.vmap(of_one)(gradients)
+
+
+def _batch_size(network: Network, consumers: Sequence[str], images: Any) -> int:
+    """Images that are run at once."""
+    one = take(images, slice(1))
+    graph = network.graph(one)
+    shapes = [graph.program.shape(graph.layers[name].input) for name in consumers]
+    elements = sum(int(np.prod(shape)) for shape in shapes)
+    most = _BYTES // max(4 * _DRAWS * elements, 1)
+    return max(1, min(size_of(images), _LARGEST_BATCH, most))
