@@ -6,6 +6,7 @@ The first axis of every array is that of the images.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune._base import arguments
@@ -15,6 +16,11 @@ from jaxprune._base.errors import InputError
 def size_of(batch: Any) -> int:
     """How many images a batch has."""
     return int(np.shape(jax.tree.leaves(batch)[0])[0])
+
+
+def on_device(batch: Any) -> Any:
+    """A batch's arrays as JAX has them."""
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def take(batch: Any, index: Any) -> Any:

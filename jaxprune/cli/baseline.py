@@ -7,10 +7,9 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._base.batch import take
+from jaxprune._base.batch import on_device, size_of, take
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import Sharded, round_up
 from jaxprune.cli import cluster
@@ -77,14 +76,14 @@ class Baseline:
         self.task = run.task
         self.batch_size = round_up(batch_size, run.mesh.size)
         index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
-        self.example = run.scale(jnp.asarray(split.read(np.unique(index))))
+        self.example = run.scale(on_device(split.read(np.unique(index))))
         self.network = run.whole.with_params(variables).with_example(self.example)
         self.cost = cost.cost(self.network, self._batch)
 
     @property
-    def _batch(self) -> jax.Array:
+    def _batch(self) -> Any:
         """A batch of the size that costs are told for."""
-        return jnp.broadcast_to(self.example[:1], (32, *self.example.shape[1:]))
+        return take(self.example, np.zeros(32, int))
 
     def program(self, function: Callable[[Any, Any], Any]) -> Sharded:
         """A network as it is evaluated here: (weights, images) -> outputs."""
@@ -242,15 +241,15 @@ def _joined(parts: Sequence[Terms]) -> Terms:
 
 
 def in_turns(
-    programs: Sequence[Callable[[jax.Array], Any]],
-    example: jax.Array,
+    programs: Sequence[Callable[[Any], Any]],
+    example: Any,
     batches: Sequence[int],
     repeats: int,
 ) -> dict[str, dict[str, Any]]:
     """Times of a program before and after, by batch size."""
     found = {}
     for batch in batches:
-        x = jnp.resize(example, (batch, *example.shape[1:]))
+        x = take(example, np.arange(batch) % size_of(example))
         before, after = cost.latencies(programs, x, repeats)
         found[str(batch)] = {
             "before": asdict(before),

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._base.batch import on_device
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune.cli import cluster
 from jaxprune.cli.baseline import Baseline, in_turns
@@ -109,22 +109,21 @@ class Exports:
 
     def _run_keras(self, model: Any, small: Compact) -> dict[str, Any]:
         def outputs(images: np.ndarray) -> Any:
-            scaled = self._whole.run.scale(jnp.asarray(images))
+            scaled = self._whole.run.scale(on_device(images))
             return model.predict_on_batch(np.asarray(scaled))
 
         return self._compared("keras", outputs, small)
 
     def _to_onnx(self, network: Network) -> bytes:
         config, split = self._whole.run.config, self._whole.split
-        pixels = check_pixels(
-            split.images.dtype, config.pixel_mean, config.pixel_std, network
-        )
+        pixels = check_pixels(split.dtype, config.pixel_mean, config.pixel_std, network)
         return onnx.to_onnx(network, pixels, split.class_names)
 
-    def _images(self, images: np.ndarray) -> Any:
-        """Images with the axes that the network takes."""
-        first = images.shape[1:] != self._whole.example.shape[1:]
-        return jnp.asarray(np.moveaxis(images, -1, 1) if first else images)
+    def _images(self, images: Any) -> Any:
+        """Images with the axes that the network takes, or several inputs."""
+        if self._whole.run.channels_first:
+            images = np.moveaxis(images, -1, 1)
+        return on_device(images)
 
     def _compared(
         self, what: str, run: Callable[[np.ndarray], Any], small: Compact

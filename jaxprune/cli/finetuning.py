@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxprune._base.batch import on_device
 from jaxprune._base.errors import InputError
 from jaxprune.cli import cluster
 from jaxprune.cli.baseline import Baseline
@@ -234,7 +235,7 @@ class Finetuning:
             split = split.select(order[: _RECALIBRATION_BATCHES * size])
         count = steps_per_epoch(split, size)
         inputs = (
-            run.scale(jnp.asarray(split.read(np.arange(i * size, (i + 1) * size))))
+            run.scale(on_device(split.read(np.arange(i * size, (i + 1) * size))))
             for i in range(count)
         )
         return small.with_arrays(recalibrate(small.network, inputs)), count * size

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import Array
 from jax.sharding import Mesh
 
 from jaxprune._base import processes
@@ -44,6 +43,8 @@ class Run:
         with their shapes where they are trained or imported here.
       defaults: layer, criterion, tap and fill where no flag says otherwise.
       channels_first: whether the network takes [N, C, H, W], unlike the images.
+      inputs: shapes [1, ...] and types of the arrays that it takes, where it takes
+        several; None where it takes images.
       task: what its outputs are for.
     """
 
@@ -54,6 +55,7 @@ class Run:
     whole: Network
     defaults: Defaults
     channels_first: bool = False
+    inputs: Any = None
     task: Task = dataclasses.field(default_factory=classification)
 
     @property
@@ -106,19 +108,26 @@ class Run:
         return cluster.local_mesh(self.settings.devices)
 
     @property
-    def image(self) -> Array:
-        """One black image, for tracing."""
+    def image(self) -> Any:
+        """One black image, or several inputs of zeros, for tracing."""
+        if self.inputs is not None:
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self.inputs)
         first = self.splits.first
         return jnp.zeros((1, *first.image_shape), first.images.dtype)
 
-    def scale(self, images: Array) -> Array:
-        """Images [N, H, W, C] -> what the network takes: (pixel - mean) / std."""
+    def scale(self, images: Any) -> Any:
+        """Images [N, H, W, C] -> what the network takes: (pixel - mean) / std.
+
+        Several inputs are taken as they are.
+        """
+        if self.inputs is not None:
+            return images
         mean = jnp.asarray(self.config.pixel_mean, jnp.float32)
         std = jnp.asarray(self.config.pixel_std, jnp.float32)
         scaled = (images.astype(jnp.float32) - mean) / std
         return jnp.moveaxis(scaled, -1, 1) if self.channels_first else scaled
 
-    def apply(self, variables: Any, images: Array) -> Any:
+    def apply(self, variables: Any, images: Any) -> Any:
         """The network's output for images as they are."""
         return self._fast.function(variables, self.scale(images))
 
@@ -220,13 +229,17 @@ def _own(settings: NetworkSettings, workdir: Path, name: str) -> Run:
         saved = None  # of a command that was refused
     conf = saved if isinstance(saved, UserConfig) else user_network.configure(given)
     splits = user_images.images(settings, conf, network, folder)
-    _check_images(conf, splits)
-    first = bool(network.channels_first(splits.first.image_shape))
+    if network.inputs is None:
+        _check_images(conf, splits)
+        first = bool(network.channels_first(splits.first.image_shape))
+    else:
+        _check_unscaled(conf)
+        first = False
     if first:
         print(f"{name} takes channels first: images [H, W, C] are given as [C, H, W]")
     return Run(
         settings, conf, workdir, splits, network.network, user_network.DEFAULTS, first,
-        task,
+        network.inputs, task,
     )  # fmt: skip
 
 
@@ -344,6 +357,15 @@ def _check_images(conf: AnyConfig, splits: datasets.Splits, smallest: int = 1) -
                 f"--{name} takes 1 or {channels} numbers for {conf.dataset}, got "
                 f"{list(getattr(conf, name))}"
             )
+
+
+def _check_unscaled(conf: AnyConfig) -> None:
+    """Raises InputError if pixels are to be scaled where a network has other inputs."""
+    if conf.pixel_mean != (0.0,) or conf.pixel_std != (1.0,):
+        raise InputError(
+            f"--pixel_mean and --pixel_std are of images alone, and {conf.model} takes "
+            "several inputs: scale them in its function"
+        )
 
 
 def kept(run: Run) -> str:

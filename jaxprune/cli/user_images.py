@@ -61,6 +61,15 @@ def images(
       InputError: they are not to be had, or not what the network takes.
     """
     data = settings.data or conf.dataset
+    if (
+        network.inputs is not None
+        and not data.startswith(SHA256)
+        and not _is_file(data)
+    ):
+        names = ", ".join(npz.input_names(network.inputs))
+        raise InputError(
+            f"{conf.model} takes several inputs: give {names} in an .npz file, --data"
+        )
     if network.classes is None and not _is_file(data) and conf.task != "imitation":
         raise InputError(
             f"--task={conf.task} takes --data=images.npz with targets; {data} has "
@@ -79,7 +88,8 @@ def images(
     if data.startswith(SHA256):
         raise InputError("the images are a file's or folder's: say which with --data")
     if _is_file(data):
-        splits = npz.load(_existing(data), network.classes, conf.seed)
+        path = _existing(data)
+        splits = npz.load(path, network.classes, conf.seed, network.inputs)
     else:
         splits = datasets.load_any(
             data,
@@ -88,7 +98,8 @@ def images(
             seed=conf.seed,
         )
     first = splits.first
-    _check(conf, data, network, first.image_shape, first.class_names)
+    shape = first.image_shape if network.inputs is None else ()
+    _check(conf, data, network, shape, first.class_names)
     _check_splits(settings, splits.names)
     return splits
 
@@ -112,7 +123,7 @@ def _check(
     names: tuple[str, ...],
 ) -> None:
     """Raises InputError if images or classes are not what the network takes."""
-    if network.channels_first(shape) is None:
+    if network.inputs is None and network.channels_first(shape) is None:
         taken = ("any" if size is None else str(size) for size in network.shape)
         raise InputError(
             f"{data} has images [{', '.join(map(str, shape))}], and {conf.model} takes "

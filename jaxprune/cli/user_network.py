@@ -31,9 +31,9 @@ from jaxprune._base.files import sha256
 from jaxprune.adapters.linen import from_linen
 from jaxprune.adapters.networks import of_keras
 from jaxprune.cli.settings import NetworkSettings
-from jaxprune.data import datasets
+from jaxprune.data import datasets, npz
 from jaxprune.graph.network import Network
-from jaxprune.graph.trace import trace
+from jaxprune.graph.trace import shape_of, trace
 from jaxprune.recipes import config
 from jaxprune.recipes.config import AnyConfig, Config, UserConfig
 from jaxprune.recipes.recipe import Defaults
@@ -59,12 +59,15 @@ class UserNetwork(NamedTuple):
         any size.
       classes: number of classes; None where its outputs are none.
       weights: SHA-256 of its weights, or of its file.
+      inputs: shapes [1, ...] and types of the arrays that it takes, where it takes
+        several, or one that is in a tree; None where it takes images.
     """
 
     network: Network
     shape: tuple[int | None, ...]
     classes: int | None
     weights: str
+    inputs: Any = None
 
     def channels_first(self, image: tuple[int, ...]) -> bool | None:
         """Whether it takes images [H, W, C] of this shape as [C, H, W].
@@ -151,13 +154,21 @@ def build(
         if not weights:
             network = _as_network(found)
             weights = manifest.fingerprint(network.params)
+        task = task or classification()
+        if inputs := _inputs(network):
+            classes = _classes(network, _few(inputs), task)
+            return UserNetwork(network, (), classes, weights, inputs)
         shape = _shape(network)
         if image_size is not None:
             first = _is_colours_first(shape)
             size, channels = (image_size, image_size), shape[0 if first else 2]
             shape = (channels, *size) if first else (*size, channels)
-        task = task or classification()
-        return UserNetwork(network, shape, _classes(network, shape, task), weights)
+        if None in shape:
+            classes = _keras_classes(network, task)
+        else:
+            images = jax.ShapeDtypeStruct((2, *shape), np.float32)
+            classes = _classes(network, images, task)
+        return UserNetwork(network, shape, classes, weights)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
 
@@ -288,34 +299,58 @@ def _is_colours_first(shape: tuple[int | None, ...]) -> bool:
     return shape[0] == _COLOURS and shape[2] != _COLOURS
 
 
-def _classes(network: Network, shape: tuple[int | None, ...], task: Task) -> int | None:
+def _inputs(network: Network) -> Any:
+    """Shapes and types of the arrays in its example; None where that is one array.
+
+    Raises:
+      InputError: they have no images on their first axes, or names that a file's other
+        arrays have.
+    """
+    example = network.example
+    structure: Any = jax.tree.structure(example)
+    if example is None or jax.tree_util.treedef_is_leaf(structure):
+        return None
+    found = jax.tree.map(lambda a: shape_of(np.asarray(a)[:1]), example)
+    npz.input_names(found)
+    return found
+
+
+def _few(inputs: Any) -> Any:
+    """Shapes of a batch of two."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), inputs
+    )
+
+
+def _classes(network: Network, images: Any, task: Task) -> int | None:
     """How many the network tells apart, by its logits of two images.
 
     None where its outputs are no classes.
+
+    Args:
+      network: the network.
+      images: their shapes.
+      task: what its outputs are for.
     """
     network = task.applied(network)
-    if not isinstance(task, Classification):
-        if None in shape:
-            raise InputError(
-                f"task {task.name} needs images of one size: give an example"
-            )
-        images = jax.ShapeDtypeStruct((2, *shape), np.float32)
-        trace(network.function, network.params, images)  # or says why that cannot be
-        return None
-    if None in shape:  # a Keras model says
-        found = tuple(network.origin.model.output_shape)
-        if len(found) != 2 or not isinstance(found[1], int):
-            raise InputError(
-                f"the network must return logits [N, classes], got {found}"
-            )
-        return found[1]
-    images = jax.ShapeDtypeStruct((2, *shape), np.float32)
     trace(network.function, network.params, images)  # or says why that cannot be
+    if not isinstance(task, Classification):
+        return None
     logits = jax.eval_shape(network.function, network.params, images)
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
         got = jax.tree.map(lambda leaf: list(leaf.shape), logits)
         raise InputError(f"the network must return logits [N, classes], got {got}")
     return int(logits.shape[1])
+
+
+def _keras_classes(network: Network, task: Task) -> int:
+    """The same of a Keras model that takes images of any size, as it says itself."""
+    if not isinstance(task, Classification):
+        raise InputError(f"task {task.name} needs images of one size: give an example")
+    found = tuple(network.origin.model.output_shape)
+    if len(found) != 2 or not isinstance(found[1], int):
+        raise InputError(f"the network must return logits [N, classes], got {found}")
+    return found[1]
 
 
 def _described(value: Any) -> str:

@@ -23,7 +23,7 @@ from jaxprune.compaction import artefact
 from jaxprune.compaction.cut import STORED, exactly, extras
 from jaxprune.compaction.hand_back import differs, hand_back
 from jaxprune.compaction.onnx import to_onnx
-from jaxprune.compaction.pixels import check_pixels
+from jaxprune.compaction.pixels import check_pixels, listed
 from jaxprune.compaction.proof import Proof
 from jaxprune.fills.masked import Pruning, kept_of
 from jaxprune.graph.evaluate import Narrowing, run
@@ -137,26 +137,51 @@ class Compact:
 
     @usual_options()
     def __call__(self, x: Any) -> Any:
-        """The network's output for a batch of inputs [N, ...], or a tree of them."""
+        """The network's output for a batch of inputs [N, ...], or a tree of them.
+
+        Inputs may have another size than the example's, as images of another height,
+        where the network's code allows it and the fill is "drop", as it is of `shrink`:
+        what other fills send on depends on where the borders are. The proof is of the
+        example's size.
+
+        Raises:
+          InputError: they are no such inputs, or of a size that cannot be.
+        """
         structure: Any = jax.tree.structure(self.example)
         if not self.takes_an_array and jax.tree.structure(x) != structure:
             raise InputError(
-                f"the network takes {_listed(self.example)}, got {_listed(x)}"
+                f"the network takes {listed(self.example)}, got {listed(x)}"
             )
         given = [x] if self.takes_an_array else jax.tree.leaves(x)
-        for i, other in enumerate(jax.tree.leaves(self.example)):
-            one = given[i]
-            if np.shape(one)[1:] != other.shape[1:]:
-                sizes = ", ".join(map(str, other.shape[1:]))
-                raise InputError(
-                    f"the network takes inputs of shape [N, {sizes}], got "
-                    f"{list(np.shape(one))}"
-                )
+        for i, one in enumerate(given):
             if not isinstance(one, jax.core.Tracer):
                 array = arguments.check_real("the input", one)
                 given[i] = one if isinstance(one, jax.Array) else array
         batch = jax.tree.unflatten(structure, map(jnp.asarray, given))
+        self._check_size(batch)
         return self._compiled(dict(self.arrays), batch)
+
+    def _check_size(self, batch: Any) -> None:
+        """Raises InputError unless the network takes inputs of this shape."""
+        pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(self.example), strict=True)
+        for one, other in pairs:
+            if one.shape[1:] == other.shape[1:]:
+                continue
+            sizes = ", ".join(map(str, other.shape[1:]))
+            wrong = (
+                f"the network takes inputs of shape [N, {sizes}], got {list(one.shape)}"
+            )
+            if one.ndim != other.ndim:
+                raise InputError(wrong)
+            fills = {layer.fill for layer in self.layers.values()} - {"drop"}
+            if fills:
+                raise InputError(
+                    f"{wrong}: the fill '{min(fills)}' was put in for that size"
+                )
+            try:
+                jax.eval_shape(self.function, dict(self.arrays), batch)
+            except Exception as error:  # of JAX, or of the network's own code
+                raise InputError(wrong) from error
 
     @property
     def takes_an_array(self) -> bool:
@@ -310,7 +335,8 @@ class Compact:
           class_names: name of each class.
           pixels: their type, uint8 or float32.
           about: more JSON-able facts, such as measurements.
-          stablehlo: also writes the program: images -> logits, scaling included.
+          stablehlo: also writes the program: images, scaled in it, or several inputs
+            -> outputs.
           onnx: also writes it as an ONNX model, which onnxruntime has run on the
             example.
           files: more files for the folder, by name.
@@ -325,14 +351,7 @@ class Compact:
         artefact.check_names(files)
         schema.check_json("about", {} if about is None else about)
         names = class_names and arguments.check_names("class_names", class_names)
-        given, scaling = None, np.append(pixel_mean, pixel_std)
-        if self.takes_an_array:
-            given = check_pixels(pixels, pixel_mean, pixel_std, self.network)
-        elif stablehlo or onnx or scaling.tolist() != [0, 1]:
-            raise InputError(
-                "pixel_mean, pixel_std, stablehlo and onnx are for networks of images "
-                f"alone, and this one takes {_listed(self.example)}"
-            )
+        given = check_pixels(pixels, pixel_mean, pixel_std, self.network)
         origin = self.whole.origin if self.whole else None
         spec = {
             "model": type(origin.model).__name__ if origin else "",
@@ -342,7 +361,7 @@ class Compact:
             "keys": _keys(self.whole) if self.whole else {},
             **{name: True for name in _READ_AS if getattr(self.whole, name, False)},
             **artefact.describe_inputs(self.example),
-            "preprocessing": given and given.to_json(),
+            "preprocessing": given.to_json(),
             "class_names": list(names),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "proof": self.proof.to_json() if self.proof else None,
@@ -353,23 +372,17 @@ class Compact:
         programs = {
             artefact.FUNCTION: artefact.export(self.function, self.example, shapes)
         }
-        if stablehlo and given:
+        if stablehlo:
             arrays = jax.tree.map(jnp.asarray, dict(self.arrays))
-            image = np.zeros((1, *self.input_shape), given.dtype)
             programs[artefact.PROGRAM] = artefact.export(
-                lambda images: self.function(arrays, given.scale(images)), image
+                lambda batch: self.function(arrays, given.scale(batch)),
+                given.like(self.example),
             )
-        if onnx and given:
+        if onnx:
             programs[artefact.ONNX] = to_onnx(self.network, given, names)
         artefact.write(
             Path(path), self.arrays, spec, {**programs, **files}, self.example
         )
-
-
-def _listed(batch: Any) -> str:
-    """The arrays of a tree by their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    return ", ".join(path_name(path) or "an array" for path, _ in leaves) or "nothing"
 
 
 def flat(variables: Any) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from jax import export, lax
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxprune._base.arguments import is_close
+from jaxprune._base.batch import take
 from jaxprune._base.errors import InputError, first_line
-from jaxprune.compaction.pixels import Pixels
+from jaxprune.compaction.pixels import Inputs, Pixels
 from jaxprune.graph.any_size import of_any_size
 from jaxprune.graph.network import Network
+from jaxprune.graph.trace import path_name
 
 INPUT = "images"
 # The reasons that jax2onnx gives where it has no rule.
@@ -38,7 +40,9 @@ def check_installed() -> None:
     del jax2onnx, onnxruntime
 
 
-def to_onnx(network: Network, pixels: Pixels, class_names: Sequence[str]) -> bytes:
+def to_onnx(
+    network: Network, given: Pixels | Inputs, class_names: Sequence[str]
+) -> bytes:
     """A network as an ONNX model: pixels -> what it returns, batch size left open.
 
     onnxruntime has returned what JAX does, to rounding, for the network's example and
@@ -46,7 +50,8 @@ def to_onnx(network: Network, pixels: Pixels, class_names: Sequence[str]) -> byt
 
     Args:
       network: the network, with an example.
-      pixels: what the model is given.
+      given: what the model is given: pixels, as `images`; or several inputs, each by
+        its path in the batch.
       class_names: name of each class, or none.
 
     Raises:
@@ -56,21 +61,18 @@ def to_onnx(network: Network, pixels: Pixels, class_names: Sequence[str]) -> byt
     check_installed()
 
     def function(params: Any, images: Any) -> Any:
-        return network.function(params, pixels.scale(images))
+        return network.function(params, given.scale(images))
 
-    images = pixels.like(np.asarray(network.example))
+    images = given.like(network.example)
     facts = {
         "jaxprune": version("jaxprune"),
-        "layout": pixels.layout,
-        "input": f"{pixels.dtype} pixels; (pixel - mean) / std is part of the model",
-        "mean": json.dumps(pixels.mean.tolist()),
-        "std": json.dumps(pixels.std.tolist()),
+        **given.facts,
         "class_names": json.dumps(list(class_names)),
     }
     data = _made(of_any_size(function, network.params, images), images, facts)
     try:
         program = Program(data)
-        for batch in (images, images[:1]):
+        for batch in (images, take(images, slice(1))):
             with jax.default_matmul_precision("highest"):
                 expected = jax.tree.leaves(jax.jit(function)(network.params, batch))
             pairs = zip(program(batch), expected, strict=True)
@@ -97,23 +99,33 @@ class Program:
             data, options, providers=["CPUExecutionProvider"]
         )
 
-    def __call__(self, images: Any) -> list[np.ndarray]:
-        """What it returns for images."""
-        found: list[np.ndarray] = self._session.run(None, {INPUT: np.asarray(images)})
+    def __call__(self, batch: Any) -> list[np.ndarray]:
+        """What it returns for images, or several inputs."""
+        arrays = map(np.asarray, jax.tree.leaves(batch))
+        given = dict(zip(_names(batch), arrays, strict=True))
+        found: list[np.ndarray] = self._session.run(None, given)
         return found
 
 
+def _names(batch: Any) -> list[str]:
+    """Names of a model's inputs."""
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    return [path_name(path) or INPUT for path, _ in leaves]
+
+
 def _made(
-    of_batch: Callable[[Any], Any], images: np.ndarray, facts: Mapping[str, str]
+    of_batch: Callable[[Any], Any], images: Any, facts: Mapping[str, str]
 ) -> bytes:
     """The model, not tried yet."""
     import jax2onnx
     import onnx
 
     (size,) = export.symbolic_shape("N")
-    shape = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
+    shapes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), images
+    )
     try:
-        closed, output = jax.make_jaxpr(of_batch, return_shape=True)(shape)
+        closed, output = jax.make_jaxpr(of_batch, return_shape=True)(shapes)
     except Exception as error:  # of JAX, which cannot tell how sizes compare
         raise InputError(
             f"the network needs to know the batch size: {first_line(error)}"
@@ -125,8 +137,8 @@ def _made(
     try:
         with _quiet():
             model = jax2onnx.to_onnx(
-                lambda batch: tuple(_run(closed, batch)), [shape],
-                model_name="jaxprune", input_names=[INPUT], output_names=names,
+                lambda *batch: tuple(_run(closed, batch)), jax.tree.leaves(shapes),
+                model_name="jaxprune", input_names=_names(images), output_names=names,
             )  # fmt: skip
             onnx.helper.set_model_props(model, dict(facts))
             onnx.checker.check_model(model)
@@ -152,11 +164,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _run(closed: ClosedJaxpr, batch: Any) -> list[Any]:
+def _run(closed: ClosedJaxpr, batch: Sequence[Any]) -> list[Any]:
     """Runs equations for jax2onnx, in terms that it has better rules for."""
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, [batch], strict=True))
+    env.update(zip(jaxpr.invars, batch, strict=True))
 
     def read(var: Any) -> Any:
         return var.val if isinstance(var, Literal) else env[var]

@@ -1,9 +1,11 @@
 """Pixels, as programs are given them, and how they become what a network takes."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -12,6 +14,7 @@ from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
+from jaxprune.graph.trace import path_name
 
 # The axes of an image's positions, by their number.
 _POSITIONS = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
@@ -69,6 +72,16 @@ class Pixels:
             "std": self.std.tolist(),
         }
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """The same as an ONNX model's metadata."""
+        return {
+            "layout": self.layout,
+            "input": f"{self.dtype} pixels; (pixel - mean) / std is part of the model",
+            "mean": json.dumps(self.mean.tolist()),
+            "std": json.dumps(self.std.tolist()),
+        }
+
     def _across(self, numbers: np.ndarray) -> np.ndarray:
         """Numbers, one for each channel, as an array that fits images."""
         if numbers.size == 1 or self.channels is None:
@@ -78,9 +91,30 @@ class Pixels:
         return numbers.reshape(sizes)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a program of several inputs is given: what its network takes."""
+
+    def scale(self, batch: Any) -> Any:
+        """The batch as it is."""
+        return batch
+
+    def like(self, batch: Any) -> Any:
+        """The batch as it is, in NumPy."""
+        return jax.tree.map(np.asarray, batch)
+
+    def to_json(self) -> None:
+        """As a file describes it: nothing is done to it."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The same as an ONNX model's metadata."""
+        return {"input": "several inputs, as the network takes them"}
+
+
 def check_pixels(
     dtype: Any, mean: Sequence[float], std: Sequence[float], network: Network
-) -> Pixels:
+) -> Pixels | Inputs:
     """What a network's program is given.
 
     Args:
@@ -91,8 +125,17 @@ def check_pixels(
       network: the network, with an example.
 
     Raises:
-      InputError: there are as many numbers on neither axis, or they are no scaling.
+      InputError: there are as many numbers on neither axis, or they are no scaling; or
+        several inputs are to be scaled.
     """
+    structure: Any = jax.tree.structure(network.example)
+    if not jax.tree_util.treedef_is_leaf(structure):
+        if np.append(mean, std).tolist() != [0, 1]:
+            raise InputError(
+                "pixel_mean and pixel_std are for networks of images alone, and this "
+                f"one takes {listed(network.example)}"
+            )
+        return Inputs()
     shape = np.shape(network.example)[1:]
     found = [
         arguments.check_numbers(name, value, (np.size(value),)).astype(np.float32)
@@ -107,6 +150,12 @@ def check_pixels(
         raise InputError(f"pixel_std must be positive, got {found[1].tolist()}")
     channels = axes[0] if sizes else _channels(network)
     return Pixels(np.dtype(dtype), found[0], found[1], shape, channels)
+
+
+def listed(batch: Any) -> str:
+    """The arrays of a tree by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    return ", ".join(path_name(path) or "an array" for path, _ in leaves) or "nothing"
 
 
 def _channels(network: Network) -> int | None:

@@ -76,7 +76,7 @@ class Clock:
         return max(_median(run) - self.overhead, 0.0)
 
     def measure_in_turns(
-        self, networks: Sequence[Network], x: Array
+        self, networks: Sequence[Network], x: Any
     ) -> Float[np.ndarray, " M"]:
         """Median seconds of each network's call, over rounds."""
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from safetensors import numpy as safetensors
 
 from jaxprune._base.batch import size_of
@@ -85,7 +84,7 @@ class Latency:
 
 
 def latencies(
-    functions: Sequence[Callable[[Array], Any]], x: Array, repeats: int
+    functions: Sequence[Callable[[Any], Any]], x: Any, repeats: int
 ) -> list[Latency]:
     """Times functions of the same inputs, in turn, so that all meet the same noise.
 

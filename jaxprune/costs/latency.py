@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.optimize import nnls
 
+from jaxprune._base.batch import size_of
 from jaxprune.costs.clock import Clock
 from jaxprune.costs.widths import Costs, Number, Widths
 from jaxprune.graph.evaluate import contract
@@ -129,7 +130,7 @@ class LatencyTable:
 def measure_latency(
     whole: Network,
     costs: Costs,
-    x: Array,
+    x: Any,
     *,
     narrower: Sequence[tuple[Network, Widths]] = (),
     cache: Path | None = None,
@@ -157,7 +158,7 @@ def measure_latency(
     clock.save()
     networks = [whole, *(small for small, _ in narrower)]
     seconds = clock.measure_in_turns(networks, x)
-    table = LatencyTable(len(x), costs, layers, Rest(), multiple)
+    table = LatencyTable(size_of(x), costs, layers, Rest(), multiple)
     return table.with_rest([costs.whole, *(widths for _, widths in narrower)], seconds)
 
 

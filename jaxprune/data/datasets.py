@@ -53,7 +53,7 @@ class Splits:
         if tuple(read) != ("train", "test"):
             digest.update(repr(tuple(read)).encode())
         for split in read.values():
-            arrays = [split.images, split.sources, split.labels]
+            arrays = [*jax.tree.leaves(split.images), split.sources, split.labels]
             if split.targets is not None:
                 arrays.append(split.read_targets(np.arange(len(split))))
             for array in arrays:

@@ -5,6 +5,8 @@
     validation_images, validation_labels       the split `validation`
     class_names [classes]                      text; by default 0, 1, 2, ...
 
+Of a network of several inputs, each has the name of its own in place of `images`: its
+path in the batch (`image`, `train_image`), or `inputs_0`, `inputs_1`, ... of a tuple.
 Where outputs are no classes, `targets` [N, ...] (`train_targets`, `validation_targets`)
 take the place of labels; without them networks are compared with one another alone.
 One of the three is enough. With `images` and without `train_images`, a fifth of the
@@ -14,20 +16,23 @@ images are drawn for `train`, at most `_MOST`, and the others are left for `test
 import lzma
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.data.datasets import Splits
 from jaxprune.data.splits import Split, image_split
+from jaxprune.graph.trace import path_name
 
 _SHARE, _MOST = 0.2, 512
 _PREFIXES = {"train": "train_", "validation": "validation_", "test": ""}
-_KINDS = ("images", "labels", "targets")
-_KNOWN = (*(p + kind for p in _PREFIXES.values() for kind in _KINDS), "class_names")
+_BESIDE = ("labels", "targets")
+_NAMES = "class_names"
 # Ends of two ranges that are further apart than this share of all values, as those of
 # 0 .. 1 and 0 .. 255 or -1 .. 1 are, are not of the same kind of pixels.
 _APART = 15 / 16
@@ -39,30 +44,33 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def load(path: Path, classes: int | None, seed: int = 0) -> Splits:
+def load(path: Path, classes: int | None, seed: int = 0, inputs: Any = None) -> Splits:
     """The file's images, by split.
 
     Args:
       path: the file.
       classes: number of the network's classes; None where it has targets instead.
       seed: of the draw.
+      inputs: shapes and types of a batch's arrays, for a network of several inputs.
 
     Raises:
       InputError: no such file, or arrays that are not those, or do not belong
         together; the file is named.
     """
-    arrays = _read(path, "labels" if classes is not None else None)
+    names = input_names(inputs)
+    arrays = _read(path, names, "labels" if classes is not None else None)
     try:
-        there = [n for n, prefix in _PREFIXES.items() if f"{prefix}images" in arrays]
-        if classes is None:
-            splits = {name: _with_targets(arrays, _PREFIXES[name]) for name in there}
-        else:
-            names = _class_names(arrays.get("class_names"), classes)
-            splits = {name: _split(arrays, _PREFIXES[name], names) for name in there}
-        there.reverse()
-        _check_alike(
-            {f"{_PREFIXES[name]}images": splits[name].images for name in there}
-        )
+        splits = {
+            name: _split(arrays, prefix, inputs, classes)
+            for name, prefix in _PREFIXES.items()
+            if prefix + names[0] in arrays
+        }
+        for i, name in enumerate(names):
+            of_each = {
+                _PREFIXES[split] + name: jax.tree.leaves(splits[split].images)[i]
+                for split in reversed(splits)
+            }
+            _check_alike(of_each)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if "test" in splits and "train" not in splits:
@@ -76,6 +84,28 @@ def load(path: Path, classes: int | None, seed: int = 0) -> Splits:
         splits = {"train": everything.select(np.flatnonzero(drawn)), **splits}
         splits["test"] = everything.select(np.flatnonzero(~drawn))
     return Splits(splits)
+
+
+def input_names(inputs: Any) -> list[str]:
+    """Names in a file of a batch's arrays, those of a test split.
+
+    Args:
+      inputs: the batch's arrays, or anything in their places; None for images alone.
+
+    Raises:
+      InputError: one of the file's other arrays has the name.
+    """
+    if inputs is None:
+        return ["images"]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(inputs)]
+    first = "" if isinstance(inputs, Mapping) else "inputs_"
+    names = [first + path_name(path) for path in paths]
+    for name in names:
+        if name in (*_BESIDE, _NAMES):
+            raise InputError(
+                f"an input is called '{name}', as another array of an .npz file is"
+            )
+    return names
 
 
 def _check_alike(images: dict[str, Any]) -> None:
@@ -106,13 +136,17 @@ def _draw(labels: np.ndarray, seed: int) -> np.ndarray:
     return drawn
 
 
-def _read(path: Path, needed: str | None) -> dict[str, np.ndarray]:
+def _read(
+    path: Path, inputs: Sequence[str], needed: str | None
+) -> dict[str, np.ndarray]:
     """The arrays that have a known name; nothing is unpickled.
 
     Args:
       path: the file.
-      needed: what it must hold beside images, "labels".
+      inputs: names of the network's inputs, "images" where it has one.
+      needed: what it must hold beside them, "labels".
     """
+    known = [p + kind for p in _PREFIXES.values() for kind in (*inputs, *_BESIDE)]
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -123,7 +157,7 @@ def _read(path: Path, needed: str | None) -> dict[str, np.ndarray]:
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError("it is one array without a name")
             held = loaded.files
-            arrays = {name: loaded[name] for name in _KNOWN if name in held}
+            arrays = {name: loaded[name] for name in (*known, _NAMES) if name in held}
     except MemoryError as error:
         raise InputError(
             f"{path} claims to hold more than fits into memory: {first_line(error)}"
@@ -136,7 +170,7 @@ def _read(path: Path, needed: str | None) -> dict[str, np.ndarray]:
             f"{path} is no .npz file of plain arrays: {why}; np.savez(path, "
             "images=..., labels=...) writes one"
         ) from error
-    _check_names(path, arrays, held, ["images", *filter(None, [needed])])
+    _check_names(path, arrays, held, [*inputs, *filter(None, [needed])])
     return arrays
 
 
@@ -155,43 +189,66 @@ def _check_names(
         )
     for names, found in zip(by_split, there, strict=True):
         if any(found) and not all(found):
-            raise InputError(f"{path} holds one of {' and '.join(names)}: give both")
+            which, how = ("one", "both") if len(names) == 2 else ("some", "all")
+            raise InputError(
+                f"{path} holds {which} of {' and '.join(names)}: give {how}"
+            )
 
 
-def _with_targets(arrays: dict[str, Any], prefix: str) -> Split:
-    images, targets = arrays[f"{prefix}images"], arrays.get(f"{prefix}targets")
-    if images.ndim != 4 or not len(images):
-        raise InputError(
-            f"{prefix}images must be [N, H, W, C], N at least 1; got "
-            f"{list(images.shape)}"
-        )
+def _split(
+    arrays: dict[str, Any], prefix: str, inputs: Any, classes: int | None
+) -> Split:
+    """A split of the file."""
+    names = input_names(inputs)
+    found = [arguments.check_finite(prefix + n, arrays[prefix + n]) for n in names]
+    if inputs is None:
+        of_images, (images,) = prefix + names[0], found
+        arguments.check_numbers(of_images, images, images.shape)
+        if images.ndim != 4 or not len(images):
+            raise InputError(
+                f"{of_images} must be [N, H, W, C], N at least 1; got "
+                f"{list(images.shape)}"
+            )
+        # Bytes as they are, all other numbers as what a network takes.
+        examples = images if images.dtype == np.uint8 else images.astype(np.float32)
+    else:
+        shapes = jax.tree.leaves(inputs)
+        for name, array, shape in zip(names, found, shapes, strict=True):
+            if array.shape[1:] != shape.shape[1:] or not len(array):
+                raise InputError(
+                    f"{prefix}{name} must be [N, {', '.join(map(str, shape.shape[1:]))}"
+                    f"], N at least 1; got {list(array.shape)}"
+                )
+        rows = [a.astype(s.dtype) for a, s in zip(found, shapes, strict=True)]
+        examples = jax.tree.unflatten(jax.tree.structure(inputs), rows)
+    if classes is not None:
+        return _of_classes(arrays, prefix, found[0], examples, classes)
+    targets = arrays.get(f"{prefix}targets")
     if targets is not None and targets.dtype.kind == "f":
         targets = targets.astype(np.float32)
-    if images.dtype != np.uint8:
-        images = images.astype(np.float32)
-    return image_split(images, targets=targets)
+    return image_split(examples, targets=targets)
 
 
-def _split(arrays: dict[str, Any], prefix: str, names: tuple[str, ...]) -> Split:
-    of_images, of_labels = f"{prefix}images", f"{prefix}labels"
-    images, labels = arrays[of_images], arrays[of_labels]
-    if labels.ndim == 2 and len(labels) == len(images):
+def _of_classes(
+    arrays: dict[str, Any], prefix: str, first: np.ndarray, examples: Any, classes: int
+) -> Split:
+    """A split with labels; `first` is the first of its inputs."""
+    name = f"{prefix}labels"
+    labels = arrays[name]
+    if labels.ndim == 2 and len(labels) == len(first):
         cure = "[:, 0]" if labels.shape[1] == 1 else ".argmax(1)"
         raise InputError(
-            f"{of_labels} must be [N], the index of a class each, got "
-            f"{list(labels.shape)}: give {of_labels}{cure}"
+            f"{name} must be [N], the index of a class each, got "
+            f"{list(labels.shape)}: give {name}{cure}"
         )
-    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+    if labels.shape != first.shape[:1]:
         raise InputError(
-            f"{of_images} must be [N, H, W, C] and {of_labels} [N], N at least 1; got "
-            f"{list(images.shape)} and {list(labels.shape)}"
+            f"inputs must be [N, ...] and {name} [N], N the same; got "
+            f"{list(first.shape)} and {list(labels.shape)}"
         )
-    arguments.check_labels(of_labels, labels, len(names))
-    arguments.check_numbers(of_images, images, images.shape)
-    # Bytes as they are, all other numbers as what a network takes.
-    if images.dtype != np.uint8:
-        images = images.astype(np.float32)
-    return image_split(images, labels.astype(np.int64), names)
+    names = _class_names(arrays.get(_NAMES), classes)
+    arguments.check_labels(name, labels, len(names))
+    return image_split(examples, labels.astype(np.int64), names)
 
 
 def _class_names(given: np.ndarray | None, classes: int) -> tuple[str, ...]:

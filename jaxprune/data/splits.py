@@ -13,7 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jaxprune._base.arguments import as_array, check_labels, check_names, check_numbers
+from jaxprune._base.arguments import (
+    as_array,
+    check_finite,
+    check_labels,
+    check_names,
+    check_numbers,
+)
 from jaxprune._base.batch import pad_rows
 from jaxprune._base.errors import InputError
 
@@ -119,6 +125,11 @@ class Split:
         return _is_single(self.images) and len(self.images.shape) == 4
 
     @property
+    def dtype(self) -> np.dtype:
+        """The type of an image's numbers; of several arrays, that of the first."""
+        return np.dtype(_arrays(self.images)[0].dtype)
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """Height, width and channels of an example.
 
@@ -210,19 +221,39 @@ def image_split(
         return _with_targets(images, targets)
     if targets is not None:
         raise InputError("give labels and class_names, or targets")
-    images, labels = as_array("images", images), as_array("labels", labels)
-    check_numbers("images", images, images.shape)
+    labels = as_array("labels", labels)
+    structure: Any = jax.tree.structure(images)
+    if not (isinstance(images, list) or jax.tree_util.treedef_is_leaf(structure)):
+        count = _check_examples(images)
+        if labels.shape != (count,):
+            raise InputError(f"labels must be [{count}], got {list(labels.shape)}")
+    else:
+        images = as_array("images", images)
+        check_numbers("images", images, images.shape)
+        if images.ndim < 2 or labels.shape != images.shape[:1] or not images.size:
+            raise InputError(
+                "images must be [N, H, W, C] and labels [N], N at least 1; got "
+                f"{list(images.shape)} and {list(labels.shape)}"
+            )
     names = check_names("class_names", class_names)
-    if images.ndim < 2 or labels.shape != images.shape[:1] or not images.size:
-        raise InputError(
-            "images must be [N, H, W, C] and labels [N], N at least 1; got "
-            f"{list(images.shape)} and {list(labels.shape)}"
-        )
     return Split(images, np.arange(len(labels))[:, None], labels, names)
 
 
 def _with_targets(images: Any, targets: Any) -> Split:
     """A split without classes."""
+    n = _check_examples(images)
+    for array in jax.tree.leaves(targets):
+        check_numbers("targets", array, np.shape(array))
+    rows = np.arange(n)[:, None]
+    return Split(images, rows, np.zeros(n, np.int64), (), targets)
+
+
+def _check_examples(images: Any) -> int:
+    """How many examples the arrays of a tree hold.
+
+    Raises:
+      InputError: they hold none, or different numbers of them.
+    """
     arrays = [as_array("images", array) for array in jax.tree.leaves(images)]
     sizes = {array.shape[:1] for array in arrays}
     if len(sizes) != 1 or sizes & {(), (0,)}:
@@ -231,12 +262,9 @@ def _with_targets(images: Any, targets: Any) -> Split:
             f"images must be arrays [N, ...] of one N, at least 1; got {shapes}"
         )
     for array in arrays:
-        check_numbers("images", array, array.shape)
-    for array in jax.tree.leaves(targets):
-        check_numbers("targets", array, np.shape(array))
+        check_finite("images", array)
     ((n,),) = sizes
-    rows = np.arange(n)[:, None]
-    return Split(images, rows, np.zeros(n, np.int64), (), targets)
+    return int(n)
 
 
 def concatenate(splits: Sequence[Split]) -> Split:

@@ -35,27 +35,28 @@ def of_any_size(
       InputError: its code goes another way for another batch size, or holds an array
         that depends on it.
     """
-    two, three = (
-        trace(
-            function,
-            params,
-            jax.ShapeDtypeStruct((size, *np.shape(example)[1:]), example.dtype),
-        )
-        for size in _SIZES
-    )
+    two, three = (trace(function, params, _of_size(example, size)) for size in _SIZES)
     arrays = dict(zip(two.leaves, jax.tree.leaves(params), strict=True))
     sizes = _sizes(two, three)
 
     def of_batch(batch: Any) -> Any:
-        runner = _AnySize(two, {}, {}, None, False, sizes, batch.shape[0])
+        leaves = jax.tree.leaves(batch)
+        runner = _AnySize(two, {}, {}, None, False, sizes, leaves[0].shape[0])
         with jax.ensure_compile_time_eval():
             env = runner.start(arrays, None, {})
-        env[two.batch[0]] = batch
+        env.update(zip(two.batch, leaves, strict=True))
         runner.equations(two.equations, env)
         results = [env[value] for value in two.results]
         return jax.tree.unflatten(two.output, results)
 
     return of_batch
+
+
+def _of_size(example: Any, size: int) -> Any:
+    """Shapes of a batch of so many images."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((size, *np.shape(a)[1:]), a.dtype), example
+    )
 
 
 @dataclass(frozen=True, eq=False)

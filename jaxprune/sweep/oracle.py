@@ -23,6 +23,7 @@ from jaxprune._base.mesh import (
     replicate,
     round_up,
 )
+from jaxprune.data.splits import Batch
 from jaxprune.evaluation.every_pair import (
     Plan,
     chunk_size,
@@ -35,6 +36,10 @@ from jaxprune.fills.fill import Fill, LinearFill
 from jaxprune.ranking.statistics import Losses
 from jaxprune.sweep.activations import Progress, TappedLayer, ignore
 from jaxprune.sweep.strategy import AtLayer, InSum, choose_place
+from jaxprune.tasks.task import Task
+
+# What is taken off a sum leaves 16 of float32's 24 bits, or is worked out without it.
+_FAR_LARGER = 2**8
 
 
 class MaskLosses:
@@ -58,17 +63,14 @@ class MaskLosses:
           InputError: channels that the fill cannot be put in place of.
         """
         self._tapped, self._on_pairs = tapped, on_pairs
-        self._way = way = _choose(tapped, fill)
-        mesh = tapped.mesh
-        chunk = min(tapped.channels, chunk_size(way.elements * tapped.batch_size))
-        self._chunk = round_up(chunk, mesh.shape[MASK])
-
-        def one(weights: Any, state: Any, targets: Any, mask: Array) -> Array:
-            return tapped.task.loss(way.outputs(weights, state, mask), targets)
-
-        self._begin = Sharded(way.begin, mesh, (REPLICATED, SPREAD, SPREAD), SPREAD)
-        self._losses = mask_program(one, mesh)
-        self.functions = [self._begin, self._losses]
+        self._programs = _Programs(tapped, _choose(tapped, fill))
+        self._plain: _Programs | None = None  # where sums lose digits
+        if isinstance(self._programs.way, _ByConsumer):
+            place = choose_place(tapped, fill, sums=False)
+            assert isinstance(place, AtLayer)
+            self._plain = _Programs(tapped, _ByMask(tapped, fill, place))
+        used = [self._programs, self._plain] if self._plain else [self._programs]
+        self.functions = [f for programs in used for f in programs.functions]
 
     def __call__(self, kept: Bool[np.ndarray, " P"]) -> Losses:
         """The loss with the channels that are kept, and without each of them."""
@@ -102,7 +104,7 @@ class MaskLosses:
           InputError: it would take longer.
         """
         kept = np.ones(self._tapped.channels, bool)
-        few = _one_less(kept)[: self._chunk]
+        few = _one_less(kept)[: self._programs.chunk]
         took = 0.0
         for _ in range(2):  # the first compiles
             started = time.perf_counter()
@@ -124,19 +126,61 @@ class MaskLosses:
         self, kept: Bool[np.ndarray, " P"], masks: Bool[np.ndarray, "K P"]
     ) -> Iterator[tuple[int, Float[np.ndarray, " k"]]]:
         """Where in `masks` a chunk starts, and its losses added up over a batch."""
-        tapped = self._tapped
-        weights = replicate(self._way.weights(kept), tapped.mesh)
-        starts = range(0, len(masks), self._chunk)
+        tapped, programs, plain = self._tapped, self._programs, self._plain
+        weights = programs.weights(kept)
+        plain_weights: Any = None
         for batch, maps in tapped.batches(tapped.batch_size):
-            state = self._begin(weights, batch.images, maps)
-            outputs = (
-                self._losses(weights, (state, batch.targets), some)
-                for some in chunks(masks, self._chunk)
-            )
-            for start, output in zip(starts, fetch(outputs), strict=True):
-                losses = output[: len(masks) - start, : batch.size]
+            found = programs.losses(weights, batch, maps, masks)
+            for start, losses in found:
+                lost = np.flatnonzero(np.isnan(losses).any(1))
+                if plain and len(lost):
+                    plain_weights = plain_weights or plain.weights(kept)
+                    again = plain.losses(
+                        plain_weights, batch, maps, masks[start + lost]
+                    )
+                    losses[lost] = np.concatenate([part for _, part in again])
                 self._on_pairs(losses.size)
                 yield start, losses.sum(1, dtype=np.float64)
+
+
+class _Programs:
+    """One way to the losses, compiled.
+
+    Attributes:
+      way: to outputs.
+      chunk: masks in one evaluation.
+      functions: compiled programs.
+    """
+
+    def __init__(self, tapped: TappedLayer, way: "_ByMask | _ByConsumer"):
+        self.way, self._mesh = way, tapped.mesh
+        chunk = min(tapped.channels, chunk_size(way.elements * tapped.batch_size))
+        self.chunk = round_up(chunk, tapped.mesh.shape[MASK])
+
+        def one(weights: Any, state: Any, targets: Any, mask: Array) -> Array:
+            return way.loss(weights, state, mask, targets, tapped.task)
+
+        in_specs = (REPLICATED, SPREAD, SPREAD)
+        self._begin = Sharded(way.begin, tapped.mesh, in_specs, SPREAD)
+        self._losses = mask_program(one, tapped.mesh)
+        self.functions = [self._begin, self._losses]
+
+    def weights(self, kept: Bool[np.ndarray, " P"]) -> Any:
+        """The way's, on every device."""
+        return replicate(self.way.weights(kept), self._mesh)
+
+    def losses(
+        self, weights: Any, batch: Batch, maps: Any, masks: Bool[np.ndarray, "K P"]
+    ) -> Iterator[tuple[int, Float[np.ndarray, "k B"]]]:
+        """Where in `masks` a chunk starts, and its losses of a batch's real images."""
+        state = self._begin(weights, batch.images, maps)
+        outputs = (
+            self._losses(weights, (state, batch.targets), some)
+            for some in chunks(masks, self.chunk)
+        )
+        starts = range(0, len(masks), self.chunk)
+        for start, output in zip(starts, fetch(outputs), strict=True):
+            yield start, np.array(output[: len(masks) - start, : batch.size])
 
 
 class _ByMask:
@@ -160,14 +204,19 @@ class _ByMask:
         """The part that a batch's masks share."""
         return self._head.around(weights, images), maps
 
-    def outputs(self, weights: Any, state: Any, mask: Array) -> Any:
-        """Under a mask."""
+    def loss(
+        self, weights: Any, state: Any, mask: Array, targets: Any, task: Task
+    ) -> Array:
+        """Of a batch under a mask."""
         around, maps = state
-        return self._head.outputs(weights, around, maps, mask)
+        return task.loss(self._head.outputs(weights, around, maps, mask), targets)
 
 
 class _ByConsumer:
     """Where one layer alone reads the channels: its sum, less one channel's part.
+
+    Where that part is far larger than what is left, its rounding is left, too. Such a
+    loss is nan, and to be worked out in another way.
 
     Attributes:
       elements: numbers that an image and a mask take.
@@ -189,26 +238,34 @@ class _ByConsumer:
     def begin(self, weights: Any, images: Array, maps: Array) -> Any:
         """The way around, the consumer's sum, and its change by each channel."""
         network, kept = self._network, weights["kept"]
-        read = network.read(weights, images, maps, jnp.arange(len(kept)), 0)
+        # The channels in their own order; of two ranks, those that go have the first.
+        read = network.read(weights, images, maps, kept.astype(int), 1)
         part = read.part[..., : len(kept), :]
-        gone = jnp.where(kept[:, None], 0, part)
-        gone = gone.reshape(*gone.shape[:-2], -1)
-        total = read.whole - self._product(weights, gone, 0)
-        return network.head.around(weights["arrays"], images), total, part
+        return network.head.around(weights["arrays"], images), read.pruned, part
 
-    def outputs(self, weights: Any, state: Any, mask: Array) -> Any:
-        """Under a mask that has all that is kept, or all but one."""
+    def loss(
+        self, weights: Any, state: Any, mask: Array, targets: Any, task: Task
+    ) -> Array:
+        """Of a batch under a mask that has all that is kept, or all but one."""
         around, total, part = state
         missing = weights["kept"] & ~mask
         j = jnp.argmax(missing)
         gone = jnp.where(missing.any(), part[..., j, :], 0)
-        total -= self._product(weights, gone, j * self._held)
-        return self._network.outputs(weights["arrays"], around, total)
+        gone = self._product(weights, gone, j * self._held)
+        left = total - gone
+        outputs = self._network.outputs(weights["arrays"], around, left)
+        lost = _largest(gone) > _FAR_LARGER * _largest(left)
+        return jnp.where(lost, jnp.nan, task.loss(outputs, targets))
 
     def _product(self, weights: Any, x: Array, start: Any) -> Array:
         """The consumer's product with some features, from row `start` of its kernel."""
         rows = lax.dynamic_slice_in_dim(weights["kernel"], start, x.shape[-1], -2)
         return self._network.consumer.product(rows, x)
+
+
+def _largest(y: Array) -> Float[Array, " B"]:
+    """The largest absolute number of each image."""
+    return jnp.abs(y).reshape(len(y), -1).max(1)
 
 
 def _choose(tapped: TappedLayer, fill: Fill) -> _ByMask | _ByConsumer:

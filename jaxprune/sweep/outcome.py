@@ -59,9 +59,7 @@ def _of_classes(
 ) -> SweepResult:
     predictions, (mean, mean_square) = values[CLASS], losses
     split = tapped.split
-    shown = thumbnails.shown(predictions == split.labels)
-    pictures = thumbnails.of_split(split, shown)
-    return SweepResult(
+    result = SweepResult(
         **common,
         predictions=predictions,
         labels=split.labels,
@@ -69,9 +67,12 @@ def _of_classes(
         in_top=values.get(IN_TOP),
         cross_entropy=mean,
         cross_entropy_std=np.sqrt(np.maximum(mean_square - mean**2, 0)),
-        thumbnail_images=pictures.images,
-        thumbnails=pictures.pixels,
     )
+    if not split.are_pictures:
+        return result
+    shown = thumbnails.shown(predictions == split.labels)
+    small = thumbnails.of_split(split, shown)
+    return replace(result, thumbnail_images=small.images, thumbnails=small.pixels)
 
 
 def _of_task(

@@ -248,3 +248,36 @@ def test_two_models_are_equal(small, tmp_path):
         small.save(tmp_path / name, onnx=True)
     one, other = ((tmp_path / name / "model.onnx").read_bytes() for name in "ab")
     assert one == other
+
+
+def test_several_inputs_have_the_names_of_their_paths(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {"first": (3, 6), "time": (2, 6), "second": (6, 4)}
+    params = {k: rng.normal(size=s).astype(np.float32) for k, s in sizes.items()}
+    batch = {
+        "image": rng.normal(size=(3, 5, 3)).astype(np.float32),
+        "other": (rng.normal(size=(3, 2)).astype(np.float32), np.arange(3)),
+    }
+
+    def function(params, batch):
+        h = batch["image"] @ params["first"]
+        time, scale = batch["other"]
+        h = jax.nn.relu(h + (time @ params["time"])[:, None])
+        return {"y": (h * scale[:, None, None].astype(np.float32)) @ params["second"]}
+
+    small = halved(jaxprune.Network(function, params, batch), batch)
+    small.save(tmp_path / "a", onnx=True)
+    session = onnxruntime.InferenceSession(tmp_path / "a" / "model.onnx")
+    names = ["image", "other/0", "other/1"]
+    assert [given.name for given in session.get_inputs()] == names
+    for count in (3, 1):
+        few = jax.tree.map(lambda a, n=count: a[:n], batch)
+        given = dict(zip(names, jax.tree.leaves(few), strict=True))
+        types = [g.type for g in session.get_inputs()]
+        given = {
+            n: np.asarray(a, np.float32 if t == "tensor(float)" else np.int32)
+            for (n, a), t in zip(given.items(), types, strict=True)
+        }
+        (found,) = session.run(None, given)
+        np.testing.assert_allclose(found, small(few)["y"], **CLOSE)
+    assert facts(tmp_path / "a")["input"].startswith("several inputs")

@@ -15,9 +15,10 @@ from jaxprune.data.splits import image_split
 from jaxprune.evaluation.changed_pairs import carry_forward, changed_pairs
 from jaxprune.evaluation.every_pair import Plan
 from jaxprune.evaluation.running_sum import STEP, RunningSum
-from jaxprune.fills.fill import ConstantFill
+from jaxprune.fills.fill import ConstantFill, resolve_fill
 from jaxprune.sweep.activations import tap_layer
 from jaxprune.sweep.layer import sweep_layer
+from jaxprune.sweep.oracle import MaskLosses
 from jaxprune.sweep.strategy import choose_evaluation
 from random_data import random_split, random_variables
 from toys import network, planted, run_sweep
@@ -256,10 +257,8 @@ class Scaled(nn.Module):
         return nn.Conv(3, (3, 3), name="out")(x).mean((1, 2))
 
 
-@pytest.mark.parametrize("fill", ["zero", "bias", "mean", "drop"])
-@pytest.mark.parametrize("dense", [True, False])
-def test_channels_of_any_scale_leave_no_rounding_behind(dense, fill):
-    """Twelve decades, the largest pruned first: what stays is as good as without it."""
+def of_any_scale(dense, **options):
+    """A layer whose channels are of twelve decades; and their scales."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(12, 3, 3, 2)).astype(np.float32)
     variables = random_variables(Scaled(dense), images[:1])
@@ -267,7 +266,16 @@ def test_channels_of_any_scale_leave_no_rounding_behind(dense, fill):
     for leaf in variables["params"]["only"].values():
         leaf *= scales
     split = image_split(images, np.arange(12) % 3, ("a", "b", "c"))
-    tapped = tap_layer(Scaled(dense).apply, variables, split, layer="only", tap="relu")
+    apply = Scaled(dense).apply
+    tapped = tap_layer(apply, variables, split, layer="only", tap="relu", **options)
+    return tapped, scales
+
+
+@pytest.mark.parametrize("fill", ["zero", "bias", "mean", "drop"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_channels_of_any_scale_leave_no_rounding_behind(dense, fill):
+    """Twelve decades, the largest pruned first: what stays is as good as without it."""
+    tapped, scales = of_any_scale(dense)
     scores = -scales.astype(float)
     fast = sweep_layer(tapped, scores, fill=fill)
     slow = sweep_layer(tapped, scores, fill=fill, every_pair=True)
@@ -275,3 +283,27 @@ def test_channels_of_any_scale_leave_no_rounding_behind(dense, fill):
     # Logits of the last K are near 1e-6, those of the first near 1e6.
     np.testing.assert_allclose(fast.cross_entropy, slow.cross_entropy, rtol=1e-4)
     assert (fast.predictions == slow.predictions).mean() > 0.99
+
+
+@pytest.mark.parametrize("fill", ["zero", "mean", "drop"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_losses_without_a_channel_of_any_scale_are_those_of_a_sweep(dense, fill):
+    """Whatever went before, what is left is not rounded to the one that goes."""
+    tapped, scales = of_any_scale(dense, criteria=["oracle"])
+    order = np.argsort(-scales)
+    slow = sweep_layer(tapped, -scales.astype(float), fill=fill, every_pair=True)
+    resolved = resolve_fill(
+        fill, layer="only", bias=np.zeros(37), mean=tapped.channel_means
+    )
+    losses = MaskLosses(tapped, resolved)
+    assert type(losses._programs.way).__name__ == "_ByConsumer"
+    for k in (0, 1, 8, 20, 34):
+        kept = np.ones(37, bool)
+        kept[order[:k]] = False
+        found = losses(kept)
+        np.testing.assert_allclose(found.before, slow.cross_entropy[k], rtol=1e-4)
+        one_more = found.without[order[k]]
+        np.testing.assert_allclose(one_more, slow.cross_entropy[k + 1], rtol=1e-4)
+    kept = np.isin(np.arange(37), order[[0, *range(30, 37)]])
+    without = losses(kept).without[order[0]]
+    np.testing.assert_allclose(without, slow.cross_entropy[30], rtol=1e-4)

@@ -290,7 +290,9 @@ def test_losses_with_several_pruned_are_those_of_the_mask(
     tapped = tap(criteria=["oracle"])
     losses = jaxprune.sweep.score.mask_losses(tapped, resolved)
     kept = np.array([True, False, True, True, True])
-    assert type(losses._way).__name__ == ("_ByConsumer" if by_consumer else "_ByMask")
+    assert type(losses._programs.way).__name__ == (
+        "_ByConsumer" if by_consumer else "_ByMask"
+    )
     found = losses(kept)
     assert found.without[1] == np.inf
     masks = {None: kept}
@@ -317,7 +319,7 @@ def test_losses_of_a_consumer_with_positions(monkeypatch, consumer):
     )
     kept = np.arange(tapped.channels) != 2
     fast = jaxprune.sweep.score.mask_losses(tapped, "bias")
-    assert type(fast._way).__name__ == "_ByConsumer"
+    assert type(fast._programs.way).__name__ == "_ByConsumer"
     monkeypatch.setattr(strategy, "find_consumer", lambda *arguments: None)
     plain = jaxprune.sweep.score.mask_losses(tapped, "bias")
     for mask in (np.ones(tapped.channels, bool), kept):

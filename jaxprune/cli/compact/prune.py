@@ -42,7 +42,7 @@ def save(
         pixel_mean=run.config.pixel_mean,
         pixel_std=run.config.pixel_std,
         class_names=whole.split.class_names,
-        pixels=whole.split.images.dtype,
+        pixels=whole.split.dtype,
         about={
             **provenance.describe(
                 run, plan.choices, plan.choices.fill, whole.variables

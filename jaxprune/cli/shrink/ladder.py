@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from typing_extensions import TypedDict
 
+from jaxprune._base.batch import on_device
 from jaxprune._base.errors import InputError
 from jaxprune._base.journal import Journal, OtherKeyError
 from jaxprune.cli import cluster, provenance
@@ -61,7 +60,7 @@ class Ladder:
         self,
         settings: LadderSettings,
         whole: Baseline,
-        images: np.ndarray,
+        images: Any,
         budget: Budget | None = None,
     ):
         self.run = run = whole.run
@@ -77,7 +76,7 @@ class Ladder:
         decisive = {name: self.facts[name] for name in _DECISIVE}
         self._journal = Journal(self.folder / "state.json", decisive)
         self._state = _read(self._journal, settings.curves)
-        analysis = self._analyse(run.scale(jnp.asarray(images)))
+        analysis = self._analyse(run.scale(on_device(images)))
         self.analysis = self._timed(analysis)
         program = whole.program(with_fast_convolutions(whole.network).function)
         made = whole.outputs(program, whole.network.params)

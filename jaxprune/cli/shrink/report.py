@@ -109,7 +109,7 @@ def save_network(
         pixel_mean=config.pixel_mean,
         pixel_std=config.pixel_std,
         class_names=ladder.whole.split.class_names,
-        pixels=ladder.whole.split.images.dtype,
+        pixels=ladder.whole.split.dtype,
         about={
             **ladder.facts,
             "budget": {chosen.budget.kind: chosen.budget.value},
@@ -164,6 +164,8 @@ def _layers(ladder: Ladder, chosen: Rung) -> list[dict[str, Any]]:
                 },
                 **{
                     f"seconds_{when}": sum(table.layer(n, widths) for n in layers)
+                    if table.layers.keys() >= layers.keys()  # of attentions not timed
+                    else ""
                     for when, widths in (("before", before), ("after", after))
                 },
                 "loss": curve.loss(after[name]),
