@@ -2,7 +2,7 @@ r"""A small vision transformer on CIFAR-10.
 
     python -m examples.vit_cifar
     jaxprune sweep --model=examples.vit_cifar:build --data=cifar10 \
-        --pixel_mean=127 --pixel_std=128 --layer=patches
+        --pixel_mean=127 --pixel_std=128 --layer=block2/expand
     jaxprune shrink --model=examples.vit_cifar:build --speedup=2
 
 Five epochs, some fifteen minutes on two CPU cores: what it is for is whole heads,

@@ -279,8 +279,8 @@ class PruningSettings(ImageSettings):
     """Which channels are pruned, what they become, and on which images."""
 
     layer: str | None = flag(
-        "Convolution to prune. Default: the last; of cifar_resnet the last block's "
-        "first."
+        "Convolution, or dense layer, to prune. Default: the last convolution; of "
+        "cifar_resnet the last block's first."
     )
     criterion: str | None = flag(
         f"Score of a channel: {', '.join(CRITERIA)}; in a sweep also all, or several."

@@ -98,7 +98,7 @@ def compact_layers(
     graph = network.graph()
     groups = {}
     for name in layers:
-        graph.conv(name)
+        graph.with_map(name)
         groups[name] = graph.channels_of(name)
     return _compact(network, layers, groups, unproved)
 

@@ -94,7 +94,7 @@ class Graph:
         reasons = []
         for name in reversed(names):
             try:
-                self.conv(name)
+                self.with_map(name)
                 self._check_constant(name)
             except InputError as error:
                 reasons.append(str(error))
@@ -114,8 +114,8 @@ class Graph:
                 f"the image, where '{consumer}' reads them"
             )
 
-    def conv(self, name: str) -> Layer:
-        """The convolution of this name, which is called once.
+    def with_map(self, name: str) -> Layer:
+        """The convolution or dense layer of this name, which is called once.
 
         Raises:
           InputError: there is none (the convolutions are listed), it is another kind
@@ -124,8 +124,11 @@ class Graph:
         if name not in self.layers:
             check_choice("layer", name, self._convs())
         layer = self.layers[name]
-        if layer.kind != "conv":
-            raise InputError(f"layer '{name}' is no convolution but {layer.described}")
+        if layer.kind == "product":
+            raise InputError(
+                f"layer '{name}' is no convolution and no dense layer but "
+                f"{layer.described}"
+            )
         calls = sum(other.leaf == layer.leaf for other in self.layers.values())
         if calls > 1:
             raise InputError(

@@ -30,7 +30,7 @@ def map_of_one(network: Network, images: Any, name: str) -> jax.ShapeDtypeStruct
       InputError: no such convolution, or it does not return one map for each image.
     """
     graph = network.graph(images)
-    layer = graph.conv(name)
+    layer = graph.with_map(name)
     output = jax.eval_shape(layer.outputs, graph.program.types[layer.output])
     maps, *shape = output.shape
     if maps != size_of(images):

@@ -30,7 +30,7 @@ TAPS: dict[str, Activation] = {"conv": _identity, "relu": jax.nn.relu}
 def default_tap(network: Network, layer: str) -> str:
     """The tap that shows what a layer sends on: "relu" where a ReLU alone reads it."""
     graph = network.graph()
-    program, output = graph.program, graph.conv(layer).output
+    program, output = graph.program, graph.with_map(layer).output
     consumers = program.read_by[output]
     alone = program.used_by(output) == len(consumers) > 0
     rectified = alone and all(is_relu(program, eqn) for eqn in consumers)

@@ -238,7 +238,6 @@ def test_table_with_training(run):
         (["--k=1", "--export=tflite"], "unknown export 'tflite'"),
         (["--k=1", "--export=stablehlo,keras"], "digits_pair is no Keras model"),
         (["--k=1", "--layer=conv4"], "unknown layer 'conv4'"),
-        (["--k=1", "--layer=dense1"], "is no convolution"),
         (["--k=1", "--latency_batches=0"], "positive numbers"),
         (["--k=1", "--tap=relu"], "tap is conv, not relu"),
         (["--k=one"], "--k"),

@@ -513,7 +513,6 @@ def test_padding_by_hand():
         ({"fill": "mean"}, "depends on images"),
         ({"fill": np.zeros(6)}, r"of shape \(7,\), got \(6,\)"),
         ({"layer": "conv9"}, "unknown layer"),
-        ({"layer": "dense1"}, "no convolution"),
         ({"example": np.zeros((2, 14, 14, 3), np.float32)}, "does not run"),
         ({"example": np.zeros((0, 14, 14, 2), np.float32)}, "batch of inputs"),
         ({"model": PairCNN(widths=(3, 5, 8), dense=(10, 4))}, "does not run"),

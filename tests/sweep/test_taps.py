@@ -173,12 +173,11 @@ def test_the_trunk_is_dead_code_in_the_head():
 @pytest.mark.parametrize(
     ("model", "layer", "message"),
     [(Nested(), "late/konv", "did you mean 'late/conv'"),
-     (Nested(), "out", "no convolution but a dense layer"),
      (Shared(), "twice", "called 2 times")],
 )  # fmt: skip
 def test_layers_that_cannot_be_tapped(model, layer, message):
     with pytest.raises(InputError, match=message):
-        jaxprune.Network(*build(model)).graph().conv(layer)
+        jaxprune.Network(*build(model)).graph().with_map(layer)
 
 
 def test_a_network_without_convolution():

@@ -75,7 +75,7 @@ def main(settings: Settings) -> None:
     split = datasets.choose_split(run.splits, settings.eval_split)
     batch_size = run.batch_size(split)
     chosen = pruning_options.resolve(run, settings)
-    ks = _ks(settings, run.network().graph().conv(chosen.layer).channels)
+    ks = _ks(settings, run.network().graph().with_map(chosen.layer).channels)
     calibration.check(run, chosen, chosen.fill)
     scoring.check(run, chosen, chosen.criterion)
     finetuning.check(run, settings)

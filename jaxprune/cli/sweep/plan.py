@@ -122,7 +122,7 @@ def asked(settings: SweepSettings) -> Sweeps:
     run.check_drop(settings.max_drop)
     chosen = pruning_options.resolve(run, settings)
     images = scoring.splits(run, chosen)
-    channels = run.network().graph().conv(chosen.layer).channels
+    channels = run.network().graph().with_map(chosen.layer).channels
     ks = check_ks(pruning_options.parse_ks(settings.ks, channels), channels)
     fills = FILLS if chosen.fill == "all" else (chosen.fill,)
     sweeps = Sweeps(
