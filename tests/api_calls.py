@@ -396,6 +396,8 @@ CALLS |= {
     "order none": lambda: jp.pruning_order(None),
     "evaluate no masks": lambda: jp.evaluate_masks(
         lambda w, x, m: x * m, None, (np.zeros((2, 5)),), KEEP[None][:0]),
+    "evaluate big-endian": lambda: jp.evaluate_masks(
+        lambda w, x, m: x * m, None, (np.zeros((2, 5), ">f4"),), KEEP[None]),
     "evaluate a mask of one axis": lambda: jp.evaluate_masks(
         lambda w, x, m: x * m, None, (np.zeros((2, 5)),), KEEP),
     "ks of a result": lambda: replace(RESULT, ks=(0, 2, 1, 3, 4)),

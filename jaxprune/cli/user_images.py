@@ -77,14 +77,17 @@ def images(
         )
     if folder is not None:
         size = network.side
-        _check(conf, data, network, (size, size, 3), folder.class_names)
+        numbers = folder.numbers(network.classes)
+        of_classes = folder.class_names if numbers is None else numbers
+        _check(conf, data, network, (size, size, 3), of_classes)
         _check_splits(settings, folder.files)
         with cluster.progress(
             total=len(folder), unit="img", desc="decoding", delay=1
         ) as bar:
-            return folders.decode(
+            splits = folders.decode(
                 folder, size, cache_dir=settings.cache_dir, on_images=bar.update
             )
+        return splits if numbers is None else splits.numbered(numbers)
     if data.startswith(SHA256):
         raise InputError("the images are a file's or folder's: say which with --data")
     if _is_file(data):

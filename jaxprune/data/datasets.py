@@ -1,7 +1,8 @@
 """Datasets by name: CIFAR-10 and MNIST through TFDS, the digits, pairs of digits."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -39,6 +40,16 @@ class Splits:
         if not isinstance(split, Split):
             split = self._splits[name] = split()
         return split
+
+    def numbered(self, class_names: Sequence[str]) -> "Splits":
+        """The same examples, whose class names are numbers of classes among more."""
+
+        def of(split: Split) -> Split:
+            numbers = np.array([int(name) for name in split.class_names])
+            names = tuple(class_names)
+            return replace(split, labels=numbers[split.labels], class_names=names)
+
+        return Splits({name: of(self[name]) for name in self.names})
 
     @property
     def first(self) -> Split:

@@ -75,6 +75,18 @@ class ImageFolder:
     def __len__(self) -> int:
         return sum(map(len, self.files.values()))
 
+    def numbers(self, classes: int | None) -> tuple[str, ...] | None:
+        """The names of so many classes, where the folder's are numbers of some of them.
+
+        None where they are no such numbers, or there are as many.
+        """
+        names = self.class_names
+        if classes is None or len(names) >= classes:
+            return None
+        if not all(name.isdecimal() and int(name) < classes for name in names):
+            return None
+        return tuple(map(str, range(classes)))
+
     def fingerprint(self, size: int) -> str:
         """SHA-256, in hex, of the names and lengths of all files, and of a size."""
         names = [

@@ -114,6 +114,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(list(a.shape[1:])) for a in _arrays(self.images))
+        kind = f"{len(self.class_names)} classes" if self.class_names else "no classes"
+        return f"Split({len(self)} examples of {shapes}, {kind})"
+
     @property
     def has_classes(self) -> bool:
         """Whether examples have a class each."""

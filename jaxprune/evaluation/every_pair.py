@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, Shaped
 
+from jaxprune._base.arguments import check_byte_order
 from jaxprune._base.batch import pad_rows
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import (
@@ -131,13 +132,16 @@ def evaluate_masks(
       mask_chunk: masks evaluated at once; by default chosen from the batch.
 
     Raises:
-      InputError: the masks are no masks.
+      InputError: the masks are no masks, or arrays have another machine's byte order.
     """
     masks = np.asarray(masks)
     if masks.dtype != bool or masks.ndim != 2 or not len(masks):
         raise InputError(
             f"masks must be booleans [K, P], got {masks.dtype} {list(masks.shape)}"
         )
+    for name, tree in (("weights", weights), ("the batch", batch)):
+        for leaf in jax.tree.leaves(tree):
+            check_byte_order(name, leaf)
     mesh = mesh or make_mesh()
 
     def one(*arguments: Any) -> Array:

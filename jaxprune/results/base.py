@@ -166,7 +166,7 @@ class BaseResult:
         """A row of the columns, as text."""
         return {name: f"{x[row]:.6f}" for name, x in self.columns().items()}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Writes sweep.npz, sweep.csv and summary.json, with the sums of the others.
 
         A sweep that is there is replaced as a whole, its pictures included.
@@ -179,7 +179,7 @@ class BaseResult:
             last = self.order[k - 1] if k else None
             score = "" if last is None else repr(float(self.scores[last]))
             rows.append([k, last, score, *self._written(row).values()])
-        saved.write(folder, self._arrays(), rows, self.summary())
+        saved.write(Path(folder), self._arrays(), rows, self.summary())
 
 
 def drop_in_words(measure: str, drop: float) -> str:

@@ -135,12 +135,13 @@ class Comparison:
             },
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Replaces the folder: criteria.npz, criteria.csv and summary.json.
 
         Raises:
           InputError: it holds something else.
         """
+        folder = Path(folder)
         self.check_target(folder)
         with replacing_folder(folder) as new:
             arrays = {name: getattr(self, name) for name in _ARRAYS}
@@ -173,12 +174,13 @@ class Comparison:
         ]
 
     @classmethod
-    def load(cls, folder: Path) -> "Comparison":
+    def load(cls, folder: Path | str) -> "Comparison":
         """Reads what `save` wrote.
 
         Raises:
           InputError: no complete comparison is there, or a file is damaged.
         """
+        folder = Path(folder)
         if not (folder / "summary.json").is_file():
             raise InputError(f"{folder} holds no complete comparison (no summary.json)")
         try:

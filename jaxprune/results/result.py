@@ -284,13 +284,13 @@ class SweepResult(BaseResult):
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def load(cls, folder: Path) -> "SweepResult":
+    def load(cls, folder: Path | str) -> "SweepResult":
         """Reads what `save` wrote.
 
         Raises:
           InputError: no complete sweep is there, or a file is damaged.
         """
-        return cls(**saved.read(folder, "class_names"))
+        return cls(**saved.read(Path(folder), "class_names"))
 
 
 def _ends(

@@ -193,13 +193,13 @@ class TaskResult(BaseResult):
         return {name: array for name, array in found.items() if array is not None}
 
     @classmethod
-    def load(cls, folder: Path) -> "TaskResult":
+    def load(cls, folder: Path | str) -> "TaskResult":
         """Reads what `save` wrote.
 
         Raises:
           InputError: no complete sweep is there, or a file is damaged.
         """
-        return cls(**saved.read(folder, "score_names"))
+        return cls(**saved.read(Path(folder), "score_names"))
 
 
 def _ends(name: str, interval: Any) -> dict[str, np.ndarray]:

@@ -546,6 +546,26 @@ def save_folder(place, split, ending="png"):
         Image.fromarray(pixels).save(path)
 
 
+def test_a_folder_of_some_of_the_classes_by_number(script):
+    """Classes 1 and 3 of four; a name that is no class's number is refused."""
+    labels = np.where(SPLIT.labels % 2, 3, 1)
+    for i, (pixels, label) in enumerate(zip(SPLIT.images, labels, strict=True)):
+        path = Path("some") / f"{label:02d}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    flags = ("--rank_split=train[40:]", "--eval_split=train[40:]", "--fill=zero")
+    own = (OWN[0], "--data=some", "--ks=0,4", *flags)
+    code, _, err = script(sweep, *own)
+    assert code == 0, err
+    result = jaxprune.SweepResult.load(RUN / "sweep-second-abs_mean-zero")
+    split = images.load_folder("some", 8, cache_dir="cache/jaxprune")["train"]
+    assert result.class_names == ("0", "1", "2", "3")
+    np.testing.assert_array_equal(result.labels, np.array([1, 3])[split.labels[40:]])
+    Path("some/03").rename("some/04")
+    code, _, err = script(sweep, *own, "--workdir=other")
+    assert code == 2 and "some has 2 classes, and nets.small:build tells 4" in err
+
+
 def test_a_folder_of_images(script):
     """Decoded once, at the size of the network's example."""
     save_folder(Path("photos"), SPLIT)

@@ -11,7 +11,7 @@ from PIL import Image
 from jaxprune._base.errors import InputError
 from jaxprune.data import datasets, tfds
 from jaxprune.data.pairs import pair_split
-from jaxprune.data.splits import Split, batches
+from jaxprune.data.splits import Split, batches, image_split
 
 
 @pytest.fixture(scope="module")
@@ -353,3 +353,10 @@ def test_cifar10_for_real(data_dir, tmp_path):
     assert cifar["test"].class_names[3] == "cat"
     mean = np.asarray(cifar["train"].images).mean((0, 1, 2))
     np.testing.assert_allclose(mean, [125.3, 122.95, 113.87], atol=0.1)
+
+
+def test_a_split_says_in_a_line_what_it_holds():
+    split = image_split(np.zeros((4, 2, 2, 3), np.uint8), np.arange(4) % 2, ("a", "b"))
+    assert repr(split) == "Split(4 examples of [2, 2, 3], 2 classes)"
+    several = {"x": np.zeros((5, 2)), "t": np.zeros(5)}
+    assert repr(image_split(several)) == "Split(5 examples of [], [2], no classes)"
