@@ -47,7 +47,7 @@ ONLY = {
         "eval_split", "calibration_split", "allow_overlap", "finetune_epochs",
         "finetune_learning_rate", "finetune_images", "distill", "distill_temperature",
         "distill_weight", "repeats", "latency_batches", "speedup", "batch",
-        "keep_whole", "multiple_of",
+        "keep_whole", "multiple_of", "curves",
     ),
 }  # fmt: skip
 

@@ -53,8 +53,8 @@ FLAGS = {
     "shrink": {
         *NETWORK, *FINETUNING, "batch_size", "eval_split", "calibration_split",
         "allow_overlap", "speedup", "size", "latency", "batch", "max_drop", "ladder",
-        "keep_whole", "multiple_of", "export", "repeats", "latency_batches", "task",
-        "output",
+        "keep_whole", "multiple_of", "curves", "export", "repeats", "latency_batches",
+        "task", "output",
     },
     "plot": {"workdir", "order", "normalize", "confusion_k", "format"},
     "report": {"workdir"},
@@ -62,7 +62,7 @@ FLAGS = {
         *NETWORK, *(FINETUNING - {"recalibrate"}), "images", "some_images", "loop_ks",
         "runs", "scaling", "measure", "channels", "what", "networks", "eval_split",
         "calibration_split", "allow_overlap", "repeats", "latency_batches", "speedup",
-        "batch", "keep_whole", "multiple_of",
+        "batch", "keep_whole", "multiple_of", "curves",
     },
 }  # fmt: skip
 

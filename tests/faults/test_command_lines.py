@@ -34,8 +34,8 @@ REAL = (
     "distill_temperature distill_weight finetune_learning_rate"
 ).split()
 NAMES = (
-    "model dataset dtype criterion tap fill maps export order normalize layer".split()
-)
+    "model dataset dtype criterion tap fill maps export order normalize layer curves"
+).split()
 SPLITS = "train_split rank_split select_split eval_split calibration_split".split()
 NO_NUMBER = (
     "x",
