@@ -18,6 +18,11 @@ def size_of(batch: Any) -> int:
     return int(np.shape(jax.tree.leaves(batch)[0])[0])
 
 
+def path_name(path: Any) -> str:
+    """The path of a leaf in a tree, "params/block_1/conv/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def on_device(batch: Any) -> Any:
     """A batch's arrays as JAX has them."""
     return jax.tree.map(jnp.asarray, batch)

@@ -24,9 +24,9 @@ from safetensors import numpy as safetensors
 from typing_extensions import TypedDict
 
 from jaxprune._base import arguments, manifest, schema
+from jaxprune._base.batch import path_name
 from jaxprune._base.errors import InputError, first_line
 from jaxprune._base.files import replacing_folder
-from jaxprune.graph.trace import path_name
 
 INPUTS = "inputs"
 WEIGHTS, EXAMPLE, SPEC = "weights.safetensors", "example.safetensors", "spec.json"

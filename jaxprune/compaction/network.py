@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from jaxprune._base import arguments, schema
+from jaxprune._base.batch import path_name
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import usual_options
 from jaxprune.adapters import linen
@@ -29,7 +30,7 @@ from jaxprune.fills.masked import Pruning, kept_of
 from jaxprune.graph.evaluate import Narrowing, run
 from jaxprune.graph.groups import LeafAxis
 from jaxprune.graph.network import Graph, Network
-from jaxprune.graph.trace import path_name, shape_of
+from jaxprune.graph.trace import shape_of
 
 # How a network's channels are read, where that is not the usual way.
 _READ_AS = ("streams", "head_dimensions")

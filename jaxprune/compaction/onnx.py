@@ -18,12 +18,11 @@ from jax import export, lax
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxprune._base.arguments import is_close
-from jaxprune._base.batch import take
+from jaxprune._base.batch import path_name, take
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.compaction.pixels import Inputs, Pixels
 from jaxprune.graph.any_size import of_any_size
 from jaxprune.graph.network import Network
-from jaxprune.graph.trace import path_name
 
 INPUT = "images"
 # The reasons that jax2onnx gives where it has no rule.

@@ -11,10 +11,10 @@ import numpy as np
 from jax import Array
 
 from jaxprune._base import arguments
+from jaxprune._base.batch import path_name
 from jaxprune._base.errors import InputError
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
-from jaxprune.graph.trace import path_name
 
 # The axes of an image's positions, by their number.
 _POSITIONS = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}

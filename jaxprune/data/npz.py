@@ -24,10 +24,10 @@ import jax
 import numpy as np
 
 from jaxprune._base import arguments
+from jaxprune._base.batch import path_name
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.data.datasets import Splits
 from jaxprune.data.splits import Split, image_split
-from jaxprune.graph.trace import path_name
 
 _SHARE, _MOST = 0.2, 512
 _PREFIXES = {"train": "train_", "validation": "validation_", "test": ""}

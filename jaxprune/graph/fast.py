@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 
+from jaxprune._base.batch import path_name
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.network import Network
-from jaxprune.graph.trace import path_name
 
 
 def with_fast_convolutions(network: Network) -> Network:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxprune._base import arguments
+from jaxprune._base.batch import path_name
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune.graph.constants import where_varying
 from jaxprune.graph.evaluate import Change, Narrowing, run
@@ -24,7 +25,7 @@ from jaxprune.graph.groups import Grouping, Groups, LeafAxis, PruningGroup
 from jaxprune.graph.labels import Labels, Splits, find_labels
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.taps import up_to_relu
-from jaxprune.graph.trace import Program, path_name, shape_of, trace
+from jaxprune.graph.trace import Program, shape_of, trace
 from jaxprune.graph.unions import STAYS
 
 Function = Callable[[Any, Any], Any]

@@ -19,6 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxprune._base import arguments
+from jaxprune._base.batch import path_name
 from jaxprune._base.errors import InputError, first_line
 
 CONTRACTIONS = ("conv_general_dilated", "dot_general")
@@ -215,11 +216,6 @@ def coarsest(types: Iterable[Any]) -> Any:
     """Of the floating-point types among some, that of fewest digits."""
     floats = {np.dtype(t) for t in types if jnp.issubdtype(t, jnp.floating)}
     return max(floats, key=lambda t: jnp.finfo(t).eps, default=np.dtype(np.float32))
-
-
-def path_name(path: Any) -> str:
-    """The path of a leaf in a tree, "params/block_1/conv/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxprune._base import arguments
+from jaxprune._base.batch import path_name
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.graph.logits import are_probabilities, with_log_probabilities
 from jaxprune.graph.network import Network
-from jaxprune.graph.trace import path_name
 
 # (outputs, targets) -> a number for each image [N], or terms of a score [N, S].
 OfImages = Callable[[Any, Any], Array]

@@ -20,14 +20,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxprune._base import arguments
-from jaxprune._base.batch import size_of
+from jaxprune._base.batch import path_name, size_of
 from jaxprune._base.errors import InputError, first_line
 from jaxprune._base.mesh import usual_options
 from jaxprune.compaction.network import Compact
 from jaxprune.data.splits import Joined, Split
 from jaxprune.graph.logits import are_probabilities, log_probabilities
 from jaxprune.graph.network import Network
-from jaxprune.graph.trace import path_name, shape_of
+from jaxprune.graph.trace import shape_of
 from jaxprune.tasks.classes import Classification, classification
 from jaxprune.tasks.imitation import imitation
 from jaxprune.tasks.task import Task, shapes

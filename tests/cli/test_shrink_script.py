@@ -145,20 +145,33 @@ def test_figures_of_another_version_are_measured_again(run, monkeypatch, name):
     assert measured == [1.2]
 
 
-@pytest.mark.slow
-def test_curves_of_another_version_of_jax_are_made_again(run, monkeypatch):
-    known = []
+@pytest.fixture
+def known(monkeypatch):
+    """Names of the curves that each analysis is given, as the test goes on."""
+    found = []
 
     def analyse(*args, **options):
-        known.append(sorted(options["known"]))
+        found.append(sorted(options["known"]))
         return original(*args, **options)
 
     original = ladder.analyse
     monkeypatch.setattr(ladder, "analyse", analyse)
+    return found
+
+
+@pytest.mark.slow
+def test_curves_of_another_version_of_jax_are_made_again(run, known, monkeypatch):
     version = jax.__version__
     for now in (version, "0.1.2", "0.1.2", version):
         monkeypatch.setattr(jax, "__version__", now)
         assert run("--speedup=1.2", "--ladder=")[0][0] == 0
+    assert known[0] == known[2] != [] and known[1] == known[3] == []
+
+
+@pytest.mark.slow
+def test_curves_that_were_estimated_are_no_measured_ones(run, known):
+    for how in ("estimated", "measured", "measured", "estimated"):
+        assert run("--speedup=1.2", "--ladder=", f"--curves={how}")[0][0] == 0
     assert known[0] == known[2] != [] and known[1] == known[3] == []
 
 
