@@ -153,7 +153,9 @@ def _gradients(
         name: jnp.zeros(program.shape(layer.input), program.types[layer.input].dtype)
         for name, layer in layers.items()
     }
-    gradients, (outputs, given) = jax.jacrev(probed, has_aux=True)(zeros)
+    found, pull, (outputs, given) = jax.vjp(probed, zeros, has_aux=True)
+    # One after another: on CPU a loop takes an eighth of the time of all at once.
+    gradients = jax.lax.map(lambda one: pull(one)[0], jnp.eye(len(found)))
     return outputs, given, gradients
 
 
