@@ -87,13 +87,23 @@ def _mean_losses(
 ) -> dict[str, Float[np.ndarray, " W"]]:
     """The mean loss of each group's widths."""
     consumers = sorted({name for own in nested.values() for name in own})
+    # The rows that residuals meet, of consumers that one tap reads with.
+    rows = {
+        group: {
+            name: np.float32(fit.kernel(network.kernel(name)))
+            for name, fit in own.items()
+            if _at_output(network.layers[name])
+        }
+        for group, own in nested.items()
+    }
     images_count = size_of(images)
     draws = min(-(-_SAMPLES // images_count), _DRAWS)
 
     @jax.jit
     def sums(
-        arrays: Any, x: Any, first: Array, count: Array, nested: Any, orders: Any
-    ) -> dict[str, Array]:
+        arrays: Any, x: Any, first: Array, count: Array, nested: Any, rows: Any,
+        orders: Any,
+    ) -> dict[str, Array]:  # fmt: skip
         layers = {name: network.graph(x).layer(name) for name in consumers}
         keys = jax.vmap(jax.random.key)(first * draws + jnp.arange(draws))
         outputs, given, gradients = _gradients(
@@ -104,9 +114,12 @@ def _mean_losses(
         for group, own in nested.items():
             order = orders[group]
             of_each = [
-                _terms(layers[name], fit, given[name], gradients[name], len(order))
+                _terms(
+                    layers[name], fit, rows[group].get(name), given[name],
+                    gradients[name], len(order),
+                )
                 for name, fit in own.items()
-            ]
+            ]  # fmt: skip
             terms = jnp.stack(of_each).sum(0)[..., order]
             pruned = np.array([len(order) - w for w in narrower(len(order))], int)
             changes = -jnp.cumsum(terms, -1)[..., pruned - 1]
@@ -119,8 +132,9 @@ def _mean_losses(
     for start in range(0, images_count, size):
         batch = take(images, np.arange(start, min(start + size, images_count)))
         found = sums(
-            network.arrays, pad_rows(batch, size), start, size_of(batch), nested, orders
-        )
+            network.arrays, pad_rows(batch, size), start, size_of(batch), nested, rows,
+            orders,
+        )  # fmt: skip
         for group, losses in found.items():
             total[group] += np.asarray(losses, np.float64) / images_count
     return total
@@ -133,25 +147,39 @@ def _gradients(
     x: Any,
     values: Callable[[Any], Float[Array, "B D"]],
 ) -> tuple[Any, dict[str, Array], dict[str, Array]]:
-    """Outputs, what consumers are given, and gradients [D, B, ...] of values at it."""
+    """Outputs, what consumers are given, and gradients [D, B, ...] of values there.
+
+    Of those that one tap reads with, the gradients at what they return, which has fewer
+    channels where a network narrows.
+    """
     program = network.graph(x).program
+    ends = {n: _at_output(layer) for n, layer in layers.items()}
 
     def probed(added: Mapping[str, Array]) -> tuple[Array, Any]:
-        before = {
-            layer.equation.number: _plus(layer.x, added[name])
-            for name, layer in layers.items()
-        }
+        before, after = (
+            {
+                layer.equation.number: _plus(0 if end else layer.x, added[name])
+                for name, layer in layers.items()
+                if ends[name] == end
+            }
+            for end in (False, True)
+        )
         inputs = [layer.input for layer in layers.values()]
         want = [*program.results, *inputs]
-        found = network.evaluate(x, arrays=arrays, want=want, before=before)
+        found = network.evaluate(
+            x, arrays=arrays, want=want, before=before, after=after
+        )
         results = found[: len(program.results)]
         outputs = jax.tree.unflatten(program.output, results)
         given = dict(zip(layers, found[len(results) :], strict=True))
         return values(outputs).sum(0), (outputs, given)
 
+    places = {
+        n: layer.product if ends[n] else layer.input for n, layer in layers.items()
+    }
     zeros = {
-        name: jnp.zeros(program.shape(layer.input), program.types[layer.input].dtype)
-        for name, layer in layers.items()
+        name: jnp.zeros(program.shape(place), program.types[place].dtype)
+        for name, place in places.items()
     }
     found, pull, (outputs, given) = jax.vjp(probed, zeros, has_aux=True)
     # One after another: on CPU a loop takes an eighth of the time of all at once.
@@ -159,8 +187,26 @@ def _gradients(
     return outputs, given, gradients
 
 
+def _at_output(layer: Layer) -> bool:
+    """Whether gradients are taken at what a layer returns.
+
+    It returns at each position what it reads there alone, and not more channels.
+    """
+    shapes = layer.program.shape(layer.input), layer.program.shape(layer.product)
+    lengths = [
+        np.delete(shape, axes).tolist()
+        for shape, axes in zip(
+            shapes, (layer.axes.features, layer.axes.channels), strict=True
+        )
+    ]
+    kernel = layer.program.shape(layer.kernel_value)
+    one_tap = all(kernel[axis] == 1 for axis in layer.axes.taps)
+    fewer = layer.channels <= layer.inputs
+    return one_tap and fewer and lengths[0] == lengths[1]
+
+
 def _plus(operand: int, added: Array) -> Change:
-    """The change that adds an array to one of an equation's operands."""
+    """The change that adds an array to one of an equation's operands, or results."""
 
     def change(operands: Sequence[Array]) -> list[Array]:
         changed = list(operands)
@@ -171,18 +217,39 @@ def _plus(operand: int, added: Array) -> Change:
 
 
 def _terms(
-    layer: Layer, fit: Nested, given: Array, gradients: Array, units: int
+    layer: Layer,
+    fit: Nested,
+    rows: Array | None,
+    given: Array,
+    gradients: Array,
+    units: int,
 ) -> Float[Array, "D B P"]:
-    """Each unit's part of the values' changes, over a consumer's positions."""
+    """Each unit's part of the values' changes, over a consumer's positions.
+
+    Args:
+      layer: the consumer.
+      fit: of the units there.
+      rows: that the residuals meet, [..., G, Q, U], where gradients are at the output.
+      given: the consumer's operand.
+      gradients: of the values.
+      units: their number, P.
+    """
     residuals = fit.residuals(layer.features(given))
-    rows = jnp.asarray(fit.back, residuals.dtype)
+    dtype = residuals.dtype
+
+    def slopes(gradient: Array) -> Float[Array, "B *positions G Q"]:
+        if rows is not None:
+            kernel = rows.reshape(rows.shape[-3:])
+            at_output = layer.outputs(gradient).astype(dtype)
+            return jnp.einsum("...u,gqu->...gq", at_output, kernel)
+        at_input = layer.features(gradient)[..., fit.features].astype(dtype)
+        return jnp.einsum("...gq,gpq->...gp", at_input, jnp.asarray(fit.back, dtype))
 
     def of_one(gradient: Array) -> Float[Array, "B P"]:
-        slopes = layer.features(gradient)[..., fit.features].astype(residuals.dtype)
-        met = residuals * jnp.einsum("...gq,gpq->...gp", slopes, rows)
+        met = residuals * slopes(gradient)
         return met.reshape(len(met), -1, units).sum(1)
 
-    return jax.vmap(of_one)(gradients)
+    return jax.lax.map(of_one, gradients)
 
 
 def _batch_size(network: Network, consumers: Sequence[str], images: Any) -> int:
