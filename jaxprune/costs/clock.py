@@ -23,6 +23,8 @@ from jaxprune.graph.network import Network
 
 # Seconds that a program is timed for, the fewest calls, and runs of a layer in a call.
 _SECONDS, _CALLS, _TIMES = 0.03, 3, 4
+# Seconds after which fewer calls do.
+_ENOUGH = 0.5
 # Rounds in which networks are timed, one after another.
 _ROUNDS = 10
 
@@ -121,7 +123,9 @@ def _median(run: Callable[[], Any]) -> float:
     """Median seconds of a call, once it is compiled."""
     jax.block_until_ready(run())
     seconds: list[float] = []
-    while len(seconds) < _CALLS or sum(seconds) < _SECONDS:
+    while (took := sum(seconds)) < _SECONDS or (
+        len(seconds) < _CALLS and took < _ENOUGH
+    ):
         seconds.append(_seconds(run))
     return float(np.median(seconds))
 
