@@ -119,11 +119,12 @@ class Graph:
         """The convolution or dense layer of this name, which is called once.
 
         Raises:
-          InputError: there is none (the convolutions are listed), it is another kind
-            of layer, it is called more than once, or inside a loop.
+          InputError: there is none (those that there are, are listed), it is another
+            kind of layer, it is called more than once, or inside a loop.
         """
         if name not in self.layers:
-            check_choice("layer", name, self._convs())
+            known = [n for n, layer in self.layers.items() if layer.leaf is not None]
+            check_choice("layer", name, known)
         layer = self.layers[name]
         if layer.kind == "product":
             raise InputError(
