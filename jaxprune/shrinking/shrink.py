@@ -103,7 +103,7 @@ def analyse(
     few = take(images, slice(_MOST))
     fills = linear_fills(whole, few, missing, ridge=_RIDGE)
     fast = with_fast_convolutions(whole)
-    if curves == "estimated":
+    if curves == "estimated" and missing:
         for name, curve in estimated_curves(fast, few, missing, fills, probe).items():
             found[name] = curve
             on_curve(name, curve)
