@@ -31,7 +31,9 @@ class OfNetwork(Baseline):
         config = SimpleNamespace(
             model="net.keras", pixel_mean=(0.0,), pixel_std=(255.0,)
         )
-        self.run = SimpleNamespace(scale=scale, mesh=make_mesh(), config=config)
+        self.run = SimpleNamespace(
+            scale=scale, mesh=make_mesh(), config=config, channels_first=False
+        )
         self.network, self.split, self.batch_size = network, SPLIT, 16
         self.task = classification()
         self.example = network.example
