@@ -18,7 +18,7 @@ from jaxprune.compaction.proof import (
     compare,
     masked_values,
     step_shares,
-    written_layers,
+    written,
 )
 from jaxprune.fills.fill import LinearFill, MeanFill
 from jaxprune.fills.linear import Moments, group_features, regressed_together
@@ -120,11 +120,11 @@ class Campaign:
     def used(self, prunings, masked, arrays):
         """How much of what rounding explains an equation uses at the most."""
         narrowing = self.graph.narrowing(kept_of(prunings))
-        written = written_layers(self.graph, narrowing, self.network.arrays, arrays)
+        changes = written(self.graph, narrowing, self.network.arrays, arrays)
         with jax.enable_x64(True):
 
             def function(masked, arrays):
-                return step_shares(self.graph, narrowing, masked, arrays, written)
+                return step_shares(self.graph, narrowing, masked, arrays, changes)
 
             program, structure = jax.make_jaxpr(function, return_shape=True)(
                 masked, arrays

@@ -13,8 +13,9 @@ roundoff u (Higham, Accuracy and Stability of Numerical Algorithms, 2002, sectio
 there is one such sum on either side. What a fold writes is taken before it is rounded
 to the type in which it is kept: in half precision a bound with that type's u could be
 larger than what the layer returns. It comes of other programs in float64, which
-`_FOLDED` allows for. What is computed element by element is computed alike; a few u are
-granted.
+`_FOLDED` allows for. What is computed element by element is computed alike, if the same
+indices are left of operands and results; where a fold has written one of them, a few u
+are granted.
 
 What the compact network computes in its own type is compared with the masked one's
 results, too; rounding alone makes the difference. Where numbers are not finite, in
@@ -64,7 +65,8 @@ class Proof:
       largest_difference: of two outputs, the compact network's in its own type; None
         where some are not finite.
       relative_difference: the same, divided by the image's largest absolute output.
-      equations: number of equations compared, each by itself in float64.
+      equations: number of equations compared, each by itself in float64; those that
+        work element by element, by the indices that are left.
       bound_used: largest share of what rounding explains that the difference of an
         equation's results takes up, in [0, 1].
       equal_predictions: share of images with the same prediction, in [0, 1].
@@ -301,7 +303,7 @@ def prove(
     graph = network.graph(batch)
     filled = _filled(masks)
     exact = {**arrays.arrays, **arrays.exact}
-    written = written_layers(graph, narrowing, network.arrays, exact)
+    changes = written(graph, narrowing, network.arrays, exact)
     with in_float64():
         given = jax.tree.map(np.asarray, (network.arrays, exact, batch))
 
@@ -313,7 +315,7 @@ def prove(
 
         @jax.jit
         def share(masked: Masked, arrays: Any) -> dict[int, Array]:
-            return step_shares(graph, narrowing, masked, arrays, written)
+            return step_shares(graph, narrowing, masked, arrays, changes)
 
         whole, left, x = given
         results, masked = run(whole, x, list(masks))
@@ -401,27 +403,45 @@ def masked_values(
     return Masked({value: env[value] for value in kept if value in env}, sizes)
 
 
-def written_layers(
+class Written(NamedTuple):
+    """Where a compact network's arrays are not what is left of the whole one's.
+
+    Attributes:
+      layers: those whose kernel, bias or map a fold has written.
+      values: of all leaves that differ, and what is computed of them without a batch.
+    """
+
+    layers: set[str]
+    values: set[int]
+
+
+def written(
     graph: Graph,
     narrowing: Narrowing,
     whole: Mapping[str, Any],
     arrays: Mapping[str, Any],
-) -> set[str]:
-    """Layers whose kernel, bias or map a fold has written."""
-    found = set()
+) -> Written:
+    """Compares the arrays of a compact network with what is left of the whole one's."""
+    program = graph.program
+
+    def differs(path: str) -> bool:
+        left = narrowing.take(program.leaves[path], np.asarray(whole[path]))
+        return not np.array_equal(left, np.asarray(arrays[path]))
+
+    leaves = {path for path in program.leaves if path in whole and differs(path)}
+    values = {program.leaves[path] for path in leaves}
+    for eqn in program.equations:
+        if values.intersection(eqn.inputs):
+            values.update(set(eqn.outputs).difference(program.live))
+    layers = set()
     for name, layer in graph.readers.items():
         rows = f"{OFFSETS}/{name}/rows"
-        changed = any(
+        added = any(
             path in arrays and path not in whole for path in (f"{KERNELS}/{name}", rows)
         )
-        for path in (layer.leaf, layer.bias, rows):
-            if path is None or path not in whole:
-                continue
-            left = narrowing.take(graph.program.leaves[path], np.asarray(whole[path]))
-            changed = changed or not np.array_equal(left, np.asarray(arrays[path]))
-        if changed:
-            found.add(name)
-    return found
+        if added or leaves.intersection((layer.leaf, layer.bias, rows)):
+            layers.add(name)
+    return Written(layers, values)
 
 
 def _unit(dtype: Any) -> float:
@@ -435,7 +455,7 @@ def step_shares(
     narrowing: Narrowing,
     masked: Masked,
     arrays: Mapping[str, Any],
-    written: Collection[str],
+    changes: Written,
 ) -> dict[int, Array]:
     """For each equation, the largest share of its bound that a difference takes up.
 
@@ -447,9 +467,9 @@ def step_shares(
       masked: what is left of these values is what equations are given, and what their
         results are compared with.
       arrays: the compact network's, not rounded.
-      written: see `written_layers`.
+      changes: where they are not what is left of the whole network's.
     """
-    return _Steps(graph, narrowing, masked, arrays, written).shares()
+    return _Steps(graph, narrowing, masked, arrays, changes).shares()
 
 
 class _Steps:
@@ -461,7 +481,7 @@ class _Steps:
         narrowing: Narrowing,
         masked: Masked,
         arrays: Mapping[str, Any],
-        written: Collection[str],
+        changes: Written,
     ):
         self.program, self.narrowing, self.masked = graph.program, narrowing, masked
         extra = extras(graph, narrowing, arrays)
@@ -475,12 +495,14 @@ class _Steps:
             for layer in graph.readers.values()
             for eqn in (layer.equation, *layer.adds)
         }
+        self.written = changes.values
+        changed = [graph.readers[name] for name in changes.layers]
         # Where a fold may have moved a constant from one equation to another of its
         # layer, they are compared behind the last.
-        self.inside = {v for layer in graph.readers.values() for v in layer.inner}
+        self.inside = {value for layer in changed for value in layer.inner}
         self.bounds: dict[int, Array] = {}
         self.units: dict[int, float] = {}
-        for layer in (graph.readers[name] for name in written):
+        for layer in changed:
             is_map = offset_paths(layer)[0] in self.program.leaves
             unit = _MAP if is_map else _FOLDED
             self.units |= {eqn.number: unit for eqn in layer.adds}
@@ -496,6 +518,9 @@ class _Steps:
             self.env[value] = self.expected(value)
         for eqn in self.program.equations:
             if all(value in self.given for value in eqn.outputs):
+                continue
+            if self.alike(eqn):
+                found[eqn.number] = jnp.zeros(())
                 continue
             inputs = [self.value(value) for value in eqn.inputs]
             own = self.runner.alone(eqn, inputs, self.env)
@@ -521,6 +546,26 @@ class _Steps:
                     share = jnp.maximum(found[eqn.number], share)
                 found[eqn.number] = share
         return found
+
+    def alike(self, eqn: Equation) -> bool:
+        """Whether an equation computes what is left, told by indices alone.
+
+        It does where it works element by element on what no fold has written, and the
+        same indices are left of its operands and its result.
+        """
+        values = {*eqn.inputs, *eqn.outputs}
+        if eqn.name not in ELEMENTWISE or (self.inside | self.written) & values:
+            return False
+        if eqn.number in self.units or eqn.number in self.runner.after:
+            return False
+        if not all(value in self.masked.values for value in eqn.outputs):
+            return False
+        (result,) = (self.narrowing.kept(value) for value in eqn.outputs)
+        return all(
+            len(keep) == 1 or np.array_equal(keep, left)  # one for all, or its own
+            for value in eqn.inputs
+            for keep, left in zip(self.narrowing.kept(value), result, strict=False)
+        )
 
     def value(self, value: int) -> Any:
         """The operand of an equation for a value."""
