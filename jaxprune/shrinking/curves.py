@@ -2,29 +2,27 @@
 
 The loss is how far the network's outputs are from those of the whole network (see
 `jaxprune.imitation`), on calibration images, when that group alone is cut and the
-linear fill stands for its pruned units. Here it is measured, width by width; how it is
+linear fill stands for its pruned units, fitted on other images
+(`jaxprune.shrinking.halves`). Here it is measured, width by width; how it is
 estimated for all groups and widths at once is in `jaxprune.shrinking.estimates`.
 
 Axes: N images, P units, L widths.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from jaxprune._base.batch import pad_rows, size_of, take
 from jaxprune.costs.widths import Number
-from jaxprune.fills.fill import LinearFill
-from jaxprune.fills.linear import Nested
 from jaxprune.fills.masked import Mask, run_masked
-from jaxprune.graph.groups import PruningGroup
 from jaxprune.graph.network import Network
 from jaxprune.ranking.order import prefix_masks
-from jaxprune.shrinking.selection import selection_order
+from jaxprune.shrinking.halves import Half
 from jaxprune.tasks.task import OfImages
 
 # How loss curves are found; the first by default.
@@ -77,42 +75,37 @@ def narrower(units: int) -> list[int]:
 
 def measured_curves(
     network: Network,
-    images: Any,
-    groups: Iterable[PruningGroup],
-    fills: Mapping[str, LinearFill],
+    halves: Sequence[Half],
+    orders: Mapping[str, Int[np.ndarray, " P"]],
     loss: OfImages,
 ) -> Iterator[tuple[str, Curve]]:
     """Measures the groups one after another; a program for each, masks as its data.
 
     Args:
       network: the network.
-      images: calibration images.
-      groups: of its channels.
-      fills: the linear fill of each, by its name.
+      halves: of the calibration images.
+      orders: of the groups' units, by name.
       loss: of outputs, the whole network's being the targets.
 
     Yields:
       A group's name and its curve.
     """
-    for group in groups:
-        fill = fills[group.name]
-        order = selection_order(fill)
+    for group, order in orders.items():
         losses: list[float] = []
-        if widths := narrower(group.units):
-            masks = prefix_masks(order, [group.units - width for width in widths])
-            nested = fill.nested(order)
-            losses = _mean_losses(network, images, nested, masks, loss)
-        yield group.name, Curve.of(order, losses)
+        if widths := narrower(len(order)):
+            pruned = [len(order) - width for width in widths]
+            losses = _mean_losses(network, halves, group, pruned, loss)
+        yield group, Curve.of(order, losses)
 
 
 def _mean_losses(
     network: Network,
-    images: Any,
-    nested: Mapping[str, Nested],
-    masks: Bool[np.ndarray, "L P"],
+    halves: Sequence[Half],
+    group: str,
+    pruned: Sequence[int],
     loss: OfImages,
 ) -> list[float]:
-    """The mean loss under each mask."""
+    """The mean loss for each number of pruned units."""
 
     @jax.jit
     def losses(arrays: Any, x: Any, nested: Any, masks: Array) -> Array:
@@ -125,11 +118,14 @@ def _mean_losses(
         # What comes before the consumers is not mapped over: it is computed once.
         return jax.vmap(one)(masks)
 
-    total = np.zeros(len(masks))
-    count = size_of(images)
-    size = min(count, max(1, _AT_ONCE // len(masks)))
-    for start in range(0, count, size):
-        batch = take(images, np.arange(start, min(start + size, count)))
-        found = losses(network.arrays, pad_rows(batch, size), nested, masks)
-        total += np.asarray(found)[:, : size_of(batch)].sum(1)
-    return (total / count).tolist()
+    total = np.zeros(len(pruned))
+    counts = [size_of(half.images) for half in halves]
+    size = min(*counts, max(1, _AT_ONCE // len(pruned)))
+    for half, count in zip(halves, counts, strict=True):
+        nested = half.nested(group)
+        masks = prefix_masks(half.orders[group], pruned)
+        for start in range(0, count, size):
+            batch = take(half.images, np.arange(start, min(start + size, count)))
+            found = losses(network.arrays, pad_rows(batch, size), nested, masks)
+            total += np.asarray(found)[:, : size_of(batch)].sum(1)
+    return (total / sum(counts)).tolist()

@@ -18,23 +18,21 @@ Axes: B images of a batch, D numbers of a probe, P units, W widths, G groups of 
 features as in `jaxprune.fills.linear`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxprune._base.batch import pad_rows, size_of, take
-from jaxprune.fills.fill import LinearFill
 from jaxprune.fills.linear import Nested
 from jaxprune.graph.evaluate import Change
-from jaxprune.graph.groups import PruningGroup
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
 from jaxprune.shrinking.curves import Curve, narrower
-from jaxprune.shrinking.selection import selection_order
+from jaxprune.shrinking.halves import Half
 from jaxprune.tasks.imitation import Probe
 
 # Images times draws, at the least, and draws of an image at the most.
@@ -46,18 +44,16 @@ _BYTES = 2**30
 
 def estimated_curves(
     network: Network,
-    images: Any,
-    groups: Iterable[PruningGroup],
-    fills: Mapping[str, LinearFill],
+    halves: Sequence[Half],
+    orders: Mapping[str, Int[np.ndarray, " P"]],
     probe: Probe,
 ) -> dict[str, Curve]:
     """Estimates the curves of groups, all at once.
 
     Args:
       network: the network.
-      images: calibration images.
-      groups: of its channels.
-      fills: the linear fill of each, by its name.
+      halves: of the calibration images.
+      orders: of the groups' units, by name.
       probe: of the loss.
 
     Returns:
@@ -65,10 +61,8 @@ def estimated_curves(
       left out, and of groups of which it says nothing: where it is 0 everywhere, as
       behind a rounding, or not finite.
     """
-    orders = {group.name: selection_order(fills[group.name]) for group in groups}
-    nested = {name: fills[name].nested(order) for name, order in orders.items()}
     try:
-        losses = _mean_losses(network, images, nested, orders, probe)
+        losses = _mean_losses(network, halves, list(orders), probe)
     except (TypeError, ValueError, NotImplementedError):  # JAX's, of no derivative
         return {}
     return {
@@ -80,23 +74,13 @@ def estimated_curves(
 
 def _mean_losses(
     network: Network,
-    images: Any,
-    nested: Mapping[str, Mapping[str, Nested]],
-    orders: Mapping[str, np.ndarray],
+    halves: Sequence[Half],
+    groups: Sequence[str],
     probe: Probe,
 ) -> dict[str, Float[np.ndarray, " W"]]:
     """The mean loss of each group's widths."""
-    consumers = sorted({name for own in nested.values() for name in own})
-    # The rows that residuals meet, of consumers that one tap reads with.
-    rows = {
-        group: {
-            name: np.float32(fit.kernel(network.kernel(name)))
-            for name, fit in own.items()
-            if _at_output(network.layers[name])
-        }
-        for group, own in nested.items()
-    }
-    images_count = size_of(images)
+    consumers = sorted({n for fill in halves[0].fills.values() for n in fill.moments})
+    images_count = sum(size_of(half.images) for half in halves)
     draws = min(-(-_SAMPLES // images_count), _DRAWS)
 
     @jax.jit
@@ -127,17 +111,36 @@ def _mean_losses(
             found[group] = jnp.where(real, losses, 0).sum(1)
         return found
 
-    total: dict[str, Any] = dict.fromkeys(orders, 0)
-    size = _batch_size(network, consumers, images)
-    for start in range(0, images_count, size):
-        batch = take(images, np.arange(start, min(start + size, images_count)))
-        found = sums(
-            network.arrays, pad_rows(batch, size), start, size_of(batch), nested, rows,
-            orders,
-        )  # fmt: skip
-        for group, losses in found.items():
-            total[group] += np.asarray(losses, np.float64) / images_count
+    total: dict[str, Any] = dict.fromkeys(groups, 0)
+    size = _batch_size(network, consumers, halves[0].images)
+    done = 0
+    for half in halves:
+        images, nested = half.images, {name: half.nested(name) for name in groups}
+        rows = _rows_at_output(network, nested)
+        for start in range(0, size_of(images), size):
+            batch = take(images, np.arange(start, min(start + size, size_of(images))))
+            found = sums(
+                network.arrays, pad_rows(batch, size), done, size_of(batch), nested,
+                rows, half.orders,
+            )  # fmt: skip
+            done += size_of(batch)
+            for group, losses in found.items():
+                total[group] += np.asarray(losses, np.float64) / images_count
     return total
+
+
+def _rows_at_output(
+    network: Network, nested: Mapping[str, Mapping[str, Nested]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The rows that residuals meet, of consumers that one tap reads with."""
+    return {
+        group: {
+            name: fit.kernel(network.kernel(name)).astype(np.float32)
+            for name, fit in own.items()
+            if _at_output(network.layers[name])
+        }
+        for group, own in nested.items()
+    }
 
 
 def _gradients(

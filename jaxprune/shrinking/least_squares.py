@@ -1,13 +1,25 @@
 """Ridge regression on rows, and the patches that a convolution's kernel meets.
 
+However many rows a few hundred images have, neighbouring positions say nearly the same.
+So the ridge is the one that predicts images best that are left out, and not one number
+for all layers: in a network that is narrow already too small a ridge learns the images
+by heart, and in a wide one too large a ridge gives away what is known.
+
 Axes: n rows, k features, T taps, U targets.
 """
 
+from typing import Any
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import linalg
 
 from jaxprune.graph.layers import Layer
+
+# Parts that images are divided into; those that are left out, one after another.
+_PARTS, _LEFT_OUT = 4, 2
+# Ridges that are tried, and how far they may go from the first.
+_STEP, _FARTHEST = 10.0, 1e6
 
 
 def centred(rows: np.ndarray) -> Float[np.ndarray, "n F"]:
@@ -16,41 +28,98 @@ def centred(rows: np.ndarray) -> Float[np.ndarray, "n F"]:
     return rows - rows.mean(0)
 
 
-class Ridge:
-    """Ridge regression on centred rows; the ridge in units of the mean eigenvalue."""
+def parts_of(images: int, seed: int) -> Int[np.ndarray, " N"]:
+    """The part of each image, drawn at random."""
+    return np.random.default_rng(seed).permutation(images) % _PARTS
 
-    def __init__(self, z: Float[np.ndarray, "n k"], ridge: float):
-        self.z = z
-        gram = (z.T @ z).astype(np.float64)
-        penalty = ridge * np.trace(gram) / len(gram)
-        gram[np.diag_indices_from(gram)] += penalty or 1.0
-        self.factor = linalg.cho_factor(gram, overwrite_a=True, check_finite=False)
+
+class Ridge:
+    """Ridge regression on centred rows; the ridge in units of the mean eigenvalue.
+
+    Attributes:
+      ridge: the one that is used.
+
+    Args:
+      z: the rows.
+      ridge: the first one that is tried, or the only one.
+      parts: of the images, that each row comes from.
+    """
+
+    def __init__(
+        self,
+        z: Float[np.ndarray, "n k"],
+        ridge: float,
+        parts: Int[np.ndarray, " n"] | None = None,
+    ):
+        self.z, self.ridge = z, ridge
+        left_out = [] if parts is None else [parts == i for i in range(_LEFT_OUT)]
+        rest = np.ones(len(z), bool) if parts is None else parts >= _LEFT_OUT
+        self._rows = [*left_out, rest]
+        self._grams = [self._product(rows, z) for rows in self._rows]
+        self._gram = np.sum(self._grams, axis=0)
+        self._factor = self._factored(self._gram, ridge)
+
+    def choose(self, y: Float[np.ndarray, "n U"]) -> None:
+        """Takes the ridge that predicts targets best in parts that are left out."""
+        products = [self._product(rows, y) for rows in self._rows]
+        product = np.sum(products, axis=0)
+        left_out = list(zip(self._grams, products, strict=True))[:-1]
+
+        def error(ridge: float) -> float:
+            total = 0.0
+            for gram, of_part in left_out:
+                factor = self._factored(self._gram - gram, ridge)
+                found = _solved(factor, product - of_part)
+                total += float((found * (gram @ found - 2 * of_part)).sum())
+            return total
+
+        best, least = self.ridge, error(self.ridge)
+        for step in (_STEP, 1 / _STEP):
+            ridge = best * step
+            while 1 / _FARTHEST <= ridge / self.ridge <= _FARTHEST:
+                found = error(ridge)
+                if not found < least:
+                    break
+                best, least, ridge = ridge, found, ridge * step
+        if best != self.ridge:
+            self.ridge, self._factor = best, self._factored(self._gram, best)
 
     def solve(self, y: Float[np.ndarray, "n U"]) -> Float[np.ndarray, "k U"]:
         """The coefficients for centred targets."""
         product = (self.z.T @ y).astype(np.float64)
-        solved = linalg.cho_solve(self.factor, product, check_finite=False)
-        return solved.astype(np.float32)
+        return _solved(self._factor, product).astype(np.float32)
+
+    def _product(self, rows: np.ndarray, y: np.ndarray) -> np.ndarray:
+        if rows.all():
+            return (self.z.T @ y).astype(np.float64)
+        return (self.z[rows].T @ y[rows]).astype(np.float64)
+
+    def _factored(self, gram: np.ndarray, ridge: float) -> Any:
+        ridged = gram.copy()
+        penalty = ridge * np.trace(gram) / len(gram)
+        ridged[np.diag_indices_from(ridged)] += penalty or 1.0
+        return linalg.cho_factor(ridged, overwrite_a=True, check_finite=False)
 
 
-def least_squares(
-    z: Float[np.ndarray, "n k"], y: Float[np.ndarray, "n U"], ridge: float
-) -> Float[np.ndarray, "k U"]:
-    """Ridge regression of centred rows; the ridge in units of the mean eigenvalue."""
-    return Ridge(z, ridge).solve(y)
+def _solved(factor: Any, product: np.ndarray) -> np.ndarray:
+    found: np.ndarray = linalg.cho_solve(factor, product, check_finite=False)
+    return found
 
 
 def patches(
     layer: Layer, x: Float[np.ndarray, "N *positions k"], pick: np.ndarray
 ) -> Float[np.ndarray, "n Tk"]:
-    """The patches under a convolution's kernel at the chosen output positions.
+    """The patches under a kernel at the chosen output positions.
 
     Args:
-      layer: the convolution, of which the positions of operand and result come in the
-        order of the kernel's, and nothing lies between the operand's elements.
+      layer: a dense layer; or a convolution, of which the positions of operand and
+        result come in the order of the kernel's, and nothing lies between the operand's
+        elements.
       x: its operand; not all of its features need be there.
       pick: rows of the result [N *positions, U].
     """
+    if layer.kind == "dense":
+        return x.reshape(-1, x.shape[-1])[pick]
     params = layer.equation.params
     kernel = layer.program.shape(layer.kernel_value)
     sizes = [kernel[axis] for axis in layer.axes.taps]

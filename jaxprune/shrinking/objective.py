@@ -57,7 +57,8 @@ def fit(
     z: Float[np.ndarray, "n k"],
     goal: Goal,
     ridge: float,
-    towards: Float[np.ndarray, "k U"] | None = None,
+    towards: Float[np.ndarray, "k U"],
+    parts: Int[np.ndarray, " n"] | None = None,
 ) -> Fitted:
     """The kernel and bias for a goal.
 
@@ -65,19 +66,22 @@ def fit(
       z: patches under the kernel.
       goal: with as many rows.
       ridge: in units of the mean eigenvalue.
-      towards: the kernel that the ridge draws to; by default 0.
+      towards: the kernel that the ridge draws to.
+      parts: of the images, that each row comes from: another ridge may predict those
+        better that are left out.
     """
     mean = z.mean(0)
     inputs = z - mean
-    solver = Ridge(inputs, ridge)
+    without = inputs @ towards
+    solver = Ridge(inputs, ridge, parts)
 
     def solve(y: Float[np.ndarray, "n U"]) -> Fitted:
         level = y.mean(0)
-        if towards is None:
-            return solver.solve(y - level), level
-        return towards + solver.solve(y - level - inputs @ towards), level
+        return towards + solver.solve(y - level - without), level
 
-    kernel, level = solve(goal.outputs(goal.target))
+    wanted = goal.outputs(goal.target)
+    solver.choose(wanted - wanted.mean(0) - without)
+    kernel, level = solve(wanted)
     for _ in range(_AGAIN if goal.rectified else 0):
         now = goal.factor * (inputs @ kernel + level) + goal.rest
         wanted = np.where(goal.target > 0, goal.target, np.minimum(now, 0))

@@ -10,13 +10,14 @@ sum the layer makes good what the other branch has lost, before a ReLU what is n
 anyway does not count (`goals`). And the solution is drawn towards another one, so that
 a few hundred images are enough:
 
-    W_1 = A W,   A = (K'K + r_1 I)^{-1} K'X              channel by channel, X from K
+    W_1 = A W,   A = E + (K'K + r_1 I)^{-1} K'(X - K E)  channel by channel, X from K
     W_2 = W_1 + (Z'Z + r_2 I)^{-1} Z'(Y - Z W_1)         patch by patch
 
 with X the whole network's channels at the layer's input, K the kept ones of the cut
-network's, Z the patches of K under the kernel, Y what the layer is to return, all less
-their means. r_1 and r_2 are in units of the mean eigenvalue. A dense layer needs the
-second step alone, with W_1 = 0.
+network's, E the rows of the identity that put them in their places, Z the patches of K
+under the kernel, Y what the layer is to return, all less their means. So where images
+say little, a layer stays as it was. r_1 and r_2 are found by cross-validation over
+images (`jaxprune.shrinking.least_squares`).
 
 The result is a network of the whole one's shapes with zeros in the rows of what is
 pruned. Cut with the fill "drop" it becomes smaller and stays the same.
@@ -32,8 +33,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxprune._base.batch import size_of
 from jaxprune.compaction.cut import (
     has_own_kernel,
     offset_change,
@@ -46,7 +48,7 @@ from jaxprune.graph.groups import Groups, kept_indices
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
 from jaxprune.graph.stepwise import Stepwise
-from jaxprune.shrinking.least_squares import centred, least_squares, patches
+from jaxprune.shrinking.least_squares import Ridge, centred, parts_of, patches
 from jaxprune.shrinking.objective import Fitted, Goal, fit
 from jaxprune.shrinking.targets import find_destinations, follow
 
@@ -55,9 +57,9 @@ from jaxprune.shrinking.targets import find_destinations, follow
 _ROWS = 130_000
 _ELEMENTS = 2**27
 _ROWS_PER_UNKNOWN = 4
-_CHANNEL_RIDGE = 1e-3
-# Of patches, times the unknowns for each row: the more rows, the less to be guessed.
-_PATCH_RIDGE = 0.4
+# The first ridges that are tried, in units of the mean eigenvalue: of channels; and of
+# patches, times the unknowns for each row.
+_CHANNEL_RIDGE, _PATCH_RIDGE = 1e-3, 0.4
 
 
 def refit(
@@ -122,6 +124,7 @@ class _Pair:
         self.arrays = dict(self.before)
         self.groups, self.keeps, self.seed = groups, keeps, seed
         self.on_layer = on_layer
+        self.parts = parts_of(size_of(images), seed)
         graph = network.graph(images)
         self.program = graph.program
         fitted = {n: layer for n, layer in graph.layers.items() if may_be_fitted(layer)}
@@ -198,18 +201,25 @@ class _Pair:
         """The kernel for kept inputs and the outputs that are used; and the bias."""
         x, k = _rows(whole), _rows(cut[..., keep])
         pick = self._draw(len(x), _ROWS)
-        if layer.kind == "dense":
-            return fit(k[pick].astype(np.float32), goal.rows(pick), _CHANNEL_RIDGE)
-        a = least_squares(centred(k[pick]), centred(x[pick]), _CHANNEL_RIDGE)
+        own = np.eye(len(keep), dtype=np.float32)[keep]
+        kept, lost = k[pick].astype(np.float32), x[pick].astype(np.float32)
+        lost -= kept @ own
+        channels = Ridge(centred(kept), _CHANNEL_RIDGE, self._parts(pick, len(x)))
+        channels.choose(lost := centred(lost))
+        a = own + channels.solve(lost)
         kernel = kernel_rows(layer, self.before)[..., used].astype(np.float32)
         towards = np.einsum("kf,...fu->...ku", a, kernel, optimize=True)
         towards = towards.reshape(-1, towards.shape[-1])
-        unknowns = len(towards)
+        unknowns, rows = len(towards), len(goal.target)
         count = max(_ELEMENTS // unknowns, _ROWS_PER_UNKNOWN * unknowns)
-        pick = self._draw(len(goal.target), min(count, _ROWS))
-        z = patches(layer, cut[..., keep], pick)
+        pick = self._draw(rows, min(count, _ROWS))
+        z = patches(layer, cut[..., keep], pick).astype(np.float32)
         ridge = _PATCH_RIDGE * unknowns / len(pick)
-        return fit(z.astype(np.float32), goal.rows(pick), ridge, towards)
+        return fit(z, goal.rows(pick), ridge, towards, self._parts(pick, rows))
+
+    def _parts(self, pick: Int[np.ndarray, " n"], rows: int) -> Int[np.ndarray, " n"]:
+        """The part of the image that each row comes from."""
+        return self.parts[pick // (rows // len(self.parts))]
 
     def _set(
         self,

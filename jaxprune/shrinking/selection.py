@@ -22,8 +22,9 @@ from jaxtyping import Float, Int
 
 from jaxprune.fills.fill import LinearFill
 
-# Units that are chosen one by one; a few hundred images do not tell more apart.
-_CHOSEN = 1024
+# Units that are chosen one by one at the most; a few hundred images do not tell more
+# apart.
+CHOSEN = 1024
 
 # Of one layer that reads the units, at one position.
 Consumer = tuple[
@@ -31,11 +32,13 @@ Consumer = tuple[
 ]
 
 
-def selection_order(fill: LinearFill) -> Int[np.ndarray, " P"]:
+def selection_order(fill: LinearFill, chosen: int = CHOSEN) -> Int[np.ndarray, " P"]:
     """The order in which a group's units are to be pruned.
 
     Args:
       fill: the group's linear fill, see `jaxprune.fills.calibration.linear_fills`.
+      chosen: units that are chosen one by one at the most. Those that are left are
+        ordered by what each would still add.
     """
     parts: list[Consumer] = []
     for moments in fill.moments.values():
@@ -46,20 +49,23 @@ def selection_order(fill: LinearFill) -> Int[np.ndarray, " P"]:
             _by_position(moments.ridged - moments.covariance, channels),
             strict=True,
         )
-    return forward_selection(parts)
+    return forward_selection(parts, chosen)
 
 
-def forward_selection(consumers: Iterable[Consumer]) -> Int[np.ndarray, " P"]:
+def forward_selection(
+    consumers: Iterable[Consumer], most: int = CHOSEN
+) -> Int[np.ndarray, " P"]:
     """Units in the order of pruning: the reverse of the order of being chosen.
 
     Args:
       consumers: C, G and lambda I of each.
+      most: units that are chosen one by one.
     """
-    states = [_State(*consumer) for consumer in consumers]
+    states = [_State(*consumer, most) for consumer in consumers]
     chosen: list[int] = []
     gains = np.sum([state.gains() for state in states], axis=0)
     left = np.ones(len(gains), bool)
-    while left.any() and len(chosen) < _CHOSEN:
+    while left.any() and len(chosen) < most:
         unit = int(np.argmax(np.where(left, gains, -1.0)))
         chosen.append(unit)
         left[unit] = False
@@ -73,13 +79,15 @@ def forward_selection(consumers: Iterable[Consumer]) -> Int[np.ndarray, " P"]:
 class _State:
     """One consumer's covariance and Gram matrix, and what the chosen units leave."""
 
-    def __init__(self, covariance: np.ndarray, gram: np.ndarray, ridge: np.ndarray):
+    def __init__(
+        self, covariance: np.ndarray, gram: np.ndarray, ridge: np.ndarray, most: int
+    ):
         self.covariance, self.gram, self.ridge = covariance, gram, np.diag(ridge)
         self.variance = np.diag(covariance).copy()
         product = covariance @ gram
         self.unexplained = np.einsum("ij,ij->i", product, covariance)
         self.error = np.trace(product)
-        self.factor = np.empty((len(gram), min(len(gram), _CHOSEN)))
+        self.factor = np.empty((len(gram), min(len(gram), most)))
         self.chosen = 0
 
     def gains(self) -> Float[np.ndarray, " P"]:

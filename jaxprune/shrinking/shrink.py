@@ -20,7 +20,7 @@ from jaxprune._base.errors import InputError, check_choice
 from jaxprune.adapters.networks import takes_network
 from jaxprune.compaction.network import Compact, as_compact
 from jaxprune.costs.widths import Costs, Number, network_costs
-from jaxprune.fills.calibration import linear_fills, why_not_fitted
+from jaxprune.fills.calibration import why_not_fitted
 from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.graph.groups import Groups, PruningGroup
 from jaxprune.graph.network import Network
@@ -28,6 +28,7 @@ from jaxprune.shrinking.analysis import Analysis, cost_of
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import CURVES, Curve, measured_curves
 from jaxprune.shrinking.estimates import estimated_curves
+from jaxprune.shrinking.halves import halves
 from jaxprune.tasks.imitation import (
     Probe,
     divergence,
@@ -38,8 +39,6 @@ from jaxprune.tasks.imitation import (
 )
 from jaxprune.tasks.task import OfImages, Task
 
-# Of the linear fill in the loss curves, in units of the mean variance.
-_RIDGE = 1e-2
 # Images that widths can be told apart on, at the least.
 _FEWEST = 16
 # Images that curves are measured on, at the most. More of them are worth their time in
@@ -101,14 +100,14 @@ def analyse(
     missing = [group for group in cut if group.name not in found]
     on_start(len(missing))
     few = take(images, slice(_MOST))
-    fills = linear_fills(whole, few, missing, ridge=_RIDGE)
+    orders, fills = halves(whole, few, missing)
     fast = with_fast_convolutions(whole)
     if curves == "estimated" and missing:
-        for name, curve in estimated_curves(fast, few, missing, fills, probe).items():
+        for name, curve in estimated_curves(fast, fills, orders, probe).items():
             found[name] = curve
             on_curve(name, curve)
-    rest = [group for group in missing if group.name not in found]
-    for name, curve in measured_curves(fast, few, rest, fills, loss):
+    rest = {name: order for name, order in orders.items() if name not in found}
+    for name, curve in measured_curves(fast, fills, rest, loss):
         found[name] = curve
         on_curve(name, curve)
     ordered = {group.name: found[group.name] for group in cut}

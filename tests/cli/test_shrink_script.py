@@ -115,7 +115,7 @@ def test_what_is_measured_is_not_measured_again(run, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("jaxprune.shrinking.shrink.linear_fills", lambda *a, **k: {})
+    monkeypatch.setattr("jaxprune.shrinking.shrink.halves", lambda *a, **k: ({}, []))
     monkeypatch.setattr(ladder.Ladder, "_measured", refuse)
     (code, out, err), _ = run("--speedup=1.5", "--ladder=1.2")
     assert code == 0, err

@@ -154,7 +154,7 @@ def test_what_no_width_reaches_is_refused_before_anything_is_measured(
     budget, monkeypatch
 ):
     """On a large network, measuring takes minutes."""
-    monkeypatch.setattr(module, "linear_fills", lambda *a, **k: pytest.fail("fitted"))
+    monkeypatch.setattr(module, "halves", lambda *a, **k: pytest.fail("fitted"))
     model, variables, images = network()
     with pytest.raises(InputError, match="least possible is 0"):
         jaxprune.shrink(model, variables, images, **budget)

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 import jaxprune
 from jaxprune._base.errors import InputError
+from jaxprune.shrinking.halves import halves
 from random_data import random_variables
 
 RNG = np.random.default_rng(1)
@@ -37,7 +38,7 @@ NETWORK = jaxprune.Network(TwoInputs().apply, VARIABLES, BATCH)
 def relative(found, whole):
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True)
     errors = [
-        ((a - b).reshape(N, -1) ** 2).sum(1) / (b.reshape(N, -1) ** 2).sum(1)
+        ((a - b).reshape(len(a), -1) ** 2).sum(1) / (b.reshape(len(b), -1) ** 2).sum(1)
         for a, b in (map(np.asarray, pair) for pair in pairs)
     ]
     return np.mean(errors)
@@ -60,18 +61,20 @@ def test_a_curve_is_the_mean_relative_error_of_masked_networks():
     """With all units of a group but one gone, by the linear fill written out."""
     analysis = jaxprune.analyse(NETWORK, BATCH, curves="measured")
     curve = analysis.curves["alone"]
-    keep = curve.keep(curve.widths[-1])
-    fill = jaxprune.linear_fills(
-        NETWORK, BATCH, [NETWORK.groups.find("alone")], ridge=1e-2
-    )["alone"]
-    regression = fill.regressions(keep)["class"]
+    _, fitted = halves(NETWORK, BATCH, [NETWORK.groups.find("alone")])
     params = VARIABLES["params"]
     dense = params["alone"]
-    t = np.maximum(BATCH["time"] @ dense["kernel"] + dense["bias"], 0)
-    t = np.asarray(regression(jnp.asarray(t), keep))
-    whole = NETWORK(BATCH)
-    logits = t @ params["class"]["kernel"] + params["class"]["bias"]
-    expected = relative((whole[0], logits), whole)
+    expected = 0
+    for half in fitted:
+        keep = np.arange(len(curve.order)) == half.orders["alone"][-1]
+        regression = half.fills["alone"].regressions(keep)["class"]
+        time = half.images["time"]
+        t = np.maximum(time @ dense["kernel"] + dense["bias"], 0)
+        t = np.asarray(regression(jnp.asarray(t), keep))
+        whole = NETWORK(half.images)
+        logits = t @ params["class"]["kernel"] + params["class"]["bias"]
+        share = len(time) / len(BATCH["time"])
+        expected += share * relative((whole[0], logits), whole)
     assert curve.losses[-1] == pytest.approx(expected, rel=1e-3)
 
 

@@ -7,8 +7,11 @@ import pytest
 
 from jaxprune.adapters.queries import find_groups
 from jaxprune.fills.calibration import linear_fills
+from jaxprune.ranking.order import prefix_masks
 from jaxprune.recipes.models import PairCNN
 from jaxprune.shrinking.curves import Curve, measured_curves
+from jaxprune.shrinking.halves import halves
+from jaxprune.shrinking.selection import selection_order
 from jaxprune.tasks.imitation import divergence
 from masked import network_of, overwritten
 from random_data import random_split
@@ -27,12 +30,8 @@ def curves_of(apply, variables, images, names):
     groups = find_groups(apply, variables, images)
     network = network_of(apply, variables, images)
     found = [groups.find(name) for name in names]
-    fills = linear_fills(network, images, found, ridge=0.01)
-    return (
-        dict(measured_curves(network, images, found, fills, divergence)),
-        groups,
-        fills,
-    )
+    orders, fitted = halves(network, images, found)
+    return dict(measured_curves(network, fitted, orders, divergence)), fitted
 
 
 def softmax(z):
@@ -61,20 +60,63 @@ def slow_loss(apply, variables, images, fill, keep, consumer):
     return (whole * np.log(whole / cut)).sum(-1).mean()
 
 
+def test_the_halves_are_of_other_images_each():
+    """Fills and orders of one half are those that its images alone would have."""
+    apply, variables, images = network()
+    group = find_groups(apply, variables, images).find("conv3")
+    net = network_of(apply, variables, images)
+    orders, fitted = halves(net, images, [group])
+    assert sum(len(half.images) for half in fitted) == len(images)
+    for half, other in zip(fitted, reversed(fitted), strict=True):
+        ((name, moments),) = half.fills["conv3"].moments.items()
+        alone = linear_fills(net, other.images, [group], ridge=moments.ridge)["conv3"]
+        np.testing.assert_allclose(moments.covariance, alone.moments[name].covariance)
+        np.testing.assert_array_equal(half.orders["conv3"], selection_order(alone))
+    of_all = linear_fills(net, images, [group], ridge=moments.ridge)["conv3"]
+    np.testing.assert_array_equal(orders["conv3"], selection_order(of_all))
+
+
+def test_a_unit_of_a_class_that_one_half_lacks_is_not_free():
+    """Its class is in the other half: the order without it pays there."""
+    rng = np.random.default_rng(0)
+    images = np.abs(rng.normal(size=(64, 6))).astype(np.float32)
+    second = np.random.default_rng(0).permutation(64) % 2 == 1
+    images[:, 5] = np.where(second, 5.0, 0.0)  # read by the last unit alone
+
+    def apply(variables, x):
+        hidden = jax.nn.relu(x @ variables["first"])
+        return hidden @ variables["last"]
+
+    first = np.abs(rng.normal(size=(6, 8))).astype(np.float32)
+    first[5], first[:, 7] = 0, np.eye(6)[5]
+    last = rng.normal(size=(8, 4)).astype(np.float32)
+    net = network_of(apply, {"first": first, "last": last}, images)
+    orders, fitted = halves(net, images, net.groups.groups.values())
+    (name,) = orders
+    rank = [int(np.flatnonzero(half.orders[name] == 7)[0]) for half in fitted]
+    assert min(rank) == 0
+    ((_, curve),) = measured_curves(net, fitted, orders, divergence)
+    assert curve.loss(7) > 0.01
+
+
 @pytest.mark.parametrize(
     ("group", "consumer"),
     [("conv2", "conv3"), ("conv3", "dense1"), ("dense1", "dense2")],
 )
 def test_losses_equal_the_slow_way(group, consumer):
     apply, variables, images = network()
-    curves, _, fills = curves_of(apply, variables, images, [group])
+    curves, fitted = curves_of(apply, variables, images, [group])
     curve = curves[group]
     assert curve.losses[0] == 0 and curve.widths[0] == len(curve.order)
     for i in (1, len(curve.widths) - 1):
-        keep = curve.keep(curve.widths[i])
-        assert keep.sum() == curve.widths[i]
-        fill = fills[group]
-        slow = slow_loss(apply, variables, images, fill, keep, consumer)
+        assert curve.keep(curve.widths[i]).sum() == curve.widths[i]
+        pruned = len(curve.order) - curve.widths[i]
+        slow = 0
+        for half in fitted:
+            keep = prefix_masks(half.orders[group], [pruned])[0]
+            fill, share = half.fills[group], len(half.images) / len(images)
+            found = slow_loss(apply, variables, half.images, fill, keep, consumer)
+            slow += share * found
         assert curve.losses[i] >= slow - 1e-6  # never falling
         assert min(abs(loss - slow) for loss in curve.losses) < 1e-5
 
@@ -84,7 +126,7 @@ def test_a_dead_unit_and_a_copy_cost_nothing():
     variables["params"]["dense2"]["kernel"][3] = 0
     variables["params"]["dense1"]["kernel"][:, 5] = 0
     variables["params"]["dense1"]["bias"][5] = 0
-    curves, _, _ = curves_of(apply, variables, images, ["dense1"])
+    curves, _ = curves_of(apply, variables, images, ["dense1"])
     curve = curves["dense1"]
     assert {3, 5} <= set(curve.order[:4])  # others never fire on these images
     assert curve.loss(9) == pytest.approx(0, abs=1e-5)

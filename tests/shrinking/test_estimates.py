@@ -8,9 +8,10 @@ from flax import linen as nn
 
 import jaxprune
 from jaxprune._base.errors import InputError
-from jaxprune.fills.calibration import linear_fills
+from jaxprune.ranking.order import prefix_masks
 from jaxprune.recipes.models import PairCNN
 from jaxprune.shrinking import estimates
+from jaxprune.shrinking.halves import halves
 from jaxprune.tasks import imitation
 from jaxprune.tasks.imitation import (
     Probe,
@@ -39,8 +40,8 @@ FIRST = Probe(
 def curves_of(apply, variables, images, names, probe=FIRST):
     network = network_of(apply, variables, images)
     groups = [network.groups.find(name) for name in names]
-    fills = linear_fills(network, images, groups, ridge=0.01)
-    return estimates.estimated_curves(network, images, groups, fills, probe), fills
+    orders, fitted = halves(network, images, groups)
+    return estimates.estimated_curves(network, fitted, orders, probe), fitted
 
 
 @pytest.mark.parametrize(
@@ -51,23 +52,30 @@ def test_losses_are_slopes_along_the_fill(group, consumer, monkeypatch):
     """The directional derivative of the logit when the consumer's input is replaced."""
     monkeypatch.setattr(estimates, "_LARGEST_BATCH", 32)  # and a batch that is not full
     apply, variables = toy(MODEL, SHAPE)
-    curves, fills = curves_of(apply, variables, IMAGES, ["conv2", "conv3", "dense1"])
+    curves, fitted = curves_of(apply, variables, IMAGES, ["conv2", "conv3", "dense1"])
     curve = curves[group]
     assert curve.losses[0] == 0
-    slow = []
-    for width in curve.widths[1:]:
-        keep = curve.keep(width)
-        regression = fills[group].regressions(keep)[consumer]
 
-        def along(share, regression=regression, keep=keep):
+    def square(half, width):
+        order = half.orders[group]
+        keep = prefix_masks(order, [len(order) - width])[0]
+        regression = half.fills[group].regressions(keep)[consumer]
+
+        def along(share):
             def edit(run, x):
                 step = regression(x, jnp.asarray(keep)) - x
                 return run(x + share.reshape(-1, *(1,) * (x.ndim - 1)) * step)
 
-            return overwritten(apply, consumer, edit)(variables, IMAGES)[:, 0].sum()
+            found = overwritten(apply, consumer, edit)(variables, half.images)
+            return found[:, 0].sum()
 
-        slopes = jax.grad(along)(jnp.zeros(len(IMAGES)))
-        slow.append(float(jnp.square(slopes).mean()))
+        slopes = jax.grad(along)(jnp.zeros(len(half.images)))
+        return float(jnp.square(slopes).sum())
+
+    slow = [
+        sum(square(half, width) for half in fitted) / len(IMAGES)
+        for width in curve.widths[1:]
+    ]
     slow = np.maximum.accumulate(slow)
     np.testing.assert_allclose(curve.losses[1:], slow, rtol=1e-3)
 

@@ -11,7 +11,7 @@ from jaxprune.adapters.linen import from_linen
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.network import as_compact
 from jaxprune.graph.network import Network
-from jaxprune.shrinking.least_squares import least_squares, patches
+from jaxprune.shrinking.least_squares import Ridge, parts_of, patches
 from jaxprune.shrinking.refit import refit
 from random_data import random_split, random_variables
 
@@ -29,7 +29,85 @@ def test_least_squares_equals_the_augmented_system():
     slow, *_ = np.linalg.lstsq(
         np.vstack([z, penalty]), np.vstack([y, np.zeros((7, 3))]), rcond=None
     )
-    np.testing.assert_allclose(least_squares(z, y, 0.3), slow, atol=1e-6)
+    np.testing.assert_allclose(Ridge(z, 0.3).solve(y), slow, atol=1e-6)
+
+
+def in_images(z_of_images, noise, seed=0):
+    """Rows of 40 images, 9 of each, and targets that are a sum of them, and noise."""
+    rng = np.random.default_rng(seed)
+    images = np.repeat(np.arange(40), 9)
+    z = rng.normal(size=(40, z_of_images))[images] + 0.1 * rng.normal(
+        size=(360, z_of_images)
+    )
+    y = z @ rng.normal(size=(z_of_images, 2))
+    y = (1 - noise) * y + noise * 10 * rng.normal(size=(40, 2))[images]
+    return z - z.mean(0), y - y.mean(0), parts_of(40, 0)[images]
+
+
+def left_out(z, y, parts, ridge):
+    """The error in parts that are left out, fitted again and again."""
+    total = 0.0
+    for part in range(2):
+        inside, outside = z[parts != part], z[parts == part]
+        penalty = ridge * np.square(inside).sum() / z.shape[1]
+        gram = inside.T @ inside + penalty * np.eye(z.shape[1])
+        found = np.linalg.solve(gram, inside.T @ y[parts != part])
+        total += np.square(y[parts == part] - outside @ found).sum()
+    return total
+
+
+def slow_ridge(z, y, first, parts):
+    """The coefficients for the best of all ridges."""
+    tried = first * 10.0 ** np.arange(-6, 7)
+    ridge = min(tried, key=lambda ridge: left_out(z, y, parts, ridge))
+    penalty = ridge * np.square(z).sum() / z.shape[1] * np.eye(z.shape[1])
+    return np.linalg.solve(z.T @ z + penalty, z.T @ y)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.5])
+def test_the_ridge_predicts_images_best_that_are_left_out(noise):
+    z, y, parts = in_images(30, noise)
+    solver = Ridge(z, 1e-3, parts)
+    solver.choose(y)
+    tried = 1e-3 * 10.0 ** np.arange(-6, 7)
+    errors = [left_out(z, y, parts, ridge) for ridge in tried]
+    assert solver.ridge == pytest.approx(tried[np.argmin(errors)])
+    alone = Ridge(z, solver.ridge)
+    np.testing.assert_allclose(solver.solve(y), alone.solve(y), rtol=1e-4)
+
+
+def test_a_ridge_grows_on_noise_and_falls_where_all_is_told():
+    z, y, parts = in_images(30, 0.0)
+    told = Ridge(z, 1.0, parts)
+    told.choose(y)
+    noisy = Ridge(z, 1.0, parts)
+    noisy.choose(in_images(30, 1.0, seed=1)[1])
+    assert told.ridge < 1e-3 and noisy.ridge > 1
+
+
+def test_a_layer_that_images_say_little_of_stays_as_it_was():
+    """More unknowns than images: by heart the layer would fit them exactly."""
+
+    class Wide(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(200, name="wide")(x.reshape(len(x), -1)))
+            return nn.Dense(5, name="out")(x)
+
+    model, x = Wide(), images(200)
+    variables = random_variables(model, x[:1])
+    keeps = {"wide": np.arange(200) < 180}
+    fitted, small = cut(model, variables, x[:40], keeps)
+    whole = np.asarray(model.apply(variables, x[40:]))
+    lost = np.square(np.asarray(small(x[40:])) - whole).sum()
+    dropped = fitted | {"params": variables["params"]}
+    kernel = variables["params"]["out"]["kernel"] * (np.arange(200) < 180)[:, None]
+    dropped["params"] = {
+        **variables["params"],
+        "out": {**variables["params"]["out"], "kernel": kernel},
+    }
+    zeroed = np.square(np.asarray(model.apply(dropped, x[40:])) - whole).sum()
+    assert lost < zeroed
 
 
 @pytest.mark.parametrize(
@@ -163,8 +241,11 @@ def test_dense_layers_are_the_ridge_regression_on_kept_units():
     target = np.asarray(state["intermediates"]["last"]["__call__"][0])
     z, y = hidden[:, keep].astype(float), target.astype(float)
     z0, y0 = z - z.mean(0), y - y.mean(0)
-    gram = z0.T @ z0
-    slow = np.linalg.solve(gram + 1e-3 * np.trace(gram) / 4 * np.eye(4), z0.T @ y0)
+    own, parts = np.eye(7)[keep], parts_of(64, 0)
+    lost = hidden - hidden.mean(0) - z0 @ own
+    kernel = variables["params"]["last"]["kernel"].astype(float)
+    towards = (own + slow_ridge(z0, lost, 1e-3, parts)) @ kernel
+    slow = towards + slow_ridge(z0, y0 - z0 @ towards, 0.4 * 4 / 64, parts)
     last = fitted["params"]["last"]
     np.testing.assert_allclose(last["kernel"][keep], slow, atol=1e-4)
     np.testing.assert_allclose(last["bias"], y.mean(0) - z.mean(0) @ slow, atol=1e-4)
