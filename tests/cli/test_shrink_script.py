@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jaxprune.cli.shrink import ladder
 from jaxprune.cli.shrink.report import print_rung
 from jaxprune.shrinking.budget import Budget
 from jaxprune.tasks.classes import classification
+from jaxprune.tasks.values import regression
 from run_directories import plant_run
 
 NETWORK = (
@@ -67,6 +69,7 @@ def test_losses_and_times_in_words(capsys, accuracy, median, lost, time):
         "baseline_accuracy": 0.9, "accuracy": accuracy, "largest_drop": 0.02,
         "theoretical_speedup": 2.0, "parameters_before": 9, "parameters": 3,
         "file_bytes": 5, "predicted_seconds": 0.008, "predicted_speedup": 0.5,
+        "agreement": 0.95, "least_agreement": 0.9,
         "proof": {"images": 60, "different_predictions": 0, "equations": 16,
                   "largest_difference": 1e-7},
         "latency": {"1": {"before": {"median": 0.004}, "after": {"median": median},
@@ -78,6 +81,40 @@ def test_losses_and_times_in_words(capsys, accuracy, median, lost, time):
     assert out.startswith("asked for: speedup 2: widths 3\n")
     assert f"compact: {lost}, at most 2.00 lost with 95 % confidence" in out
     assert f"{time}; predicted 8.0 ms, 2.00 times slower" in out
+    assert "0.9500 of the predictions are the whole network's, at least 0.9000" in out
+
+
+def test_agreement_counts_predictions_of_every_batch():
+    """Of 7 images 2 change; at positions, the shares of an image's that stay."""
+
+    class Stand(ladder.Ladder):
+        def __init__(self, task):
+            self.whole = SimpleNamespace(task=task)
+
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=(8, 5))
+    after = before.copy()
+    after[[1, 6], before[[1, 6]].argmin(1)] = 9
+    after[7] = -after[7]  # fills the last batch up
+
+    def batches(logits):
+        for start, size in ((0, 4), (4, 3)):
+            yield SimpleNamespace(size=size), logits[start : start + 4]
+
+    stand, found = Stand(classification()), []
+    stand._predicted = []
+    assert len(list(stand._noting(batches(before), stand._predicted))) == 2
+    assert len(list(stand._noting(batches(after), found))) == 2
+    figures = stand._agreement(found)
+    assert figures["agreement"] == pytest.approx(5 / 7)
+    assert 0.2 < figures["least_agreement"] < 5 / 7
+    stand._predicted = [np.array([[0, 1], [2, 2]])]
+    figures = stand._agreement([np.array([[0, 2], [2, 2]])])
+    assert figures["agreement"] == 0.75
+    other, found = Stand(regression()), []
+    assert len(list(other._noting(batches(before), found))) == 2
+    other._predicted = []
+    assert found == [] and other._agreement(found) == {}
 
 
 @pytest.mark.slow
@@ -105,6 +142,8 @@ def test_it_writes_the_network_the_ladder_and_the_layers(run):
     assert [(r["budget"], r["value"]) for r in summary["rungs"]] == [
         ("speedup", 1.5), ("speedup", 1.2)
     ]  # fmt: skip
+    for rung in summary["rungs"]:
+        assert 0 < rung["least_agreement"] <= rung["agreement"] <= 1
     assert (folder / "pareto.png").stat().st_size > 10_000
     image = np.zeros((1, *small.input_shape), np.float32)
     assert small(image).shape == (1, 10)

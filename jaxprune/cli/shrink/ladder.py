@@ -5,18 +5,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from typing_extensions import TypedDict
 
 from jaxprune._base.batch import on_device
 from jaxprune._base.errors import InputError
 from jaxprune._base.journal import Journal, OtherKeyError
 from jaxprune.cli import cluster, provenance
-from jaxprune.cli.baseline import Baseline
+from jaxprune.cli.baseline import Baseline, Outputs
 from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
 from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import machine
 from jaxprune.data.cache import cache_folder
 from jaxprune.graph.fast import with_fast_convolutions
+from jaxprune.results.task_figures import score_figures
 from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve
@@ -80,7 +82,9 @@ class Ladder:
         self.analysis = self._timed(analysis)
         program = whole.program(with_fast_convolutions(whole.network).function)
         made = whole.outputs(program, whole.network.params)
-        self._whole_terms = whole.terms(made, "whole network")
+        self._predicted: list[np.ndarray] = []
+        noted = self._noting(made, self._predicted)
+        self._whole_terms = whole.terms(noted, "whole network")
         self.baseline = whole.value(self._whole_terms)
         self.rungs: dict[str, Rung] = {}
         self._last: tuple[dict[str, int], Cut] | None = None
@@ -139,8 +143,10 @@ class Ladder:
         cut, whole = self.cut(rung), self.whole
         small, arrays = cut.small, dict(cut.arrays)
         program = whole.program(cut.masked(with_fast_convolutions(cut.network)))
-        proof, terms = whole.prove(whole.outputs(program, arrays), small)
-        predicted = [
+        predicted: list[np.ndarray] = []
+        masked = self._noting(whole.outputs(program, arrays), predicted)
+        proof, terms = whole.prove(masked, small)
+        seconds = [
             self.latency.seconds({**self.analysis.costs.whole, **widths})
             for widths in ({}, rung.widths)
         ]
@@ -148,9 +154,36 @@ class Ladder:
             **whole.scores(self._whole_terms, terms),
             "proof": proof.to_json(),
             **whole.figures(small, self.batches, self.settings.repeats),
-            "predicted_speedup": predicted[0] / predicted[1],
-            "predicted_seconds": predicted[1],
+            "predicted_speedup": seconds[0] / seconds[1],
+            "predicted_seconds": seconds[1],
+            **self._agreement(predicted),
         }
+
+    def _noting(self, made: Outputs, predicted: list[np.ndarray]) -> Outputs:
+        """Outputs, of which each image's predictions are noted on the way."""
+        task = self.whole.task
+        for batch, found in made:
+            if task.logits:
+                logits = np.asarray(task.part(found))[: batch.size]
+                smallest = np.min_scalar_type(logits.shape[-1])
+                predicted.append(logits.argmax(-1).astype(smallest))
+            yield batch, found
+
+    def _agreement(self, predicted: Sequence[np.ndarray]) -> dict[str, float]:
+        """The share of predictions that are the whole network's.
+
+        And the least that it may be with 95 % confidence. Nothing where outputs are no
+        logits.
+        """
+        pairs = zip(self._predicted, predicted, strict=True)
+        same = [(before == after).reshape(len(after), -1) for before, after in pairs]
+        if not same:
+            return {}
+        shares = np.concatenate(same).mean(1)
+        both = np.stack([np.ones_like(shares), shares])
+        figures = score_figures(both, None, True)
+        lost = float(figures.drop_limit[1])
+        return {"agreement": float(shares.mean()), "least_agreement": 1 - lost}
 
     def _analyse(self, images: Any) -> Analysis:
         known = dict(self._state["curves"])

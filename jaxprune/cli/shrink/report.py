@@ -25,6 +25,11 @@ def print_rung(
     cluster.say(f"{asked}{rung.budget.kind} {rung.budget.value:g}: widths "
           f"{' '.join(map(str, rung.widths.values()))}")  # fmt: skip
     cluster.say(score_line(row, task))
+    if not task.imitates and "agreement" in row:
+        cluster.say(
+            f"  agreement  {row['agreement']:.4f} of the predictions are the whole "
+            f"network's, at least {row['least_agreement']:.4f} with 95 % confidence"
+        )
     differ = (
         f"{proof['different_predictions']} predictions differ from the masked "
         "network's, largest logit difference"
