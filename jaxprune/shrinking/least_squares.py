@@ -18,8 +18,8 @@ from jaxprune.graph.layers import Layer
 
 # Parts that images are divided into; those that are left out, one after another.
 _PARTS, _LEFT_OUT = 4, 2
-# Ridges that are tried, and how far they may go from the first.
-_STEP, _FARTHEST = 10.0, 1e6
+# Ridges that are tried, and how far they may go down and up from the first.
+_STEP, _LOWEST, _HIGHEST = 10.0, 1e-3, 1e6
 
 
 def centred(rows: np.ndarray) -> Float[np.ndarray, "n F"]:
@@ -67,16 +67,20 @@ class Ridge:
 
         def error(ridge: float) -> float:
             total = 0.0
-            for gram, of_part in left_out:
-                factor = self._factored(self._gram - gram, ridge)
-                found = _solved(factor, product - of_part)
-                total += float((found * (gram @ found - 2 * of_part)).sum())
+            try:  # rows are multiplied in float32: too small a ridge is lost in that
+                self._factored(self._gram, ridge)
+                for gram, of_part in left_out:
+                    factor = self._factored(self._gram - gram, ridge)
+                    found = _solved(factor, product - of_part)
+                    total += float((found * (gram @ found - 2 * of_part)).sum())
+            except linalg.LinAlgError:
+                return np.inf
             return total
 
         best, least = self.ridge, error(self.ridge)
         for step in (_STEP, 1 / _STEP):
             ridge = best * step
-            while 1 / _FARTHEST <= ridge / self.ridge <= _FARTHEST:
+            while 0.9 * _LOWEST <= ridge / self.ridge <= 1.1 * _HIGHEST:
                 found = error(ridge)
                 if not found < least:
                     break

@@ -58,7 +58,7 @@ def left_out(z, y, parts, ridge):
 
 def slow_ridge(z, y, first, parts):
     """The coefficients for the best of all ridges."""
-    tried = first * 10.0 ** np.arange(-6, 7)
+    tried = first * 10.0 ** np.arange(-3, 7)
     ridge = min(tried, key=lambda ridge: left_out(z, y, parts, ridge))
     penalty = ridge * np.square(z).sum() / z.shape[1] * np.eye(z.shape[1])
     return np.linalg.solve(z.T @ z + penalty, z.T @ y)
@@ -69,7 +69,7 @@ def test_the_ridge_predicts_images_best_that_are_left_out(noise):
     z, y, parts = in_images(30, noise)
     solver = Ridge(z, 1e-3, parts)
     solver.choose(y)
-    tried = 1e-3 * 10.0 ** np.arange(-6, 7)
+    tried = 1e-3 * 10.0 ** np.arange(-3, 7)
     errors = [left_out(z, y, parts, ridge) for ridge in tried]
     assert solver.ridge == pytest.approx(tried[np.argmin(errors)])
     alone = Ridge(z, solver.ridge)
@@ -82,7 +82,20 @@ def test_a_ridge_grows_on_noise_and_falls_where_all_is_told():
     told.choose(y)
     noisy = Ridge(z, 1.0, parts)
     noisy.choose(in_images(30, 1.0, seed=1)[1])
-    assert told.ridge < 1e-3 and noisy.ridge > 1
+    assert told.ridge < 1e-2 and noisy.ridge > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_ridge_that_rounding_hides_is_not_taken(seed):
+    """216 features of 3 numbers: in float32 their Gram matrix is not positive."""
+    rng = np.random.default_rng(seed)
+    few = rng.normal(size=(200, 3)).astype(np.float32)
+    z = np.maximum(few @ rng.normal(size=(3, 216)), 0).astype(np.float32)
+    y = (z @ rng.normal(size=(216, 2))).astype(np.float32)
+    z, y = z - z.mean(0), y - y.mean(0)
+    solver = Ridge(z, 1e-3, np.arange(200) % 4)
+    solver.choose(y)
+    assert np.abs(z @ solver.solve(y) - y).max() < 1e-2 * np.abs(y).max()
 
 
 def test_a_layer_that_images_say_little_of_stays_as_it_was():
