@@ -51,7 +51,7 @@ class Half(NamedTuple):
 
 
 def halves(
-    network: Network, images: Any, groups: Iterable[PruningGroup], seed: int = 0
+    network: Network, images: Any, groups: Iterable[PruningGroup]
 ) -> tuple[dict[str, Int[np.ndarray, " P"]], list[Half]]:
     """Fits the fills of both halves of the images.
 
@@ -59,14 +59,13 @@ def halves(
       network: the network.
       images: calibration images.
       groups: of its channels.
-      seed: of the draw of halves.
 
     Returns:
       The order of pruning of each group's units, by its name, as all images have it;
       and the halves.
     """
     groups = list(groups)
-    second = np.random.default_rng(seed).permutation(size_of(images)) % 2 == 1
+    second = np.random.default_rng(0).permutation(size_of(images)) % 2 == 1
     parts = [take(images, np.flatnonzero(which)) for which in (~second, second)]
     # Whichever ridge is given here, the moments are the same.
     fits = [linear_fills(network, part, groups, ridge=_RIDGES[0]) for part in parts]

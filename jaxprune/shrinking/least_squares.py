@@ -57,7 +57,7 @@ class Ridge:
         self._rows = [*left_out, rest]
         self._grams = [self._product(rows, z) for rows in self._rows]
         self._gram = np.sum(self._grams, axis=0)
-        self._factor = self._factored(self._gram, ridge)
+        self._factor: Any = None
 
     def choose(self, y: Float[np.ndarray, "n U"]) -> None:
         """Takes the ridge that predicts targets best in parts that are left out."""
@@ -65,31 +65,35 @@ class Ridge:
         product = np.sum(products, axis=0)
         left_out = list(zip(self._grams, products, strict=True))[:-1]
 
-        def error(ridge: float) -> float:
+        def tried(ridge: float) -> tuple[float, Any]:
+            """The error, and the factor for all images."""
             total = 0.0
             try:  # rows are multiplied in float32: too small a ridge is lost in that
-                self._factored(self._gram, ridge)
+                whole = self._factored(self._gram, ridge)
                 for gram, of_part in left_out:
                     factor = self._factored(self._gram - gram, ridge)
                     found = _solved(factor, product - of_part)
                     total += float((found * (gram @ found - 2 * of_part)).sum())
             except linalg.LinAlgError:
-                return np.inf
-            return total
+                return np.inf, None
+            return total, whole
 
-        best, least = self.ridge, error(self.ridge)
+        first = best = self.ridge
+        least, self._factor = tried(first)
         for step in (_STEP, 1 / _STEP):
             ridge = best * step
-            while 0.9 * _LOWEST <= ridge / self.ridge <= 1.1 * _HIGHEST:
-                found = error(ridge)
-                if not found < least:
+            while 0.9 * _LOWEST <= ridge / first <= 1.1 * _HIGHEST:
+                error, factor = tried(ridge)
+                if error >= least and least < np.inf:
                     break
-                best, least, ridge = ridge, found, ridge * step
-        if best != self.ridge:
-            self.ridge, self._factor = best, self._factored(self._gram, best)
+                best, least, self._factor = ridge, error, factor
+                ridge *= step
+        self.ridge = best
 
     def solve(self, y: Float[np.ndarray, "n U"]) -> Float[np.ndarray, "k U"]:
         """The coefficients for centred targets."""
+        if self._factor is None:
+            self._factor = self._factored(self._gram, self.ridge)
         product = (self.z.T @ y).astype(np.float64)
         return _solved(self._factor, product).astype(np.float32)
 

@@ -201,12 +201,12 @@ class _Pair:
         """The kernel for kept inputs and the outputs that are used; and the bias."""
         x, k = _rows(whole), _rows(cut[..., keep])
         pick = self._draw(len(x), _ROWS)
-        own = np.eye(len(keep), dtype=np.float32)[keep]
         kept, lost = k[pick].astype(np.float32), x[pick].astype(np.float32)
-        lost -= kept @ own
+        lost[:, keep] -= kept
         channels = Ridge(centred(kept), _CHANNEL_RIDGE, self._parts(pick, len(x)))
         channels.choose(lost := centred(lost))
-        a = own + channels.solve(lost)
+        a = channels.solve(lost)
+        a[:, keep] += np.eye(len(a), dtype=np.float32)
         kernel = kernel_rows(layer, self.before)[..., used].astype(np.float32)
         towards = np.einsum("kf,...fu->...ku", a, kernel, optimize=True)
         towards = towards.reshape(-1, towards.shape[-1])

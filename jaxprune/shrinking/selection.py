@@ -24,7 +24,7 @@ from jaxprune.fills.fill import LinearFill
 
 # Units that are chosen one by one at the most; a few hundred images do not tell more
 # apart.
-CHOSEN = 1024
+_CHOSEN = 1024
 
 # Of one layer that reads the units, at one position.
 Consumer = tuple[
@@ -32,7 +32,7 @@ Consumer = tuple[
 ]
 
 
-def selection_order(fill: LinearFill, chosen: int = CHOSEN) -> Int[np.ndarray, " P"]:
+def selection_order(fill: LinearFill, chosen: int = _CHOSEN) -> Int[np.ndarray, " P"]:
     """The order in which a group's units are to be pruned.
 
     Args:
@@ -53,7 +53,7 @@ def selection_order(fill: LinearFill, chosen: int = CHOSEN) -> Int[np.ndarray, "
 
 
 def forward_selection(
-    consumers: Iterable[Consumer], most: int = CHOSEN
+    consumers: Iterable[Consumer], most: int = _CHOSEN
 ) -> Int[np.ndarray, " P"]:
     """Units in the order of pruning: the reverse of the order of being chosen.
 

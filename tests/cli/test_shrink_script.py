@@ -84,6 +84,21 @@ def test_losses_and_times_in_words(capsys, accuracy, median, lost, time):
     assert "0.9500 of the predictions are the whole network's, at least 0.9000" in out
 
 
+@pytest.mark.parametrize(
+    ("method", "version", "same"),
+    [
+        ("estimated, on the other half", jax.__version__, True),
+        ("measured, on the other half", jax.__version__, False),
+        ("estimated, on the other half", "0.0", False),
+        ("estimated", jax.__version__, False),  # as they were judged before
+    ],
+)
+def test_curves_that_were_found_otherwise_are_left_out(method, version, same):
+    kept = {"curves": {"a": "its curve"}, "method": method, "jax": version}
+    journal = SimpleNamespace(read=lambda schema: kept)
+    assert bool(ladder._read(journal, "estimated")["curves"]) == same
+
+
 def test_agreement_counts_predictions_of_every_batch():
     """Of 7 images 2 change; at positions, the shares of an image's that stay."""
 
