@@ -156,7 +156,7 @@ def of_network(folder: Path) -> Any:
 def of_shrink(folder: Path) -> Any:
     if not (folder / "state.json").exists():
         raise Rebuilt
-    found = ladder._read(Journal(folder / "state.json", SHRUNK))
+    found = ladder._read(Journal(folder / "state.json", SHRUNK), "estimated")
     return json.loads(json.dumps(found, default=dataclasses.asdict))
 
 
