@@ -24,7 +24,7 @@ from .costs.cost import Cost as Cost
 from .costs.cost import cost as cost
 from .data.splits import Split as Split
 from .data.splits import image_split as image_split
-from .evaluation.every_pair import evaluate_masks as evaluate_masks
+from .evaluation.masks import evaluate_masks as evaluate_masks
 from .evaluation.predict import predict as predict
 from .fills.calibration import linear_fill as linear_fill
 from .fills.calibration import linear_fills as linear_fills

@@ -115,7 +115,7 @@ class Sharded:
         function: Callable[..., Any],
         mesh: Mesh,
         in_specs: Sequence[PartitionSpec],
-        out_specs: PartitionSpec,
+        out_specs: Any,
     ):
         self.compile_seconds = 0.0
         self._shardings = [NamedSharding(mesh, spec) for spec in in_specs]

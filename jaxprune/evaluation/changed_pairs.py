@@ -1,38 +1,26 @@
-"""Outputs of those (image, mask) pairs that can differ from the mask before.
+"""Outputs of those (image, mask) pairs that can differ from that of the mask before.
 
-Axes: B images of a batch, P channels, K masks, M pairs.
+Axes: B images of a batch, P channels, K masks, R some of them, M pairs.
 """
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
+from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxprune._base.mesh import REPLICATED, SPREAD, Sharded, replicate, round_up
-from jaxprune.data.splits import Batch
-from jaxprune.evaluation.every_pair import (
-    EveryPair,
-    Judged,
-    Plan,
-    chunks,
-    collect,
-)
 from jaxprune.evaluation.masked_head import MaskedHead
-from jaxprune.fills.fill import ConstantFill
+from jaxprune.evaluation.program import Given, Plan, Pruned, Way
+from jaxprune.fills.fill import AtConsumer, ConstantFill
 from jaxprune.tasks.task import Task
-
-# With a larger share of pairs that change, gathering them costs more than it saves.
-_MOST_CHANGED = 0.9
 
 
 def changed_pairs(
-    differs: Bool[np.ndarray, "B P"], ks: Sequence[int] | Int[np.ndarray, " K"]
-) -> Bool[np.ndarray, "K B"]:
+    differs: Bool[Array, "B P"], ks: Int[Array, " K"]
+) -> Bool[Array, "K B"]:
     """Where an image's output under a mask can differ from that of the mask before.
 
     From ks[j-1] to ks[j] the channels of rank ks[j-1] .. ks[j]-1 become their fill;
@@ -43,85 +31,122 @@ def changed_pairs(
       differs: where an image's channel is not its fill everywhere, by rank.
       ks: ascending numbers of pruned channels.
     """
-    counts = np.zeros((len(differs), differs.shape[1] + 1), np.int32)
-    np.cumsum(differs, axis=1, out=counts[:, 1:])
-    return (np.diff(counts[:, list(ks)], axis=1, prepend=-1) != 0).T
+    counts = jnp.cumsum(differs, axis=1, dtype=jnp.int32)
+    counts = jnp.pad(counts, ((0, 0), (1, 0)))[:, ks]
+    return (jnp.diff(counts, axis=1, prepend=-1) != 0).T
+
+
+def judge_pairs(
+    judge: Callable[[Array, Array], dict[str, Array]],
+    changed: Bool[Array, "R B"],
+    values: dict[str, Array],
+    first: Any,
+    tile: int,
+) -> dict[str, Array]:
+    """Puts the pairs that changed into `values`, judged a tile at a time.
+
+    Args:
+      judge: mask [M], counted from the first of these, and image [M] -> what the task
+        keeps of each pair.
+      changed: of some masks, the pairs to judge.
+      values: of all masks, [K, B, ...].
+      first: the mask that `changed` begins with.
+      tile: pairs that are judged at once, M.
+    """
+    masks, images = changed.shape
+    size = -(-changed.size // tile) * tile
+    (pairs,) = jnp.nonzero(changed.reshape(-1), size=size, fill_value=changed.size)
+
+    def put(index: Array, values: dict[str, Array]) -> dict[str, Array]:
+        mine = lax.dynamic_slice_in_dim(pairs, index * tile, tile)
+        mask, image = mine // images, mine % images
+        found = judge(jnp.minimum(mask, masks - 1), image)
+        row = jnp.where(mask < masks, first + mask, -1)
+        return {
+            name: array.at[row, image].set(
+                found[name], mode="drop", wrap_negative_indices=False
+            )
+            for name, array in values.items()
+        }
+
+    return lax.fori_loop(0, -(-changed.sum() // tile), put, values)
+
+
+def nothing_judged(
+    judge: Callable[[Array, Array], dict[str, Array]], masks: int, images: int
+) -> dict[str, Array]:
+    """Zeros [K, B, ...] of the types of what `judge` returns; see `judge_pairs`."""
+    one = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return {
+        name: jnp.zeros((masks, images, *value.shape[1:]), value.dtype)
+        for name, value in jax.eval_shape(judge, one, one).items()
+    }
 
 
 def carry_forward(
-    changed: Bool[np.ndarray, "K B"], values: dict[str, np.ndarray]
-) -> Judged:
-    """All pairs from the changed ones, which are in order of mask and image."""
-    evaluated = int(changed.sum())
-    index = np.zeros(changed.shape, np.intp)
-    index[changed] = np.arange(evaluated)
-    # A later mask's pairs come later, so the last one evaluated is the largest.
-    index = np.maximum.accumulate(index, axis=0)
-    return Judged({name: array[index] for name, array in values.items()}, evaluated)
+    changed: Bool[Array, "K B"], values: dict[str, Array]
+) -> dict[str, Array]:
+    """The values of all pairs from those that changed: those of the mask before."""
+
+    def carry(held: dict[str, Array], row: Any) -> tuple[Any, Any]:
+        new, here = row
+        held = {
+            name: jnp.where(
+                new.reshape(-1, *(1,) * (value.ndim - 1)), value, held[name]
+            )
+            for name, value in here.items()
+        }
+        return held, held
+
+    first = {name: value[0] for name, value in values.items()}
+    return lax.scan(carry, first, (changed, values))[1]
 
 
-class ChangedPairs:
+def _like(rows: Bool[Array, " B"], value: Array) -> Array:
+    """With axes of length 1 for those that `value` has more."""
+    return rows.reshape(-1, *(1,) * (value.ndim - 1))
+
+
+@dataclass(frozen=True)
+class ChangedPairs(Way):
     """Evaluates the pairs whose output can differ from that of the mask before.
 
     For fills that are constants at the layer.
 
     Attributes:
-      functions: compiled programs.
+      head: the network behind the layer.
+      constants: the consumers' changes.
+      task: that judges outputs.
+      pairs: evaluated at once.
     """
 
-    def __init__(
-        self,
-        head: MaskedHead,
-        task: Task,
-        mesh: Mesh,
-        plan: Plan,
-        every: EveryPair,
-        pairs: int,
-    ):
-        assert isinstance(plan.fill, ConstantFill)
-        values = plan.fill.values
+    head: MaskedHead
+    constants: Mapping[str, AtConsumer]
+    task: Task
+    pairs: int
 
-        def differs(fm: Array) -> Array:
-            middle = tuple(range(1, fm.ndim - 1))
-            return jnp.any(fm != jnp.asarray(values, fm.dtype), axis=middle)
+    def weights(self, arrays: Any, plan: Plan) -> Any:
+        """The head's."""
+        del plan
+        return arrays, self.constants
 
-        def judge(
-            weights: Any, targets: Any, around: Any, fm: Array, rank: Array,
-            image: Array, k: Array,
-        ) -> dict[str, Array]:  # fmt: skip
-            keep = rank >= k[:, None]
-            targets, around = jax.tree.map(lambda a: a[image], (targets, around))
-            outputs = head.outputs(weights, around, fm[image], keep)
-            return task.judge(outputs, targets)
+    def __call__(
+        self, weights: Any, given: Given, pruned: Pruned
+    ) -> tuple[dict[str, Array], Array]:
+        """See `Way`."""
+        fill, maps = self.head.fill, given.feature_map
+        assert isinstance(fill, ConstantFill)
+        middle = tuple(range(1, maps.ndim - 1))
+        differs = jnp.any(maps != jnp.asarray(fill.values, maps.dtype), axis=middle)
+        changed = changed_pairs(differs[:, pruned.order], pruned.ks) & given.real
+        shared = given.targets, self.head.around(weights, given.images), maps
 
-        self._differs = Sharded(differs, mesh, (SPREAD,), SPREAD)
-        whole = (REPLICATED,) * 5
-        self._judge = Sharded(judge, mesh, (*whole, SPREAD, SPREAD), SPREAD)
-        self._every = every
-        self.functions = [self._differs, self._judge, *every.functions]
-        self._mesh, self._plan = mesh, plan
-        self._pairs = round_up(pairs, mesh.size)
+        def judge(mask: Array, image: Array) -> dict[str, Array]:
+            targets, around, maps = jax.tree.map(lambda a: a[image], shared)
+            keep = pruned.rank >= pruned.ks[mask][:, None]
+            outputs = self.head.outputs(weights, around, maps, keep)
+            return self.task.judge(outputs, targets)
 
-    def reordered(self, plan: Plan) -> "ChangedPairs":
-        """The same programs for another order of the same fill, of no more masks."""
-        other = copy.copy(self)
-        other._plan, other._every = plan, self._every.reordered(plan)
-        return other
-
-    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Judged:
-        """The outputs of a batch's real images."""
-        differs = np.asarray(self._differs(feature_map))[: batch.size]
-        changed = changed_pairs(differs[:, self._plan.order], self._plan.ks)
-        if changed.mean() > _MOST_CHANGED:
-            return self._every(batch, feature_map)
-        mask, image = np.nonzero(changed)
-        pairs = np.stack([image, np.asarray(self._plan.ks)[mask]], axis=1)
-        weights = self._every.weights
-        around = self._every.around(weights, batch.images)
-        given = (batch.targets, around, feature_map, self._plan.rank)
-        given = replicate(given, self._mesh)
-        values = collect(
-            self._judge(weights, *given, some[:, 0], some[:, 1])
-            for some in chunks(pairs.astype(np.int32), self._pairs)
-        )
-        return carry_forward(changed, values)
+        values = nothing_judged(judge, *changed.shape)
+        values = judge_pairs(judge, changed, values, 0, self.pairs)
+        return carry_forward(changed, values), changed.sum(dtype=jnp.int32)

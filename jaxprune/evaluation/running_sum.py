@@ -14,24 +14,25 @@ Axes: B images, P channels, S as many as fill whole steps, R features of the con
 that hold one channel, F all its features, U what it returns, M pairs.
 """
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxprune._base.mesh import REPLICATED, SPREAD, Sharded, replicate, round_up
-from jaxprune.data.splits import Batch
-from jaxprune.evaluation.changed_pairs import carry_forward, changed_pairs
+from jaxprune.evaluation.changed_pairs import (
+    carry_forward,
+    changed_pairs,
+    judge_pairs,
+    nothing_judged,
+)
 from jaxprune.evaluation.consumer import Consumer
-from jaxprune.evaluation.every_pair import Judged, Plan, chunks, collect
 from jaxprune.evaluation.head import Head
-from jaxprune.fills.fill import ConstantFill, MeanFill
+from jaxprune.evaluation.program import Given, Plan, Pruned, Way
+from jaxprune.fills.fill import ConstantFill, Fill, MeanFill
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.network import Network
 from jaxprune.tasks.task import Task
@@ -65,7 +66,7 @@ class ReadNetwork:
       network: the network.
       layer: whose channels are pruned.
       consumer: of these channels.
-      plan: channels to prune.
+      fill: the fill of pruned channels.
       head: from what the consumer returns.
       task: that judges outputs.
     """
@@ -73,17 +74,16 @@ class ReadNetwork:
     network: Network
     layer: str
     consumer: Consumer
-    plan: Plan
+    fill: Fill
     head: Head
     task: Task
 
-    def weights(self, arrays: Any) -> dict[str, Any]:
+    def weights(self, arrays: Any, plan: Plan) -> dict[str, Any]:
         """The arrays, the consumer's rows by rank [S R, U], and the linear fill's."""
-        kernel = self.consumer.kernel
-        order = self.plan.order
+        kernel, order = self.consumer.kernel, plan.order
         weights: dict[str, Any] = {"arrays": arrays, "order": order}
-        if self.plan.nested:
-            nested = self.plan.nested[self.consumer.layer.name]
+        if plan.nested:
+            nested = plan.nested[self.consumer.layer.name]
             weights["nested"] = nested
             rows = nested.kernel(kernel)
             rows = rows.reshape(*kernel.shape[:-2], *self.consumer.features.shape, -1)
@@ -126,7 +126,7 @@ class ReadNetwork:
 
         x, whole = given(feature_map)
         features, keep = self.consumer.features, rank >= end
-        fill = self.plan.fill
+        fill = self.fill
         if "nested" in weights:
             nested = weights["nested"]
             part = nested.residuals(x).reshape(*x.shape[:-1], *features.shape)
@@ -190,80 +190,69 @@ def _flat(parts: Float[Array, "*B S R"]) -> Float[Array, "*B SR"]:
     return parts.reshape(*parts.shape[:-2], -1)
 
 
-class RunningSum:
+@dataclass(frozen=True)
+class RunningSum(Way):
     """Evaluates the pairs that change what the consumer returns.
 
     Attributes:
-      functions: compiled programs.
+      network: the network.
+      pairs: evaluated at once.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        arrays: Any,
-        layer: str,
-        consumer: Consumer,
-        head: Head,
-        task: Task,
-        mesh: Mesh,
-        plan: Plan,
-        pairs: int,
-    ):
-        self._network = read = ReadNetwork(network, layer, consumer, plan, head, task)
-        whole, spread = (REPLICATED,), (SPREAD, SPREAD)
-        self._read = Sharded(read.read, mesh, (*whole, *spread, *whole * 2), SPREAD)
-        self._around = Sharded(head.around, mesh, (*whole, SPREAD), SPREAD)
-        self._advance = Sharded(read.advance, mesh, whole * 4, REPLICATED)
-        self._judge = Sharded(read.judge, mesh, (*whole * 6, *spread), SPREAD)
-        self.functions = [self._read, self._around, self._advance, self._judge]
-        self._weights = replicate(read.weights(arrays), mesh)
-        self._mesh, self._plan = mesh, plan
-        self._pairs = round_up(pairs, mesh.size)
+    network: ReadNetwork
+    pairs: int
 
-    def reordered(self, plan: Plan) -> "RunningSum":
-        """The same programs for another order of the same fill."""
-        other = copy.copy(self)
-        other._plan, read = plan, replace(self._network, plan=plan)
-        weights = read.weights(self._weights["arrays"])
-        other._weights = replicate(weights, self._mesh)
-        return other
+    def weights(self, arrays: Any, plan: Plan) -> Any:
+        """See `ReadNetwork.weights`."""
+        return self.network.weights(arrays, plan)
 
-    def __call__(self, batch: Batch, feature_map: np.ndarray) -> Judged:
-        """The outputs of a batch's real images."""
-        weights, ks = self._weights, np.asarray(self._plan.ks)
-        firsts = np.arange(0, ks[-1] + 1, STEP, dtype=np.int32)
-        read = self._read(
-            weights, batch.images, feature_map, self._plan.rank, firsts[-1] + STEP
+    def __call__(
+        self, weights: Any, given: Given, pruned: Pruned
+    ) -> tuple[dict[str, Array], Array]:
+        """See `Way`."""
+        network, ks = self.network, pruned.ks
+        around = network.head.around(weights["arrays"], given.images)
+        last = ks[-1] // STEP
+        read = network.read(
+            weights, given.images, given.feature_map, pruned.rank, (last + 1) * STEP
         )
-        differs = np.asarray(read.differs)[: batch.size, : len(self._plan.order)]
-        changed = changed_pairs(differs, self._plan.ks)
-        mask, image = np.nonzero(changed)
-        pairs = np.stack([image, ks[mask]], axis=1).astype(np.int32)
-        around = self._around(weights["arrays"], batch.images)
-        targets, around, whole, total, part = replicate(
-            (batch.targets, around, read.whole, read.pruned, read.part), self._mesh
-        )
+        differs = read.differs[:, : len(pruned.order)]
+        changed = changed_pairs(differs, ks) & given.real
+        masks, images = changed.shape
+        # Rows for a whole step after the last mask.
+        rows = jnp.pad(changed, ((0, STEP), (0, 0)))
+        all_ks = jnp.pad(ks, (0, STEP))
 
-        def judge(total: Any, first: Any, here: np.ndarray) -> dict[str, np.ndarray]:
-            found = collect(
-                self._judge(
-                    weights, targets, around, total, part, first, some[:, 0],
-                    some[:, 1] - first,
+        def judging(number: Any, first: Any, total: Array) -> Any:
+            """Judges the pairs of masks that come `first`, and follow, in a step."""
+
+            def judge(mask: Array, image: Array) -> dict[str, Array]:
+                gone = jnp.where(number < 0, STEP, all_ks[first + mask] - number * STEP)
+                start = jnp.maximum(number, 0) * STEP
+                return network.judge(
+                    weights, given.targets, around, total, read.part, start, image, gone
                 )
-                for some in chunks(here, self._pairs)
-            )  # fmt: skip
-            return {name: array[: len(here)] for name, array in found.items()}
 
-        # Of the whole network the sum is its own: nothing is added to it.
-        baseline = pairs[pairs[:, 1] == 0] + np.array([0, STEP], np.int32)
-        pairs = pairs[pairs[:, 1] > 0]
-        steps = np.split(pairs, np.searchsorted(pairs[:, 1], firsts[1:]))
-        values = []
-        for first, here in zip(firsts[::-1], steps[::-1], strict=True):
-            if len(here):
-                values.append(judge(total, first, here))
-            if first:
-                total = self._advance(weights, total, part, first)
-        if len(baseline):
-            values.append(judge(whole, firsts[0], baseline))
-        return carry_forward(changed, collect(values[::-1]))
+            return judge
+
+        def step(state: tuple[Array, Array, dict[str, Array]]) -> Any:
+            number, total, values = state
+            # The whole network's is no sum that something is added to: step -1.
+            begin = jnp.where(number < 0, 0, jnp.maximum(number * STEP, 1))
+            end = jnp.where(number < 0, 1, (number + 1) * STEP)
+            first, after = (jnp.searchsorted(ks, k) for k in (begin, end))
+            here = lax.dynamic_slice_in_dim(rows, first, STEP)
+            here &= (first + np.arange(STEP) < after)[:, None]
+            values = judge_pairs(
+                judging(number, first, total), here, values, first, self.pairs
+            )
+            start = jnp.maximum(number, 0) * STEP
+            larger = network.advance(weights, total, read.part, start)
+            total = jnp.where(number > 0, larger, read.whole)
+            return number - 1, total, values
+
+        values = nothing_judged(judging(last, 0, read.whole), masks, images)
+        state = lax.while_loop(
+            lambda state: state[0] >= -1, step, (last, read.pruned, values)
+        )
+        return carry_forward(changed, state[2]), changed.sum(dtype=jnp.int32)

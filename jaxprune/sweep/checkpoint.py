@@ -21,7 +21,7 @@ from jaxprune._base import manifest, processes, schema
 from jaxprune._base.files import remove
 from jaxprune._base.journal import Journal
 from jaxprune.data.splits import Batch, Split
-from jaxprune.evaluation.every_pair import Plan
+from jaxprune.evaluation.program import Plan
 from jaxprune.sweep.activations import TappedLayer
 
 # Between two files.

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num, UInt8
 
 from jaxprune._base import processes
-from jaxprune.evaluation.every_pair import Plan
+from jaxprune.evaluation.program import Plan
 from jaxprune.sweep.activations import TappedLayer
 from jaxprune.sweep.strategy import AtLayer, choose_place
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -20,7 +20,8 @@ from jaxtyping import Float
 from jaxprune._base import arguments, processes
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import each_in_usual_options, usual_options
-from jaxprune.evaluation.every_pair import Plan
+from jaxprune.data.splits import Batch
+from jaxprune.evaluation.program import Evaluation, Judged, Plan
 from jaxprune.fills.fill import Fill, resolve_fill
 from jaxprune.ranking.order import check_ks, pruning_order
 from jaxprune.results.load import AnyResult
@@ -28,8 +29,10 @@ from jaxprune.results.saved import check_about
 from jaxprune.sweep.activations import Progress, TappedLayer, ignore
 from jaxprune.sweep.checkpoint import SweepCheckpoint, SweepCheckpointer, exact_sums
 from jaxprune.sweep.outcome import Values, make_result
-from jaxprune.sweep.strategy import Evaluation, choose_evaluation
+from jaxprune.sweep.strategy import choose_evaluation
 from jaxprune.tasks.task import LOSS
+
+T = TypeVar("T")
 
 
 @usual_options()
@@ -235,13 +238,14 @@ class _Evaluated:
     @property
     def kind(self) -> str:
         """Name of the way that pairs are evaluated."""
-        return type(self._evaluate).__name__
+        assert self._evaluate is not None
+        return type(self._evaluate.way).__name__
 
     @property
     def compile_seconds(self) -> float:
         """Seconds that compilation has taken."""
-        functions = () if self._evaluate is None else self._evaluate.functions
-        return float(sum(function.compile_seconds for function in functions))
+        evaluate = self._evaluate
+        return 0.0 if evaluate is None else evaluate.program.compile_seconds
 
     def __call__(
         self, plan: Plan, checkpoint: SweepCheckpoint | None, on_pairs: Progress
@@ -262,6 +266,17 @@ class _Evaluated:
             checkpointer = SweepCheckpointer(checkpoint, self.tapped, plan)
         with checkpointer or nullcontext():
             return self._all_images(plan.ks, checkpointer, on_pairs)
+
+    def _judged(
+        self, evaluate: Evaluation, first: int, end: int
+    ) -> Iterator[tuple[Batch, Judged]]:
+        """Batches from image `first` to `end`; the next one starts meanwhile."""
+        started = (
+            (batch, evaluate.start(batch, feature_map))
+            for batch, feature_map in self.tapped.batches(self._batch_size, first, end)
+        )
+        for batch, found in _ahead(started):
+            yield batch, evaluate.finish(batch, found)
 
     def _all_images(
         self,
@@ -292,8 +307,7 @@ class _Evaluated:
             evaluated += known.evaluated
             on_pairs((known.end - known.first) * len(ks))
         for first, end in [*left, (start, len(tapped.own))]:
-            for batch, feature_map in tapped.batches(self._batch_size, first, end):
-                judged = evaluate(batch, feature_map)
+            for batch, judged in self._judged(evaluate, first, end):
                 sums = exact_sums(judged.values[LOSS])
                 kept = tapped.task.kept(judged.values)
                 keep(batch.start, batch.start + batch.size, kept)
@@ -309,6 +323,15 @@ class _Evaluated:
         }
         together = {name: array.swapaxes(0, 1) for name, array in everyone.items()}
         return together, processes.total(losses) / len(tapped.split), evaluated
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each one after the next has been made."""
+    last: list[T] = []
+    for item in items:
+        yield from last
+        last = [item]
+    yield from last
 
 
 def _fill_facts(fill: Fill) -> dict[str, Any]:

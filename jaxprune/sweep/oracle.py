@@ -24,13 +24,13 @@ from jaxprune._base.mesh import (
     round_up,
 )
 from jaxprune.data.splits import Batch
-from jaxprune.evaluation.every_pair import (
-    Plan,
+from jaxprune.evaluation.masks import (
     chunk_size,
     chunks,
     fetch,
     mask_program,
 )
+from jaxprune.evaluation.program import Plan
 from jaxprune.evaluation.running_sum import ReadNetwork
 from jaxprune.fills.fill import Fill, LinearFill
 from jaxprune.ranking.statistics import Losses
@@ -225,9 +225,9 @@ class _ByConsumer:
     def __init__(self, tapped: TappedLayer, fill: Fill, place: InSum):
         plan = Plan(np.arange(tapped.channels), (0,), fill)
         self._network = ReadNetwork(
-            tapped.network, tapped.name, place.consumer, plan, place.head, tapped.task
+            tapped.network, tapped.name, place.consumer, fill, place.head, tapped.task
         )
-        self._weights = self._network.weights(tapped.arrays)
+        self._weights = self._network.weights(tapped.arrays, plan)
         self._held = len(place.consumer.features)
         self.elements = max(place.returned, place.held)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxprune.evaluation.every_pair import Plan
+from jaxprune.evaluation.program import Plan
 from jaxprune.results import thumbnails
 from jaxprune.results.load import AnyResult
 from jaxprune.results.result import SweepResult

@@ -13,15 +13,15 @@ from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import round_up
 from jaxprune.evaluation.changed_pairs import ChangedPairs
 from jaxprune.evaluation.consumer import Consumer, find_consumer
-from jaxprune.evaluation.every_pair import EveryPair, Plan, chunk_size
+from jaxprune.evaluation.every_pair import EveryPair
 from jaxprune.evaluation.head import Head, make_head
 from jaxprune.evaluation.masked_head import MaskedHead, make_masked_head
-from jaxprune.evaluation.running_sum import STEP, RunningSum
+from jaxprune.evaluation.masks import chunk_size
+from jaxprune.evaluation.program import Evaluation, Plan, Way
+from jaxprune.evaluation.running_sum import STEP, ReadNetwork, RunningSum
 from jaxprune.fills.fill import AtConsumer, ConstantFill, Fill, LinearFill
 from jaxprune.graph.groups import PruningGroup
 from jaxprune.sweep.activations import TappedLayer
-
-Evaluation = EveryPair | ChangedPairs | RunningSum
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,13 @@ def choose_evaluation(
 ) -> tuple[Evaluation, int]:
     """How to evaluate the masks, and the number of images to give it at once."""
     place = choose_place(tapped, plan.fill, sums=not every_pair)
+    way: Way
     if isinstance(place, InSum):
-        return _running_sum(tapped, plan, place, mask_chunk)
-    return _by_mask(tapped, plan, place, mask_chunk, every_pair)
+        way, batch_size = _running_sum(tapped, plan, place, mask_chunk)
+    else:
+        batch_size = tapped.batch_size
+        way = _by_mask(tapped, plan, place, mask_chunk, every_pair)
+    return Evaluation(way, tapped.arrays, tapped.mesh, plan), batch_size
 
 
 def _running_sum(
@@ -128,11 +132,12 @@ def _running_sum(
     images = min(len(tapped.own), chunk_size(max(place.returned, elements // 4)))
     most = chunk_size(max(place.returned, STEP * place.held))
     pairs = mask_chunk * tapped.batch_size if mask_chunk else most
-    running = RunningSum(
-        tapped.network, tapped.arrays, tapped.name, place.consumer, place.head,
-        tapped.task, tapped.mesh, plan, min(pairs, STEP * images),
-    )  # fmt: skip
-    return running, round_up(images, tapped.mesh.size)
+    network = ReadNetwork(
+        tapped.network, tapped.name, place.consumer, plan.fill, place.head, tapped.task
+    )
+    images = round_up(images, tapped.mesh.size)
+    here = images // tapped.mesh.size
+    return RunningSum(network, min(-(-pairs // tapped.mesh.size), STEP * here)), images
 
 
 def _by_mask(
@@ -141,15 +146,11 @@ def _by_mask(
     place: AtLayer,
     mask_chunk: int | None,
     every_pair: bool,
-) -> tuple[Evaluation, int]:
+) -> EveryPair | ChangedPairs:
     """The evaluation that runs the whole head for each pair."""
-    weights = (tapped.arrays, plan.nested or place.constants)
     head, batch_size = place.head, tapped.batch_size
     chunk = min(len(plan.ks), mask_chunk or chunk_size(place.elements * batch_size))
-    every = EveryPair(head, tapped.task, weights, tapped.mesh, plan, chunk)
     if every_pair or not isinstance(plan.fill, ConstantFill):
-        return every, batch_size
-    changed = ChangedPairs(
-        head, tapped.task, tapped.mesh, plan, every, chunk * batch_size
-    )
-    return changed, batch_size
+        return EveryPair(head, place.constants, tapped.task, chunk)
+    pairs = -(-chunk * batch_size // tapped.mesh.size)
+    return ChangedPairs(head, place.constants, tapped.task, pairs)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxprune.cli import provenance
 from jaxprune.cli.commands import sweep
-from jaxprune.evaluation import every_pair
+from jaxprune.evaluation import masks
 from jaxprune.results.comparison import Comparison
 from jaxprune.results.result import SweepResult
 from jaxprune.sweep import checkpoint
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 @pytest.fixture(autouse=True)
 def small_batches_kept_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(every_pair, "_CPU_ELEMENTS", 400)
+    monkeypatch.setattr(masks, "_CPU_ELEMENTS", 400)
     monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
 
 

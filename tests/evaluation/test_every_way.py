@@ -13,7 +13,7 @@ import reference
 from jaxprune._base.mesh import make_mesh
 from jaxprune.data.splits import image_split
 from jaxprune.evaluation.changed_pairs import carry_forward, changed_pairs
-from jaxprune.evaluation.every_pair import Plan
+from jaxprune.evaluation.program import Plan
 from jaxprune.evaluation.running_sum import STEP, RunningSum
 from jaxprune.fills.fill import ConstantFill, resolve_fill
 from jaxprune.sweep.activations import tap_layer
@@ -110,22 +110,23 @@ def test_meshes_are_as_square_as_the_devices_allow():
 
 def test_changed_pairs_by_hand():
     differs = np.array([[0, 0, 1, 0], [1, 0, 0, 1]], bool)  # images by rank
-    changed = changed_pairs(differs, np.array([0, 1, 2, 3]))
+    differs = jnp.asarray(differs)
+    changed = changed_pairs(differs, jnp.array([0, 1, 2, 3]))
     assert changed.T.astype(int).tolist() == [[1, 0, 0, 1], [1, 1, 0, 0]]
     # From 0 to 3 pruned channels at once, and no mask without any.
-    some = changed_pairs(differs, np.array([1, 3]))
+    some = changed_pairs(differs, jnp.array([1, 3]))
     assert some.T.astype(int).tolist() == [[1, 1], [1, 0]]
 
 
 def test_predictions_are_carried_forward():
     changed = np.array([[1, 1], [0, 1], [1, 0], [0, 0]], bool)
     losses = np.array([0.5, 0.6, 0.7, 0.8], np.float32)
-    values = {"class": np.array([5, 6, 7, 8]), "loss": losses}
-    carried = carry_forward(changed, values)
-    classes = carried.values["class"]
+    judged = {"class": np.zeros((4, 2), int), "loss": np.zeros((4, 2), np.float32)}
+    judged["class"][changed], judged["loss"][changed] = [5, 6, 7, 8], losses
+    carried = carry_forward(jnp.asarray(changed), jax.tree.map(jnp.asarray, judged))
+    classes = carried["class"]
     assert classes.tolist() == [[5, 6], [5, 7], [8, 7], [8, 7]]
-    np.testing.assert_array_equal(carried.values["loss"], np.float32(classes / 10))
-    assert carried.evaluated == 4
+    np.testing.assert_array_equal(carried["loss"], np.float32(classes / 10))
 
 
 class TwoConsumers(nn.Module):
@@ -165,7 +166,7 @@ def test_the_number_of_changed_pairs_is_exact(way):
     np.testing.assert_array_equal(result.predictions, dense.predictions)
 
 
-def test_where_nothing_repeats_every_pair_is_evaluated_by_the_plain_way():
+def test_where_nothing_repeats_every_pair_is_evaluated():
     apply, variables, split = chain()
     result = run_sweep(apply, variables, split, "inner", tap="conv")
     assert result.about["pairs_evaluated"] == result.about["pairs"]
@@ -239,9 +240,9 @@ def test_few_units_that_read_many_features_make_no_large_batches():
         np.arange(6), tuple(range(6)), ConstantFill("zero", np.zeros(6, np.float32))
     )
     way, images = choose_evaluation(tapped, plan, None, False)
-    assert isinstance(way, RunningSum)
-    assert way._pairs <= STEP * images
-    assert way._pairs * STEP * 64 <= 2**22
+    assert isinstance(way.way, RunningSum)
+    assert way.way.pairs <= STEP * images
+    assert way.way.pairs * STEP * 64 <= 2**22
 
 
 class Scaled(nn.Module):

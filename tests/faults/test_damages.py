@@ -33,7 +33,8 @@ from jaxprune.compaction import artefact
 from jaxprune.compaction.load import load_compact
 from jaxprune.costs.clock import Clock
 from jaxprune.data import tfds
-from jaxprune.evaluation import every_pair
+from jaxprune.evaluation import masks
+from jaxprune.evaluation.program import Plan
 from jaxprune.fills.fill import resolve_fill
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import pruning_order
@@ -254,10 +255,10 @@ def _unfinished(folder: Path) -> Kind:
     scores = criteria.mean(tapped.mean_feature_map)
     kept = sweep_checkpoint.SweepCheckpoint(folder, {"data": "planted"})
     with mock.patch.object(sweep_checkpoint, "_SECONDS", 0.0), \
-         mock.patch.object(every_pair, "_CPU_ELEMENTS", 100):  # fmt: skip
+         mock.patch.object(masks, "_CPU_ELEMENTS", 100):  # fmt: skip
         layer.sweep_layer(tapped, scores, checkpoint=kept)
     fill = resolve_fill("zero", layer=tapped.name, bias=tapped.bias)
-    plan = every_pair.Plan(pruning_order(scores), tuple(range(4)), fill)
+    plan = Plan(pruning_order(scores), tuple(range(4)), fill)
 
     def load(folder: Path) -> Any:
         mine = dataclasses.replace(kept, folder=folder, name="sweep-0")

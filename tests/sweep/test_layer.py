@@ -8,7 +8,7 @@ import reference
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import make_mesh
 from jaxprune.data.splits import image_split
-from jaxprune.evaluation.every_pair import evaluate_masks
+from jaxprune.evaluation.masks import evaluate_masks
 from jaxprune.fills.masked import fill_channels
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import pruning_order

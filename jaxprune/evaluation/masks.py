@@ -1,0 +1,138 @@
+"""Outputs under many masks of every (image, mask) pair, some masks at a time.
+
+A mask is True where a channel is kept.
+
+Axes: B images of a batch, P channels, K masks.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Int, Shaped
+
+from jaxprune._base.arguments import check_byte_order
+from jaxprune._base.batch import pad_rows
+from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import (
+    DATA,
+    MASK,
+    REPLICATED,
+    Sharded,
+    make_mesh,
+    round_up,
+)
+
+# Elements of an array that one evaluation holds: enough to keep a matrix unit busy,
+# and 16 MiB of float32 on a CPU.
+_CPU_ELEMENTS = 2**22
+_ACCELERATOR_ELEMENTS = 2**27
+
+# Evaluations that a device may have before it while their results are not fetched.
+_IN_FLIGHT = 4
+
+
+def chunk_size(elements: int) -> int:
+    """How many things of `elements` numbers each to evaluate at once."""
+    on_cpu = jax.default_backend() == "cpu"
+    return max(1, (_CPU_ELEMENTS if on_cpu else _ACCELERATOR_ELEMENTS) // elements)
+
+
+def mask_program(one: Callable[..., Any], mesh: Mesh) -> Sharded:
+    """Compiles, at its first call, (weights, batch, masks) -> a tree of arrays [K, B].
+
+    Args:
+      one: (weights, *batch, mask) -> a tree of arrays [B].
+      mesh: batches are divided over its axis `data`, masks over `mask`.
+    """
+
+    def every(weights: Any, batch: Any, masks: Array) -> Any:
+        return jax.vmap(lambda mask: one(weights, *batch, mask))(masks)
+
+    data, mask = PartitionSpec(DATA), PartitionSpec(MASK)
+    return Sharded(every, mesh, (REPLICATED, data, mask), PartitionSpec(MASK, DATA))
+
+
+def evaluate_masks(
+    logits: Callable[..., Array],
+    weights: Any,
+    batch: Sequence[Any],
+    masks: Bool[np.ndarray, "K P"],
+    *,
+    mesh: Mesh | None = None,
+    mask_chunk: int | None = None,
+) -> Int[np.ndarray, "K B"]:
+    """Predicted class of every image under every mask, as one batched computation.
+
+    Args:
+      logits: (weights, *batch, mask) -> logits [B, classes], with one mask [P], True
+        where a channel is kept.
+      weights: a tree of arrays, kept out of the compiled code.
+      batch: trees of arrays with the images on their first axis, such as a feature map.
+      masks: True where a channel is kept.
+      mesh: the devices; by default all of this process.
+      mask_chunk: masks evaluated at once; by default chosen from the batch.
+
+    Raises:
+      InputError: the masks are no masks, or arrays have another machine's byte order.
+    """
+    masks = np.asarray(masks)
+    if masks.dtype != bool or masks.ndim != 2 or not len(masks):
+        raise InputError(
+            f"masks must be booleans [K, P], got {masks.dtype} {list(masks.shape)}"
+        )
+    for name, tree in (("weights", weights), ("the batch", batch)):
+        for leaf in jax.tree.leaves(tree):
+            check_byte_order(name, leaf)
+    mesh = mesh or make_mesh()
+
+    def one(*arguments: Any) -> Array:
+        return jnp.argmax(logits(*arguments), axis=-1)
+
+    sizes = (math.prod(np.shape(array)) for array in jax.tree.leaves(batch))
+    chunk = min(mask_chunk or chunk_size(sum(sizes)), len(masks))
+    return run_masks(mask_program(one, mesh), weights, batch, masks, mesh, chunk)
+
+
+def run_masks(
+    program: Sharded,
+    weights: Any,
+    batch: Sequence[Any],
+    masks: Bool[np.ndarray, "K P"],
+    mesh: Mesh,
+    mask_chunk: int,
+) -> Any:
+    """Outputs of a `mask_program` for each mask, `mask_chunk` masks at a time."""
+    images = len(jax.tree.leaves(batch)[0])
+    size = round_up(images, mesh.shape[DATA])
+    batch = pad_rows(tuple(batch), size)
+    chunk = round_up(mask_chunk, mesh.shape[MASK])
+    every = collect(program(weights, batch, some) for some in chunks(masks, chunk))
+    return jax.tree.map(lambda array: array[: len(masks), :images], every)
+
+
+def chunks(
+    rows: Shaped[np.ndarray, "N ..."], size: int
+) -> Iterator[Shaped[np.ndarray, "size ..."]]:
+    """`size` rows at a time, zeros after the last."""
+    for start in range(0, len(rows), size):
+        yield pad_rows(rows[start : start + size], size)
+
+
+def collect(outputs: Iterable[Any]) -> Any:
+    """Evaluations' trees of arrays, one behind the other on the first axis."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *fetch(outputs))
+
+
+def fetch(outputs: Iterable[Any]) -> Iterator[Any]:
+    """Device arrays as NumPy's, while the next few evaluations are under way."""
+    waiting: list[Any] = []
+    for output in outputs:
+        waiting.append(output)
+        if len(waiting) > _IN_FLIGHT:
+            yield jax.device_get(waiting.pop(0))
+    yield from map(jax.device_get, waiting)
