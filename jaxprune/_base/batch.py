@@ -3,7 +3,8 @@
 The first axis of every array is that of the images.
 """
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import numpy as np
 
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
+
+T = TypeVar("T")
 
 
 def size_of(batch: Any) -> int:
@@ -64,3 +67,13 @@ def check_batch(what: str, batch: Any, fewest: int = 1) -> Any:
             f"{shapes}"
         )
     return arrays
+
+
+def ahead(items: Iterable[T], count: int = 1) -> Iterator[T]:
+    """The items, each one after the `count` that follow it have been made."""
+    waiting: list[T] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.pop(0)
+    yield from waiting

@@ -6,6 +6,7 @@ both. Each device runs the same program on its share and hears nothing of the ot
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import (
@@ -37,6 +38,18 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
         raise InputError("a mesh needs a device at least, got none")
     mask = max(m for m in range(1, math.isqrt(count) + 1) if count % m == 0)
     return Mesh(np.array(devices).reshape(count // mask, mask), (DATA, MASK))
+
+
+def free_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes that each of the devices has free; None where they do not say."""
+    if devices[0].platform == "cpu":
+        pages, size = (
+            os.sysconf(f"SC_{name}") for name in ("AVPHYS_PAGES", "PAGESIZE")
+        )
+        return pages * size // len(devices)
+    stats = [device.memory_stats() or {} for device in devices]
+    left = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s]
+    return min(left, default=None)
 
 
 def round_up(count: int, multiple: int) -> int:

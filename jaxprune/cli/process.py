@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -134,7 +135,7 @@ def _check_value(name: str, value: Any) -> None:
 def guard(main: Callable[[AnySettings], None], given: AnySettings) -> None:
     """Calls `main`; bad input ends the process with one line and exit code 2."""
     try:
-        with signals.raised():
+        with signals.raised(), _precision(given):
             try:
                 main(given)
                 if processes.are_several():
@@ -164,6 +165,12 @@ def guard(main: Callable[[AnySettings], None], given: AnySettings) -> None:
     except Exception as error:
         processes.tell_the_others(f"{type(error).__name__}: {first_line(error)}")
         raise
+
+
+def _precision(given: Settings) -> AbstractContextManager[Any]:
+    """Products of float32 as the command is asked to make them."""
+    name = getattr(given, "precision", None)
+    return jax.default_matmul_precision(name) if name else nullcontext()
 
 
 def _out_of_memory(kind: type[Settings]) -> str:

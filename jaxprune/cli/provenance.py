@@ -21,7 +21,7 @@ from jaxprune.data import datasets
 from jaxprune.results.load import AnyResult, load
 
 _OF_A_SWEEP = (
-    "weights", "tap", "rank_split", "select_split", "eval_split", "dtype",
+    "weights", "tap", "rank_split", "select_split", "eval_split", "dtype", "precision",
     "calibration_split", "ridge", "loss_images", "config", "data",
 )  # fmt: skip
 _PACKAGES = ("jaxprune", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -98,6 +98,7 @@ def network(run: Run, variables: Any) -> dict[str, Any]:
         "model": run.config.model,
         "dataset": run.config.dataset,
         "dtype": run.config.dtype,
+        "precision": run.settings.precision,
         "seed": run.config.seed,
         "weights": manifest.fingerprint(variables),
         "config": dataclasses.asdict(run.config),

@@ -20,6 +20,7 @@ from jaxprune.cli import cluster, lock, user_images, user_network
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
+from jaxprune.evaluation.sizes import usual_batch_size
 from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.graph.network import Network
 from jaxprune.recipes import config
@@ -155,8 +156,7 @@ class Run:
         """Images to evaluate at once."""
         given = self.settings.batch_size
         if given is None:
-            default = 128 if jax.default_backend() == "cpu" else 1024
-            return min(default, len(split))
+            return min(usual_batch_size(self.network()), len(split))
         if given > len(split):
             raise InputError(
                 f"--batch_size={given} is more than the split's {len(split)} images"

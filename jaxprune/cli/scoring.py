@@ -33,9 +33,10 @@ def check(run: Run, chosen: PruningOptions, criterion: str) -> None:
       InputError: something that the layer, the fill or the ranking split has not, or
         no room for the feature maps.
     """
-    if chosen.maps == "disk":
-        split = datasets.choose_split(run.splits, chosen.eval_split)
-        places.check_space(_maps_dir(chosen), _maps_bytes(run, chosen, len(split)))
+    split = datasets.choose_split(run.splits, chosen.eval_split)
+    needed = _maps_bytes(run, chosen, len(split))
+    if places.choose(chosen.maps, needed, run.mesh) == "disk":
+        places.check_space(_maps_dir(chosen), needed)
     needs = CRITERIA[criterion].needs
     network = run.network()
     if chosen.tap == "relu":
@@ -98,9 +99,16 @@ def tap(
     total = sum(len(processes.own(len(source))) for source in sources)
     measured = {images(run, chosen, name) for name in criteria}
     counts = {count for count in measured if count is not None}
+    needed = _maps_bytes(run, chosen, len(split), *counts)
+    kind = places.choose(chosen.maps, needed, run.mesh)
+    if kind != (chosen.maps or places.usual(run.mesh)):
+        print(
+            f"feature maps: {places.size(needed)} are more than half of the devices' "
+            "free memory, so they go to a temporary file"
+        )
     what = "feature maps"
-    if chosen.maps == "disk":
-        what += f", {places.size(_maps_bytes(run, chosen, len(split), *counts))}"
+    if kind != "recompute":
+        what += f", {places.size(needed)} on the {kind}"
     with cluster.progress(total=total, unit="img", desc=what) as bar:
         return tap_layer(
             run.network(variables),
@@ -112,7 +120,7 @@ def tap(
             criteria=criteria,
             oracle_images=counts,
             batch_size=batch_size,
-            maps=chosen.maps,
+            maps=kind,
             maps_dir=_maps_dir(chosen),
             mesh=run.mesh,
             on_images=bar.update,

@@ -102,6 +102,12 @@ class NetworkSettings(WorkdirSettings):
     data_dir: str | None = flag("Prepared TFDS datasets. Default: TFDS's own.")
     cache_dir: str | None = flag("Decoded arrays. Default: ~/.cache/jaxprune.")
     devices: int | None = flag("Devices of each process. Default: all.")
+    precision: str | None = flag(
+        "Of float32 products, in JAX's words: default (bfloat16 on a TPU, "
+        "TensorFloat32 on a GPU), high, highest (float32). Proofs take the highest. "
+        "Default: what the platform does.",
+        choices=("default", "high", "highest"),
+    )
     compilation_cache: bool = flag(
         "Keep compiled programs for next time.", default=True
     )
@@ -119,7 +125,9 @@ class BatchSettings(NetworkSettings):
     """How much is evaluated at once."""
 
     batch_size: int | None = flag(
-        "Images evaluated at once. Default: 128 on CPU, or 1024.", at_least=1
+        "Images evaluated at once. Default: 128 on a CPU, elsewhere as many as keep "
+        "the device busy.",
+        at_least=1,
     )
 
 
@@ -292,10 +300,11 @@ class PruningSettings(ImageSettings):
     greedy_images: int | None = flag(
         "The same of greedy_oracle. Default: as many as oracle_images.", at_least=1
     )
-    maps: str = flag(
-        "Feature maps until they are evaluated: in a temporary file, or made twice.",
+    maps: str | None = flag(
+        "Feature maps until they are evaluated: on the device, in a temporary file, or "
+        "made twice. Default: device on an accelerator, disk on a CPU; and disk where "
+        "they do not fit.",
         choices=KINDS,
-        default="disk",
     )
     maps_dir: str | None = flag("Folder of that file.")
     tap: str | None = flag(f"Where the feature map is taken: {', '.join(TAPS)}.")

@@ -4,9 +4,11 @@ Axes: P channels, R features of the consumer that hold one channel.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxprune.fills.linear import group_features
@@ -59,7 +61,7 @@ def find_consumer(network: Network, group: PruningGroup) -> Consumer | None:
         features is not None
         and layer.kernel is not None
         and not layer.in_a_loop
-        and layer.equation.params["precision"] is None
+        and _of_platform(layer.equation.params["precision"])
         and {program.types[v].dtype for v in (layer.product, *layer.equation.inputs)}
         == {jnp.dtype(jnp.float32)}
         and (layer.kind == "conv" or not layer.axes.taps)
@@ -68,3 +70,10 @@ def find_consumer(network: Network, group: PruningGroup) -> Consumer | None:
         return None
     assert features is not None
     return Consumer(layer, features, network.kernel(name))
+
+
+def _of_platform(precision: Any) -> bool:
+    """Whether a product's precision is the platform's, no algorithm by its name."""
+    if isinstance(precision, tuple):
+        return all(map(_of_platform, precision))
+    return precision is None or isinstance(precision, lax.Precision)

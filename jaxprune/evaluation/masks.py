@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, Shaped
 
 from jaxprune._base.arguments import check_byte_order
-from jaxprune._base.batch import pad_rows
+from jaxprune._base.batch import ahead, pad_rows
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import (
     DATA,
@@ -26,20 +26,10 @@ from jaxprune._base.mesh import (
     make_mesh,
     round_up,
 )
-
-# Elements of an array that one evaluation holds: enough to keep a matrix unit busy,
-# and 16 MiB of float32 on a CPU.
-_CPU_ELEMENTS = 2**22
-_ACCELERATOR_ELEMENTS = 2**27
+from jaxprune.evaluation.sizes import chunk_size
 
 # Evaluations that a device may have before it while their results are not fetched.
 _IN_FLIGHT = 4
-
-
-def chunk_size(elements: int) -> int:
-    """How many things of `elements` numbers each to evaluate at once."""
-    on_cpu = jax.default_backend() == "cpu"
-    return max(1, (_CPU_ELEMENTS if on_cpu else _ACCELERATOR_ELEMENTS) // elements)
 
 
 def mask_program(one: Callable[..., Any], mesh: Mesh) -> Sharded:
@@ -95,24 +85,12 @@ def evaluate_masks(
 
     sizes = (math.prod(np.shape(array)) for array in jax.tree.leaves(batch))
     chunk = min(mask_chunk or chunk_size(sum(sizes)), len(masks))
-    return run_masks(mask_program(one, mesh), weights, batch, masks, mesh, chunk)
-
-
-def run_masks(
-    program: Sharded,
-    weights: Any,
-    batch: Sequence[Any],
-    masks: Bool[np.ndarray, "K P"],
-    mesh: Mesh,
-    mask_chunk: int,
-) -> Any:
-    """Outputs of a `mask_program` for each mask, `mask_chunk` masks at a time."""
+    chunk = round_up(chunk, mesh.shape[MASK])
     images = len(jax.tree.leaves(batch)[0])
-    size = round_up(images, mesh.shape[DATA])
-    batch = pad_rows(tuple(batch), size)
-    chunk = round_up(mask_chunk, mesh.shape[MASK])
-    every = collect(program(weights, batch, some) for some in chunks(masks, chunk))
-    return jax.tree.map(lambda array: array[: len(masks), :images], every)
+    padded = pad_rows(tuple(batch), round_up(images, mesh.shape[DATA]))
+    program = mask_program(one, mesh)
+    outputs = (program(weights, padded, some) for some in chunks(masks, chunk))
+    return np.concatenate([*fetch(outputs)])[: len(masks), :images]
 
 
 def chunks(
@@ -123,16 +101,6 @@ def chunks(
         yield pad_rows(rows[start : start + size], size)
 
 
-def collect(outputs: Iterable[Any]) -> Any:
-    """Evaluations' trees of arrays, one behind the other on the first axis."""
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *fetch(outputs))
-
-
 def fetch(outputs: Iterable[Any]) -> Iterator[Any]:
     """Device arrays as NumPy's, while the next few evaluations are under way."""
-    waiting: list[Any] = []
-    for output in outputs:
-        waiting.append(output)
-        if len(waiting) > _IN_FLIGHT:
-            yield jax.device_get(waiting.pop(0))
-    yield from map(jax.device_get, waiting)
+    return map(jax.device_get, ahead(outputs, _IN_FLIGHT))

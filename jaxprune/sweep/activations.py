@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jaxprune._base import arguments, manifest, processes
+from jaxprune._base.batch import ahead
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune._base.mesh import (
     REPLICATED,
@@ -29,6 +30,7 @@ from jaxprune._base.mesh import (
 from jaxprune.adapters.networks import takes_network
 from jaxprune.data.splits import Batch, Split, batches
 from jaxprune.evaluation.predict import compiled
+from jaxprune.evaluation.sizes import usual_batch_size
 from jaxprune.fills.masked import layer_bias
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.network import Network
@@ -147,16 +149,26 @@ class TappedLayer:
 
     def batches(
         self, batch_size: int, first: int = 0, end: int | None = None
-    ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """This process's images and their feature maps, zeros after the last."""
-        shape = (batch_size, *self.mean_feature_map.shape)
+    ) -> Iterator[tuple[Batch, Any]]:
+        """This process's images and their feature maps; what follows the last is not.
+
+        Maps are arrays of NumPy's, or where they are kept on the devices, of these.
+        """
         for batch in batches(self.own, batch_size, first, end):
-            feature_map = np.zeros(shape, self.dtype)
-            self.maps.read(batch.start, feature_map[: batch.size])
+            feature_map = self._maps(batch, batch_size)
             if self.task.imitates:
                 targets = self._whole(self.arrays, batch.images)
                 batch = batch._replace(targets=targets)
             yield batch, feature_map
+
+    def _maps(self, batch: Batch, batch_size: int) -> Any:
+        if isinstance(self.maps, places.OnDevice):
+            part = self.maps.part(batch.start, batch_size)
+            if part is not None:
+                return part
+        maps = np.zeros((batch_size, *self.mean_feature_map.shape), self.dtype)
+        self.maps.read(batch.start, maps[: batch.size])
+        return maps
 
 
 @takes_network
@@ -170,8 +182,8 @@ def tap_layer(
     rank_split: Split | None = None,
     criteria: Collection[str | Criterion] = (),
     oracle_images: Collection[int] = (),
-    batch_size: int = 128,
-    maps: str = "disk",
+    batch_size: int | None = None,
+    maps: str | None = None,
     maps_dir: Path | None = None,
     mesh: Mesh | None = None,
     on_images: Progress = ignore,
@@ -197,9 +209,12 @@ def tap_layer(
         mean feature map. What they need is gathered in the same pass.
       oracle_images: numbers of images, evenly spaced over the ranking split, that
         losses can be measured on; by default all.
-      batch_size: images in a batch.
-      maps: "disk" keeps the feature maps in a temporary file until they are evaluated,
-        "recompute" runs the trunk again then.
+      batch_size: images in a batch; by default 128 on a CPU, elsewhere as many as keep
+        the device busy and fit into its memory.
+      maps: "device" leaves the feature maps on the devices until they are evaluated,
+        "disk" keeps them in a temporary file, "recompute" runs the trunk again then. By
+        default "device" on an accelerator, "disk" on a CPU; and "disk", whatever is
+        given, where they would take more than half of the devices' free memory.
       maps_dir: the folder of that file; by default the system's for temporary files.
       mesh: the devices to work on, see `jaxprune.make_mesh`; by default all of this
         process.
@@ -211,25 +226,32 @@ def tap_layer(
         by one, more processes than images, or feature maps that do not fit on the disk.
     """
     check_choice("tap", tap, TAPS)
-    check_choice("maps", maps, places.KINDS)
+    if maps is not None:
+        check_choice("maps", maps, places.KINDS)
     ranking = split if rank_split is None else rank_split
     _check_splits(split, ranking)
     needs = needs_of(criteria)
     mesh = make_mesh() if mesh is None else mesh
     arguments.check_kind("mesh", mesh, Mesh, "a mesh, as make_mesh returns")
-    batch_size = round_up(arguments.check_count("batch_size", batch_size), mesh.size)
+    if batch_size is not None:
+        arguments.check_count("batch_size", batch_size)
     images = _some_images(split)
     if task is None:
         task = _default_task(network, split, images)
     arguments.check_kind("task", task, Task, "a Task, such as jaxprune.segmentation()")
     network = task.applied(network).with_example(images)
+    if batch_size is None:
+        batch_size = min(usual_batch_size(network), len(split))
+    batch_size = round_up(batch_size, mesh.size)
     name = network.graph().last_conv() if layer is None else layer
     one = map_of_one(network, images, name)
     counts = arguments.check_counts("oracle_images", oracle_images)
     counts = (counts or {len(ranking)}) if "losses" in needs else set()
+    kept = sum(len(processes.own(n)) for n in (len(split), *counts))
+    needed = kept * one.size * one.dtype.itemsize
+    maps = places.choose(maps, needed, mesh)
     if maps == "disk":
-        kept = sum(len(processes.own(n)) for n in (len(split), *counts))
-        places.check_space(maps_dir, kept * one.size * one.dtype.itemsize)
+        places.check_space(maps_dir, needed)
     if tap == "relu":
         network = network.with_relu(name)
     network, output_elements, check_seconds = check_tap(
@@ -252,11 +274,11 @@ def tap_layer(
     if not gathering.only_maps:
         rank = Sharded(gathering.compute, mesh, specs, SPREAD)
     own = _own(split)
-    kept_maps = place(own)
+    kept_maps = places.OnDevice(batch_size) if maps == "device" else place(own)
     of_ranking = _OfRanking(ranking, counts, gathering, place, one.shape)
 
     def keep(batch: Batch, found: dict[str, Any]) -> None:
-        kept_maps.write(found["maps"])
+        kept_maps.write(found["maps"], batch.size)
 
     started = time.perf_counter()
     if rank_split is None:
@@ -265,9 +287,11 @@ def tap_layer(
         ranked = _own(rank_split)
         passes = [(own, program, [keep]), (ranked, rank, [of_ranking.add])]
     for source, step, uses in passes:
-        for batch in batches(source, batch_size):
-            found = step(arrays, batch.images, batch.targets)
-            found = {**found, "maps": np.asarray(found["maps"])[: batch.size]}
+        started_batches = (
+            (batch, step(arrays, batch.images, batch.targets))
+            for batch in batches(source, batch_size)
+        )
+        for batch, found in ahead(started_batches):
             for use in uses:
                 use(batch, found)
             on_images(batch.size)
@@ -335,11 +359,13 @@ class _OfRanking:
 
     def add(self, batch: Batch, found: dict[str, Any]) -> None:
         """Results of a batch of ranking images."""
-        self.total += found["maps"].sum(0, dtype=np.float64)
-        self._gathering.add(found, batch.size)
+        maps = np.asarray(found["maps"])[: batch.size]
+        self.total += maps.sum(0, dtype=np.float64)
+        self._gathering.add({**found, "maps": maps}, batch.size)
         here = self._index[batch.start : batch.start + batch.size]
         for count, rows in self._chosen.items():
-            self._maps[count].write(found["maps"][np.isin(here, rows)])
+            chosen = maps[np.isin(here, rows)]
+            self._maps[count].write(chosen, len(chosen))
 
     def layers(self, tapped: TappedLayer) -> dict[int, TappedLayer]:
         """The layer over each number of ranking images."""

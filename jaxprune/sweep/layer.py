@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxprune._base import arguments, processes
+from jaxprune._base.batch import ahead
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import each_in_usual_options, usual_options
 from jaxprune.data.splits import Batch
@@ -28,11 +29,10 @@ from jaxprune.results.load import AnyResult
 from jaxprune.results.saved import check_about
 from jaxprune.sweep.activations import Progress, TappedLayer, ignore
 from jaxprune.sweep.checkpoint import SweepCheckpoint, SweepCheckpointer, exact_sums
+from jaxprune.sweep.maps import NAMES
 from jaxprune.sweep.outcome import Values, make_result
 from jaxprune.sweep.strategy import choose_evaluation
 from jaxprune.tasks.task import LOSS
-
-T = TypeVar("T")
 
 
 @usual_options()
@@ -211,6 +211,7 @@ def _sweep(
         "pairs": len(plan.ks) * len(tapped.split),
         "pairs_evaluated": int(processes.total(np.array([pairs]))[0]),
         "evaluation": evaluated.kind,
+        "maps": NAMES[type(tapped.maps)],
         "seconds": {
             "trunk": round(tapped.trunk_seconds, 3),
             "head": round(seconds - compilation, 3),
@@ -275,7 +276,7 @@ class _Evaluated:
             (batch, evaluate.start(batch, feature_map))
             for batch, feature_map in self.tapped.batches(self._batch_size, first, end)
         )
-        for batch, found in _ahead(started):
+        for batch, found in ahead(started):
             yield batch, evaluate.finish(batch, found)
 
     def _all_images(
@@ -323,15 +324,6 @@ class _Evaluated:
         }
         together = {name: array.swapaxes(0, 1) for name, array in everyone.items()}
         return together, processes.total(losses) / len(tapped.split), evaluated
-
-
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, each one after the next has been made."""
-    last: list[T] = []
-    for item in items:
-        yield from last
-        last = [item]
-    yield from last
 
 
 def _fill_facts(fill: Fill) -> dict[str, Any]:

@@ -8,15 +8,49 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import free_memory
 from jaxprune.data.splits import Split, batches
 
-# In a temporary file, or nowhere: then the trunk runs again.
-KINDS = ("disk", "recompute")
+# On the device that computes them, in a temporary file, or nowhere: then the trunk runs
+# again.
+KINDS = ("device", "disk", "recompute")
+
+
+class OnDevice:
+    """Left where they were computed, an array for each batch."""
+
+    def __init__(self, batch_size: int):
+        """Keeps the number of images in a batch."""
+        self._batch_size = batch_size
+        self._parts: list[jax.Array] = []
+
+    def write(self, maps: Any, count: int) -> None:
+        """Keeps a batch; `count` of its images are real."""
+        del count
+        self._parts.append(maps)
+
+    def part(self, start: int, batch_size: int) -> jax.Array | None:
+        """The batch that begins with an image; None where none of this size does."""
+        if start % self._batch_size or batch_size != self._batch_size:
+            return None
+        return self._parts[start // self._batch_size]
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Copies those of as many images, from `start` on, as `out` has room for."""
+        filled = 0
+        while filled < len(out):
+            part, at = divmod(start + filled, self._batch_size)
+            rows = np.asarray(self._parts[part])[at:][: len(out) - filled]
+            out[filled : filled + len(rows)] = rows
+            filled += len(rows)
 
 
 class OnDisk:
@@ -30,12 +64,12 @@ class OnDisk:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
 
-    def write(self, maps: np.ndarray) -> None:
-        """Adds the feature maps of the next images."""
-        self._file.write(maps.tobytes())
+    def write(self, maps: Any, count: int) -> None:
+        """Adds the feature maps of the next images, the first `count` of these."""
+        self._file.write(np.asarray(maps)[:count].tobytes())
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Those of as many images, from `start` on, as `out` has room for."""
+        """See `OnDevice.read`."""
         self._file.seek(start * out[:1].nbytes)
         self._file.readinto(out.reshape(-1).view(np.uint8).data)
 
@@ -55,11 +89,11 @@ class Recomputed:
         self._at, self._left = 0, np.empty(0)
         self._stream: Iterator[np.ndarray] = iter(())
 
-    def write(self, maps: np.ndarray) -> None:
+    def write(self, maps: Any, count: int) -> None:
         """Forgets them."""
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """See `OnDisk.read`; cheap where the last one ended before `start`."""
+        """See `OnDevice.read`; cheap where the last one ended before `start`."""
         if start != self._at or not start:
             self._stream, self._left = self._from(start), out[:0]
         filled = 0
@@ -79,7 +113,30 @@ class Recomputed:
             yield maps[max(start - batch.start, 0) :]
 
 
-Maps = OnDisk | Recomputed
+Maps = OnDevice | OnDisk | Recomputed
+
+NAMES = {OnDevice: "device", OnDisk: "disk", Recomputed: "recompute"}
+
+
+def usual(mesh: Mesh) -> str:
+    """Where feature maps are kept by default: on the devices, if these are no CPUs."""
+    return "disk" if mesh.devices.flat[0].platform == "cpu" else "device"
+
+
+def choose(kind: str | None, needed: int, mesh: Mesh) -> str:
+    """Where `needed` bytes of feature maps are kept.
+
+    Args:
+      kind: one of KINDS; by default what is usual.
+      needed: bytes in all.
+      mesh: the devices. What takes more than half of their free memory goes to a file.
+    """
+    kind = usual(mesh) if kind is None else kind
+    if kind == "device":
+        free = free_memory(mesh.devices.ravel().tolist())
+        if free is not None and needed / mesh.size > free / 2:
+            return "disk"
+    return kind
 
 
 def check_space(folder: Path | None, needed: int) -> None:

@@ -25,13 +25,13 @@ from jaxprune._base.mesh import (
 )
 from jaxprune.data.splits import Batch
 from jaxprune.evaluation.masks import (
-    chunk_size,
     chunks,
     fetch,
     mask_program,
 )
 from jaxprune.evaluation.program import Plan
 from jaxprune.evaluation.running_sum import ReadNetwork
+from jaxprune.evaluation.sizes import chunk_size
 from jaxprune.fills.fill import Fill, LinearFill
 from jaxprune.ranking.statistics import Losses
 from jaxprune.sweep.activations import Progress, TappedLayer, ignore

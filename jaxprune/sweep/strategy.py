@@ -16,12 +16,13 @@ from jaxprune.evaluation.consumer import Consumer, find_consumer
 from jaxprune.evaluation.every_pair import EveryPair
 from jaxprune.evaluation.head import Head, make_head
 from jaxprune.evaluation.masked_head import MaskedHead, make_masked_head
-from jaxprune.evaluation.masks import chunk_size
 from jaxprune.evaluation.program import Evaluation, Plan, Way
 from jaxprune.evaluation.running_sum import STEP, ReadNetwork, RunningSum
+from jaxprune.evaluation.sizes import chunk_size
 from jaxprune.fills.fill import AtConsumer, ConstantFill, Fill, LinearFill
 from jaxprune.graph.groups import PruningGroup
 from jaxprune.sweep.activations import TappedLayer
+from jaxprune.sweep.maps import OnDevice
 
 
 @dataclass(frozen=True)
@@ -126,18 +127,23 @@ def _running_sum(
     tapped: TappedLayer, plan: Plan, place: InSum, mask_chunk: int | None
 ) -> tuple[RunningSum, int]:
     """The evaluation where one layer reads the channels."""
-    # A batch keeps what the consumer returns and what goes around for every image, and
-    # the changes of its input; a pair has its own of the former, and STEP changes.
-    elements = math.prod(tapped.mean_feature_map.shape)
-    images = min(len(tapped.own), chunk_size(max(place.returned, elements // 4)))
+    devices = tapped.mesh.size
+    if isinstance(tapped.maps, OnDevice):
+        images = tapped.batch_size
+    else:
+        # A batch keeps what the consumer returns and what goes around for every image,
+        # and the changes of its input: in all a quarter of what it might, so that it is
+        # soon done.
+        one = max(4 * place.returned, math.prod(tapped.mean_feature_map.shape))
+        images = round_up(min(len(tapped.own), chunk_size(one)), devices)
+    # A pair has its own of what the consumer returns, and STEP changes.
     most = chunk_size(max(place.returned, STEP * place.held))
     pairs = mask_chunk * tapped.batch_size if mask_chunk else most
     network = ReadNetwork(
         tapped.network, tapped.name, place.consumer, plan.fill, place.head, tapped.task
     )
-    images = round_up(images, tapped.mesh.size)
-    here = images // tapped.mesh.size
-    return RunningSum(network, min(-(-pairs // tapped.mesh.size), STEP * here)), images
+    pairs = min(-(-pairs // devices), STEP * images // devices)
+    return RunningSum(network, pairs), images
 
 
 def _by_mask(

@@ -14,7 +14,7 @@ from jaxprune.recipes.recipe import RECIPES
 
 NETWORK = {
     "workdir", "data", "image_size", "data_dir", "cache_dir", "devices",
-    "compilation_cache", "wandb",
+    "compilation_cache", "wandb", "precision",
     *(field.name for field in dataclasses.fields(Config)),
 }  # fmt: skip
 PROCESSES = {"coordinator", "num_processes", "process_id"}
@@ -88,6 +88,7 @@ def test_settings_are_what_the_command_line_gives():
     assert settings == sweep.Settings(
         given=frozenset({"widths", "seeds", "report", "maps", "ridge"}),
         overrides={"widths": ["4", "6"]}, seeds=("0", "1"), report=False, ridge=0.5,
+        maps="disk",
     )  # fmt: skip
 
 

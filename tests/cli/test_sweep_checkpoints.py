@@ -7,10 +7,10 @@ import pytest
 
 from jaxprune.cli import provenance
 from jaxprune.cli.commands import sweep
-from jaxprune.evaluation import masks
+from jaxprune.evaluation import sizes
 from jaxprune.results.comparison import Comparison
 from jaxprune.results.result import SweepResult
-from jaxprune.sweep import checkpoint
+from jaxprune.sweep import checkpoint, maps
 from run_directories import FOLDER, SMALL, plant_run
 
 RUN = FOLDER.parent
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 @pytest.fixture(autouse=True)
 def small_batches_kept_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(masks, "_CPU_ELEMENTS", 400)
+    monkeypatch.setattr(sizes, "_CPU_ELEMENTS", 400)
     monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
 
 
@@ -120,8 +120,9 @@ def test_a_comparison_goes_on(script, interrupt):
 @pytest.mark.parametrize(
     ("flag", "folders", "said"),
     [
-        ("--maps_dir=big", [Path("big")], "feature maps, 23.0kiB"),
+        ("--maps_dir=big", [Path("big")], "feature maps, 23.0kiB on the disk"),
         ("--maps=recompute", [], "feature maps:"),
+        ("--maps=device", [], "feature maps, 23.0kiB on the device"),
     ],
 )
 def test_where_feature_maps_are(script, maps_places, flag, folders, said):
@@ -133,11 +134,21 @@ def test_where_feature_maps_are(script, maps_places, flag, folders, said):
     assert maps_places == folders and said in err
 
 
+def test_feature_maps_that_do_not_fit_on_the_device(script, maps_places, monkeypatch):
+    plant_run(RUN)
+    monkeypatch.setattr(maps, "free_memory", lambda _: 20 * 1024 // 8)
+    flags = ("--model=digits_pair", "--ks=0,1", "--maps=device")
+    code, out, err = script(sweep, *flags)
+    assert code == 0, err
+    assert "feature maps: 23.0kiB are more than half of the devices' free memory" in out
+    assert len(maps_places) == 1
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
         ("--maps_dir=nowhere", "no folder nowhere for the feature maps"),
-        ("--maps=memory", "should be one of <disk|recompute>"),
+        ("--maps=memory", "should be one of <device|disk|recompute>"),
     ],
 )
 def test_bad_input(script, flag, message):

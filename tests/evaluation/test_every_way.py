@@ -225,6 +225,22 @@ def test_bfloat16_equals_the_dense_way_in_bfloat16(layer):
     np.testing.assert_array_equal(fast.predictions[clear], dense.predictions[clear])
 
 
+@pytest.mark.parametrize(
+    ("precision", "way"), [("highest", "RunningSum"), ("BF16_BF16_F32", "ChangedPairs")]
+)
+def test_a_layer_that_rounds_its_factors_in_its_own_way_is_not_summed_up(
+    precision, way
+):
+    apply, variables, split = chain()
+
+    def at_precision(variables, images, **kwargs):
+        with jax.default_matmul_precision(precision):
+            return apply(variables, images, **kwargs)
+
+    found = run_sweep(at_precision, variables, split, ks=(0,))
+    assert found.about["evaluation"] == way
+
+
 def test_few_units_that_read_many_features_make_no_large_batches():
     """Four units that read 64 features of each channel; 23 images and 6 masks."""
 

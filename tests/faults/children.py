@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = ""  # one device, as a user's CPU has
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
 
 from forked import Faults
+from jaxprune.evaluation import sizes
 from jaxprune.sweep import checkpoint
 
 # What the scripts import, some of it only when they run.
@@ -55,7 +56,7 @@ def run(
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (faults.file_bytes, limit))
     # Small enough that a tiny sweep has several files to go on from.
-    masks._CPU_ELEMENTS = 2000
+    sizes._CPU_ELEMENTS = 2000
     checkpoint._SECONDS = 0.0
     try:
         process.run(module.main)

@@ -33,7 +33,7 @@ from jaxprune.compaction import artefact
 from jaxprune.compaction.load import load_compact
 from jaxprune.costs.clock import Clock
 from jaxprune.data import tfds
-from jaxprune.evaluation import masks
+from jaxprune.evaluation import sizes
 from jaxprune.evaluation.program import Plan
 from jaxprune.fills.fill import resolve_fill
 from jaxprune.ranking import criteria
@@ -255,7 +255,7 @@ def _unfinished(folder: Path) -> Kind:
     scores = criteria.mean(tapped.mean_feature_map)
     kept = sweep_checkpoint.SweepCheckpoint(folder, {"data": "planted"})
     with mock.patch.object(sweep_checkpoint, "_SECONDS", 0.0), \
-         mock.patch.object(masks, "_CPU_ELEMENTS", 100):  # fmt: skip
+         mock.patch.object(sizes, "_CPU_ELEMENTS", 100):  # fmt: skip
         layer.sweep_layer(tapped, scores, checkpoint=kept)
     fill = resolve_fill("zero", layer=tapped.name, bias=tapped.bias)
     plan = Plan(pruning_order(scores), tuple(range(4)), fill)

@@ -1,10 +1,12 @@
 from collections import namedtuple
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import make_mesh
 from jaxprune.recipes.models import PairCNN
 from jaxprune.sweep import maps, score
 from jaxprune.sweep.activations import tap_layer
@@ -27,25 +29,47 @@ def tapped(**options):
     return tap_layer(APPLY, VARIABLES, SPLIT, batch_size=8, **options)
 
 
-def test_recomputed_maps_are_those_on_disk(tmp_path):
-    disk, again = tapped(maps_dir=tmp_path), tapped(maps="recompute")
-    np.testing.assert_array_equal(every_map(again), every_map(disk))
+@pytest.mark.parametrize(
+    ("kind", "devices"), [("recompute", 1), ("device", 1), ("device", 2), ("device", 8)]
+)
+def test_maps_are_those_on_disk(kind, devices, tmp_path):
+    mesh = make_mesh(jax.local_devices()[:devices])
+    disk, other = tapped(maps_dir=tmp_path), tapped(maps=kind, mesh=mesh)
+    np.testing.assert_array_equal(every_map(other), every_map(disk))
     # A second time, and from the middle of a batch.
     for where in ((0,), (13,), (13, 30)):
-        found, want = every_map(again, *where), every_map(disk, *where)
+        found, want = every_map(other, *where), every_map(disk, *where)
         np.testing.assert_array_equal(found, want)
-    assert (again.mean_feature_map == disk.mean_feature_map).all()
-    one, other = sweep_layer(disk, SCORES), sweep_layer(again, SCORES)
-    np.testing.assert_array_equal(one.predictions, other.predictions)
+    assert (other.mean_feature_map == disk.mean_feature_map).all()
+    one, two = sweep_layer(disk, SCORES), sweep_layer(other, SCORES)
+    assert (one.about["maps"], two.about["maps"]) == ("disk", kind)
+    np.testing.assert_array_equal(one.predictions, two.predictions)
 
 
-def test_losses_on_recomputed_maps():
-    found = [
+def test_what_lies_on_the_device_goes_to_the_sweep_as_it_is(monkeypatch):
+    layer = tapped(maps="device")
+    monkeypatch.setattr(maps.OnDevice, "read", None)
+    assert sweep_layer(layer, SCORES).about["maps"] == "device"
+    assert all(isinstance(found, jax.Array) for _, found in layer.batches(8))
+
+
+def test_maps_that_do_not_fit_on_the_device_go_to_a_file(monkeypatch, tmp_path):
+    needed = every_map(tapped()).nbytes // len(jax.local_devices())
+    for free, kind in ((2 * needed - 1, maps.OnDisk), (2 * needed, maps.OnDevice)):
+        monkeypatch.setattr(maps, "free_memory", lambda _, free=free: free)
+        assert type(tapped(maps="device", maps_dir=tmp_path).maps) is kind
+    monkeypatch.setattr(maps, "free_memory", lambda _: None)  # that is not known
+    assert type(tapped(maps="device").maps) is maps.OnDevice
+
+
+def test_losses_wherever_maps_are():
+    disk, *others = (
         score.score(tapped(maps=kind, criteria=["oracle"], oracle_images=[20]),
                     "oracle")
-        for kind in maps.KINDS
-    ]  # fmt: skip
-    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+        for kind in ("disk", "device", "recompute")
+    )  # fmt: skip
+    for other in others:
+        np.testing.assert_allclose(other, disk, rtol=1e-5, atol=1e-6)
 
 
 def test_a_disk_that_is_too_small(monkeypatch, tmp_path):
@@ -75,7 +99,7 @@ def test_where_they_are(maps_places, tmp_path):
 def test_bad_input():
     with pytest.raises(InputError, match="no folder"):
         tapped(maps_dir=Path("nowhere"))
-    with pytest.raises(InputError, match="disk, recompute"):
+    with pytest.raises(InputError, match="device, disk, recompute"):
         tapped(maps="memory")
 
 

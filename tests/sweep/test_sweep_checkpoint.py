@@ -6,7 +6,7 @@ import pytest
 
 from jaxprune._base.mesh import make_mesh
 from jaxprune.data.splits import image_split
-from jaxprune.evaluation import masks
+from jaxprune.evaluation import sizes
 from jaxprune.fills.calibration import linear_fill
 from jaxprune.recipes.models import PairCNN
 from jaxprune.sweep import checkpoint
@@ -42,7 +42,7 @@ def fitted(split):
 
 @pytest.fixture(autouse=True)
 def batches_of_eight(monkeypatch):
-    monkeypatch.setattr(masks, "_CPU_ELEMENTS", 80)
+    monkeypatch.setattr(sizes, "_CPU_ELEMENTS", 80)
 
 
 @pytest.fixture

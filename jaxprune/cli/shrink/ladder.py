@@ -75,7 +75,9 @@ class Ladder:
             "eval_split": settings.eval_split,
             "calibration_split": settings.calibration_split,
         }
-        decisive = {name: self.facts[name] for name in _DECISIVE}
+        decisive = {
+            name: fact for name in _DECISIVE if (fact := self.facts[name]) is not None
+        }
         self._journal = Journal(self.folder / "state.json", decisive)
         self._state = _read(self._journal, settings.curves)
         analysis = self._analyse(run.scale(on_device(images)))
@@ -273,4 +275,5 @@ def _read(journal: Journal, curves: str) -> dict[str, Any]:
 
 _DECISIVE = (
     "weights", "eval_split", "calibration_split", "config", "data", "device",
+    "precision",
 )  # fmt: skip
