@@ -14,6 +14,9 @@ extrapolated; the table says so. Writes bench.csv, bench_ratios.csv and bench.pn
 run directory. The whole takes about half an hour on 2 CPU cores;
 `--images=1000 --runs=1` is enough for a first look.
 
+--what=host measures what Python costs in a sweep, on a network so narrow that the
+device has next to nothing to do; see `experiments.bench.host`. A minute.
+
 --what=shrink cuts a whole network by this project and by Torch-Pruning (group L2 and
 Taylor importance, global and isomorphic) to the same multiply-adds; see
 `experiments.bench.shrink`. Writes bench-speedup<speedup>/ (networks.csv, networks.png,
@@ -30,7 +33,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.bench import ours, report
+from experiments.bench import host, ours, report
 from experiments.bench.measure import Bench, Prepared
 from experiments.bench.plan import OURS, PYTORCH, RACES, Key, Measured
 from experiments.bench.race import race, serve
@@ -43,6 +46,7 @@ from jaxprune.cli.weights import train_or_restore
 # The flags that play a part in one benchmark alone.
 ONLY = {
     "sweep": ("images", "some_images", "loop_ks", "runs", "scaling"),
+    "host": ("images", "runs"),
     "shrink": (
         "eval_split", "calibration_split", "allow_overlap", "finetune_epochs",
         "finetune_learning_rate", "finetune_images", "distill", "distill_temperature",
@@ -59,7 +63,7 @@ class Settings(ContestSettings):
     model: str | None = "cifar_vgg"
     speedup: float | None = 2.0
     latency_batches: tuple[str, ...] = ("1", "32")
-    what: str = flag("What is measured: sweep, shrink.", default="sweep")
+    what: str = flag("What is measured: sweep, host, shrink.", default="sweep")
     images: int | None = flag("Images of the whole sweep. Default: all.", at_least=1)
     some_images: int = flag(
         "Images that slow loops are measured on.", at_least=1, default=1024
@@ -81,9 +85,14 @@ def main(settings: Settings) -> None:
     check_choice("benchmark", settings.what, ONLY)
     for what, names in ONLY.items():
         if what != settings.what:
-            settings.refuse(names, f"--what={what}")
+            others = [name for name in names if name not in ONLY[settings.what]]
+            settings.refuse(others, f"--what={what}")
     if settings.what == "shrink":
         _shrink(settings)
+    elif settings.what == "host":
+        folder = run_directory.directory(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        host.main(settings.images or 10_000, settings.runs, folder)
     else:
         _sweep(settings)
 

@@ -151,7 +151,12 @@ class Sharded:
             for a, s in zip(arguments, self._shardings, strict=True)
         ]
         if self._compiled is None:
-            started = time.perf_counter()
-            self._compiled = self._function.lower(*placed).compile()
-            self.compile_seconds = time.perf_counter() - started
+            self._compiled = self.compile(*placed)
         return self._compiled(*placed)
+
+    def compile(self, *placed: Any) -> Callable[..., Any]:
+        """The program for arguments of these shapes, which lie where they belong."""
+        started = time.perf_counter()
+        compiled = self._function.lower(*placed).compile()
+        self.compile_seconds = time.perf_counter() - started
+        return compiled
