@@ -70,6 +70,11 @@ def spread(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def place(batch: Any, mesh: Mesh) -> Any:
+    """A batch of this process's own, divided over its devices along the first axis."""
+    return jax.device_put(batch, NamedSharding(mesh, SPREAD))
+
+
 @contextmanager
 def usual_options() -> Iterator[None]:
     """JAX's options as they are by default.

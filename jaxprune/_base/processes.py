@@ -5,11 +5,12 @@ Without `jax.distributed` there is one process, and all of this costs nothing.
 
 import atexit
 import os
+import pickle
 import socket
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from jaxprune._base.errors import InputError
+
+T = TypeVar("T")
 
 # Where a process that fails leaves its last words, and how long the first one, which
 # keeps them, waits for the others to have read them.
@@ -62,6 +65,15 @@ def gather(array: np.ndarray) -> list[np.ndarray]:
 def total(array: np.ndarray) -> np.ndarray:
     """The sum of every process's array."""
     return np.sum(gather(array[None]), axis=0)[0]
+
+
+def from_first(value: T) -> T:
+    """The first process's value, in every process; anything that can be pickled."""
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(pickle.dumps(value if is_first() else None), np.uint8)
+    found: T = pickle.loads(gather(data)[0].tobytes())
+    return found
 
 
 def wait() -> None:

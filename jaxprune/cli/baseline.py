@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune._base import processes
 from jaxprune._base.batch import on_device, size_of, take
 from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import Sharded, round_up
@@ -64,6 +65,7 @@ class Baseline:
       run: the run directory's job.
       variables: the whole network's variables.
       split: the images.
+      own: this process's share of them.
       task: what the network's outputs are for.
       batch_size: images in a batch.
       example: scaled images, of which some are the split's first and last.
@@ -73,6 +75,7 @@ class Baseline:
 
     def __init__(self, run: Run, variables: Any, split: Split, batch_size: int):
         self.run, self.variables, self.split = run, variables, split
+        self.own = split.select(processes.own(len(split)))
         self.task = run.task
         self.batch_size = round_up(batch_size, run.mesh.size)
         index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
@@ -95,7 +98,7 @@ class Baseline:
     def outputs(self, program: Sharded, weights: Any) -> Outputs:
         """A network's outputs, batch by batch."""
         mesh = self.run.mesh
-        return outputs(program, weights, self.split, self.batch_size, mesh)
+        return outputs(program, weights, self.own, self.batch_size, mesh)
 
     def terms(self, made: Outputs, what: str) -> Terms:
         """What the task's scores are made of, from a network's outputs."""
@@ -155,13 +158,14 @@ class Baseline:
                 comparison.add(first_rows, second_rows, labels)
                 parts.append(self._judged(batch, after))
                 bar.update(batch.size)
+        comparison.join_processes()
         return _joined(parts)
 
     @contextmanager
     def _at_full_precision(self, what: str) -> Iterator[Any]:
         """A bar over the images, of networks that are to be compared."""
         with (
-            cluster.progress(total=len(self.split), unit="img", desc=what) as bar,
+            cluster.progress(total=len(self.own), unit="img", desc=what) as bar,
             jax.default_matmul_precision(PRECISION),
         ):
             yield bar
@@ -236,8 +240,9 @@ class Baseline:
 
 
 def _joined(parts: Sequence[Terms]) -> Terms:
-    """The terms of all batches."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """The terms of all batches, of all processes."""
+    own = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate(processes.gather(own[name])) for name in sorted(own)}
 
 
 def in_turns(

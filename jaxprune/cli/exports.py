@@ -130,7 +130,7 @@ class Exports:
     ) -> dict[str, Any]:
         """Figures of a form's outputs, beside the compact network's."""
         whole = self._whole
-        found = ((b, run(b.images)) for b in batches(whole.split, whole.batch_size))
+        found = ((b, run(b.images)) for b in batches(whole.own, whole.batch_size))
         comparison = whole.comparison()
         terms = whole.compare(comparison, whole.small_outputs(small), found, what)
         measure, value = whole.task.measure, whole.value(terms)

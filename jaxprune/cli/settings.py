@@ -227,7 +227,11 @@ class MaxDropSettings(Settings):
 class TimingSettings(Settings):
     """How smaller networks are timed."""
 
-    repeats: int = flag("Timed calls at each batch size.", at_least=1, default=10)
+    repeats: int = flag(
+        "Timed calls at each batch size; of calls that take seconds three.",
+        at_least=1,
+        default=10,
+    )
     latency_batches: tuple[str, ...] = flag(
         "Batch sizes to time.", default=("1", "32", "256")
     )

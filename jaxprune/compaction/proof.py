@@ -34,6 +34,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
+from jaxprune._base import processes
 from jaxprune._base.arguments import half_of_digits
 from jaxprune._base.batch import size_of
 from jaxprune._base.errors import InputError
@@ -193,6 +194,23 @@ class Comparison:
             self._labelled = True
             self._right += [(found == labels).sum() for found in (before, after)]
 
+    def join_processes(self) -> None:
+        """Takes account of the images of all processes, in each of them."""
+        leaves = self._leaves
+        counts = [self._images, self.different_predictions, *self._right]
+        largest = [self._margin]
+        for leaf in leaves:
+            counts += [leaf.images, *leaf.not_finite.values()]
+            largest += [leaf.largest, leaf.relative]
+        every = iter(processes.total(np.array(counts, np.float64)).tolist())
+        most = iter(np.max(processes.gather(np.array([largest])), axis=0)[0].tolist())
+        self._images, self.different_predictions = int(next(every)), int(next(every))
+        self._right, self._margin = np.array([next(every), next(every)]), next(most)
+        for leaf in leaves:
+            leaf.images = int(next(every))
+            leaf.not_finite = {which: int(next(every)) for which in leaf.not_finite}
+            leaf.largest, leaf.relative = next(most), next(most)
+
     @property
     def relative_difference(self) -> float:
         """Largest difference so far, divided by the image's largest absolute output."""
@@ -225,13 +243,16 @@ class _Leaf:
     """One array of the outputs, of all images so far.
 
     Attributes:
-      relative: largest difference, divided by the image's largest absolute output.
+      images: their number.
+      largest: largest difference.
+      relative: the same, divided by the image's largest absolute output.
+      not_finite: images whose outputs are not finite, by network.
     """
 
     def __init__(self) -> None:
-        self._images = 0
-        self._largest, self.relative = 0.0, 0.0
-        self._not_finite = {"masked": 0, "compact": 0}
+        self.images = 0
+        self.largest, self.relative = 0.0, 0.0
+        self.not_finite = {"masked": 0, "compact": 0}
         self._types: dict[str, np.dtype] = {}
 
     def add(self, masked: np.ndarray, compact: np.ndarray) -> None:
@@ -239,33 +260,33 @@ class _Leaf:
         self._types = {"masked": masked.dtype, "compact": compact.dtype}
         rows = [a.astype(np.float64).reshape(len(a), -1) for a in (masked, compact)]
         finite = [np.isfinite(each).all(-1) for each in rows]
-        for which, each in zip(self._not_finite, finite, strict=True):
-            self._not_finite[which] += int((~each).sum())
+        for which, each in zip(self.not_finite, finite, strict=True):
+            self.not_finite[which] += int((~each).sum())
         before, after = (each[finite[0] & finite[1]] for each in rows)
-        self._images += len(masked)
+        self.images += len(masked)
         if before.size:
             difference = np.abs(before - after)
             scale = np.maximum(np.abs(before).max(-1), np.finfo(np.float32).tiny)
-            self._largest = max(self._largest, float(difference.max()))
+            self.largest = max(self.largest, float(difference.max()))
             relative = (difference.max(-1) / scale).max()
             self.relative = max(self.relative, float(relative))
 
     def proof(self, coarsest: Any) -> Proof:
         """The figures of this array."""
-        for which, count in self._not_finite.items():
+        for which, count in self.not_finite.items():
             if count:
                 why = (
                     f"the {which} network returns infinities or NaN, in "
-                    f"{self._types[which]}, for {count} of {self._images} images"
+                    f"{self._types[which]}, for {count} of {self.images} images"
                 )
-                return Proof(self._images, None, None, not_proved=why)
+                return Proof(self.images, None, None, not_proved=why)
         if not self.relative <= half_of_digits(coarsest or self._types["compact"]):
             raise InputError(
                 f"the compact network differs from the masked one by "
-                f"{self._largest:.3g}, {self.relative:.3g} of the largest output, "
+                f"{self.largest:.3g}, {self.relative:.3g} of the largest output, "
                 "which rounding does not explain: nothing is returned"
             )
-        return Proof(self._images, self._largest, self.relative)
+        return Proof(self.images, self.largest, self.relative)
 
 
 def _check_proved(why: str, unproved: bool) -> None:

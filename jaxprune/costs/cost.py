@@ -74,6 +74,10 @@ def cost(network: Network, x: Any = None) -> Cost:
     )
 
 
+# Timed calls end when they have taken so many seconds, and are as many at least.
+_SECONDS, _FEWEST = 20.0, 3
+
+
 @dataclass(frozen=True)
 class Latency:
     """Seconds for one call: median, and the quartiles as its spread."""
@@ -91,17 +95,21 @@ def latencies(
     Args:
       functions: compiled functions; each is called once before it is timed.
       x: their inputs.
-      repeats: timed calls of each.
+      repeats: timed calls of each; fewer, but three, where they take over _SECONDS.
     """
     for function in functions:
         jax.block_until_ready(function(x))
-    seconds = np.empty((len(functions), repeats))
-    for j in range(repeats):
-        for i, function in enumerate(functions):
+    seconds: list[list[float]] = []
+    while len(seconds) < repeats:
+        row = []
+        for function in functions:
             started = time.perf_counter()
             jax.block_until_ready(function(x))
-            seconds[i, j] = time.perf_counter() - started
-    low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75], axis=1)
+            row.append(time.perf_counter() - started)
+        seconds.append(row)
+        if len(seconds) >= _FEWEST and np.sum(seconds) > _SECONDS:
+            break
+    low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75], axis=0)
     return [
         Latency(float(m), float(a), float(b))
         for m, a, b in zip(middle, low, high, strict=True)

@@ -110,7 +110,7 @@ def linear_fills(
     arguments.check_count("batch_size", batch_size)
     network = network.with_example(take(images, np.arange(1)))
     groups = _checked(groups)
-    sums = _read(network, images, groups, batch_size, mesh)
+    sums = _read(network, images, groups, batch_size, mesh, press=ridge is None)
     kernels = {consumer: network.kernel(consumer) for _, consumer in sums}
     fills = {}
     for group in groups:
@@ -223,8 +223,9 @@ def _read(
     groups: Sequence[PruningGroup],
     batch_size: int,
     mesh: Mesh | None,
+    press: bool,
 ) -> dict[Pair, Sums]:
-    """Moments of the inputs of each group's consumers."""
+    """Moments of the inputs of each group's consumers; some rows, too, for `press`."""
     _check_linear(network, groups)
     features = {
         (g.name, name): _features(g, name) for g in groups for name in g.consumers
@@ -238,7 +239,7 @@ def _read(
             zeros = np.zeros((count, members)), np.zeros((count, *2 * (members,)))
             sums[key] = Sums(features[key], channels[key[0]], 0, *zeros, [])
         most = min(_PRESS_ROWS, _PRESS_ELEMENTS // features[key].shape[1])
-        sums[key].add(rows, -(-total // most))
+        sums[key].add(rows, -(-total // most) if press else total)
     return {key: s.over_processes() for key, s in sums.items()}
 
 

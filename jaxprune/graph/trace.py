@@ -163,6 +163,11 @@ class Program(Traced):
         return bool(jnp.issubdtype(self.types[value].dtype, jnp.floating))
 
     @cached_property
+    def compiled(self) -> dict[Any, Callable[..., Any]]:
+        """Parts of it that have been compiled, see `jaxprune.graph.stepwise`."""
+        return {}
+
+    @cached_property
     def made_by(self) -> dict[int, Equation]:
         """The equation that returns each value."""
         return {out: eqn for eqn in self.every for out in eqn.outputs}

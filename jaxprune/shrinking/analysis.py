@@ -12,26 +12,33 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh
 
-from jaxprune._base.batch import size_of, take
+from jaxprune._base import processes
+from jaxprune._base.batch import pad_rows, size_of, take
 from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import place, replicate, round_up
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.network import Compact
 from jaxprune.costs.latency import LatencyTable, measure_latency
 from jaxprune.costs.widths import Costs, Number, Widths
 from jaxprune.fills.masked import Mask, make_pruning, run_masked
+from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.graph.groups import Groups
 from jaxprune.graph.network import Network
 from jaxprune.shrinking.allocation import allocate
 from jaxprune.shrinking.budget import Budget
-from jaxprune.shrinking.curves import Curve
-from jaxprune.shrinking.refit import refit
+from jaxprune.shrinking.curves import Curve, own_batches
+from jaxprune.shrinking.refit import ROWS, may_be_fitted, refit
 from jaxprune.tasks.task import OfImages
 
 # Of the narrower networks that are timed beside the whole one.
 _SPEEDUPS = (2, 4)
 # Of the losses of groups with several producers, when widths are found.
 _WEIGHTS = (1, 2, 4)
+# Equal parts of the calibration images that candidates are tried on, see `best`.
+_PARTS = 4
 # Images that networks' predictions are compared on, at once.
 _AT_ONCE = 64
 # Images that the compact network is compared with the masked one on, at once.
@@ -77,6 +84,7 @@ class Analysis:
       curves: of each group that may be cut.
       costs: by widths.
       loss: of outputs, the whole network's being the targets.
+      mesh: the devices.
       latency: table of measured times, for budgets of latency.
     """
 
@@ -86,6 +94,7 @@ class Analysis:
     curves: Mapping[str, Curve]
     costs: Costs
     loss: OfImages
+    mesh: Mesh
     latency: LatencyTable | None = None
 
     def __repr__(self) -> str:
@@ -168,33 +177,64 @@ class Analysis:
         """The network cut to a budget, its layers fitted to the whole network's."""
         return self.best(self.candidates(budget, multiple_of=multiple_of))[1].small
 
+    @property
+    def fitted_layers(self) -> int:
+        """How many layers a fit calls `on_layer` for."""
+        return sum(map(may_be_fitted, self.whole.layers.values()))
+
     def best(
         self,
         candidates: Sequence[dict[str, int]],
         *,
         on_layer: Callable[[str], Any] = lambda name: None,
     ) -> tuple[dict[str, int], "Cut"]:
-        """The widths, and the network, that diverge least from the whole network.
+        """The best of several widths, and their network.
 
-        Measured on the calibration images, where there are several.
+        Which ones are best is found on parts of the calibration images: layers are
+        fitted on the first one, on as much less as it is smaller, and the networks'
+        divergence is measured on the second.
 
         Args:
           candidates: units that each group keeps.
           on_layer: called with each layer's name once it is fitted, or left as it is.
         """
-        cuts = [(widths, self.cut(widths, on_layer=on_layer)) for widths in candidates]
-        if len(cuts) == 1:
-            return cuts[0]
-        program = jax.jit(self.whole.function)
-        masked = [jax.jit(cut.masked()) for _, cut in cuts]
-        lost = np.zeros(len(cuts))
-        for start in range(0, size_of(self.images), _AT_ONCE):
-            x = take(self.images, slice(start, start + _AT_ONCE))
-            whole = program(dict(self.whole.arrays), x)
-            for i, (_, cut) in enumerate(cuts):
-                found = masked[i](dict(cut.arrays), x)
-                lost[i] += float(self.loss(found, whole).sum())
-        return cuts[int(np.argmin(lost))]
+        widths = candidates[0]
+        if len(candidates) > 1:
+            n = size_of(self.images)
+            count = max(n // _PARTS, 1)
+            first, second = (
+                take(self.images, np.arange(start, start + count) % n)
+                for start in (0, count)
+            )
+            part = replace(self, images=first)
+            rows = ROWS // _PARTS
+            tried = [part._masked(each, rows, on_layer) for each in candidates]
+            widths = candidates[int(np.argmin(self._divergence(tried, second)))]
+        return widths, self.cut(widths, on_layer=on_layer)
+
+    def _divergence(
+        self, tried: Sequence[tuple[Network, Sequence[Mask]]], images: Any
+    ) -> np.ndarray:
+        """The loss of masked networks' outputs, the targets being the whole one's."""
+        networks = [(self.whole, ()), *tried]
+        arrays = [replicate(dict(net.arrays), self.mesh) for net, _ in networks]
+        fast = [(with_fast_convolutions(net), masks) for net, masks in networks]
+
+        @jax.jit
+        def losses(arrays: Any, x: Any) -> list[Array]:
+            target, *found = (
+                run_masked(net, own, x, masks)
+                for (net, masks), own in zip(fast, arrays, strict=True)
+            )
+            return [self.loss(outputs, target) for outputs in found]
+
+        lost = np.zeros(len(tried))
+        size = round_up(min(_AT_ONCE, size_of(images)), self.mesh.size)
+        for _, batch in own_batches(images, size):
+            x = place(pad_rows(batch, size), self.mesh)
+            each = np.asarray(losses(arrays, x))
+            lost += each[:, : size_of(batch)].sum(1)
+        return processes.total(lost)
 
     def cut(
         self, widths: Widths, *, on_layer: Callable[[str], Any] = lambda name: None
@@ -205,22 +245,40 @@ class Analysis:
           widths: units that each group keeps.
           on_layer: called with each layer's name once it is fitted, or left as it is.
         """
+        network, masks = self._masked(widths, ROWS, on_layer)
+        if not masks:
+            return Cut(self.whole.origin, self.whole, ())
+        drops = {mask.layer: (mask.keep, "drop") for mask in masks}
+        small = compact_groups(network, drops, example=self._example)
+        return Cut(small, network, masks)
+
+    def _masked(
+        self, widths: Widths, rows: int, on_layer: Callable[[str], Any]
+    ) -> tuple[Network, Sequence[Mask]]:
+        """The network with fitted layers, in its own shapes, and the groups' masks.
+
+        Args:
+          widths: see `cut`.
+          rows: of a layer's regression, at most.
+          on_layer: see `cut`.
+        """
         keeps = {
             name: self.curves[name].keep(width)
             for name, width in widths.items()
             if width < self.costs.whole[name]
         }
         if not keeps:
-            return Cut(self.whole.origin, self.whole, ())
-        fitted = refit(self.whole, self.images, self.groups, keeps, on_layer=on_layer)
-        drops = {name: (keep, "drop") for name, keep in keeps.items()}
+            return self.whole, ()
+        fitted = refit(
+            self.whole, self.images, self.groups, keeps, rows=rows, mesh=self.mesh,
+            on_layer=on_layer,
+        )  # fmt: skip
         network = self.whole.with_params(fitted)
-        small = compact_groups(network, drops, example=self._example)
         masks = [
             make_pruning(network, self.groups.groups[name], keep, "drop").mask
             for name, keep in keeps.items()
         ]
-        return Cut(small, network, masks)
+        return network, masks
 
 
 def cost_of(

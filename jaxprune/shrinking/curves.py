@@ -15,9 +15,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from jaxprune._base import processes
 from jaxprune._base.batch import pad_rows, size_of, take
+from jaxprune._base.mesh import place, replicate, round_up
 from jaxprune.costs.widths import Number
 from jaxprune.fills.masked import Mask, run_masked
 from jaxprune.graph.network import Network
@@ -78,6 +81,7 @@ def measured_curves(
     halves: Sequence[Half],
     orders: Mapping[str, Int[np.ndarray, " P"]],
     loss: OfImages,
+    mesh: Mesh,
 ) -> Iterator[tuple[str, Curve]]:
     """Measures the groups one after another; a program for each, masks as its data.
 
@@ -86,6 +90,7 @@ def measured_curves(
       halves: of the calibration images.
       orders: of the groups' units, by name.
       loss: of outputs, the whole network's being the targets.
+      mesh: the devices. Several processes give the same, and run a share each.
 
     Yields:
       A group's name and its curve.
@@ -94,7 +99,7 @@ def measured_curves(
         losses: list[float] = []
         if widths := narrower(len(order)):
             pruned = [len(order) - width for width in widths]
-            losses = _mean_losses(network, halves, group, pruned, loss)
+            losses = _mean_losses(network, halves, group, pruned, loss, mesh)
         yield group, Curve.of(order, losses)
 
 
@@ -104,6 +109,7 @@ def _mean_losses(
     group: str,
     pruned: Sequence[int],
     loss: OfImages,
+    mesh: Mesh,
 ) -> list[float]:
     """The mean loss for each number of pruned units."""
 
@@ -121,11 +127,22 @@ def _mean_losses(
     total = np.zeros(len(pruned))
     counts = [size_of(half.images) for half in halves]
     size = min(*counts, max(1, _AT_ONCE // len(pruned)))
-    for half, count in zip(halves, counts, strict=True):
+    arrays = replicate(network.arrays, mesh)
+    for half in halves:
         nested = half.nested(group)
         masks = prefix_masks(half.orders[group], pruned)
-        for start in range(0, count, size):
-            batch = take(half.images, np.arange(start, min(start + size, count)))
-            found = losses(network.arrays, pad_rows(batch, size), nested, masks)
-            total += np.asarray(found)[:, : size_of(batch)].sum(1)
-    return (total / sum(counts)).tolist()
+        for _, batch in own_batches(half.images, size):
+            x = place(pad_rows(batch, round_up(size, mesh.size)), mesh)
+            found = np.asarray(losses(arrays, x, nested, masks))
+            total += found[:, : size_of(batch)].sum(1)
+    return (processes.total(total) / sum(counts)).tolist()
+
+
+def own_batches(images: Any, size: int) -> Iterator[tuple[int, Any]]:
+    """This process's share of the batches: the first image's number, and the images.
+
+    Whole batches are shared out, so that each is the same on any number of processes.
+    """
+    starts = range(0, size_of(images), size)[jax.process_index() :: jax.process_count()]
+    for start in starts:
+        yield start, take(images, np.arange(start, min(start + size, size_of(images))))

@@ -24,14 +24,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxprune._base import processes
 from jaxprune._base.batch import pad_rows, size_of, take
+from jaxprune._base.mesh import place, replicate, round_up
 from jaxprune.fills.linear import Nested
 from jaxprune.graph.evaluate import Change
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
-from jaxprune.shrinking.curves import Curve, narrower
+from jaxprune.shrinking.curves import Curve, narrower, own_batches
 from jaxprune.shrinking.halves import Half
 from jaxprune.tasks.imitation import Probe
 
@@ -47,6 +50,7 @@ def estimated_curves(
     halves: Sequence[Half],
     orders: Mapping[str, Int[np.ndarray, " P"]],
     probe: Probe,
+    mesh: Mesh,
 ) -> dict[str, Curve]:
     """Estimates the curves of groups, all at once.
 
@@ -55,6 +59,7 @@ def estimated_curves(
       halves: of the calibration images.
       orders: of the groups' units, by name.
       probe: of the loss.
+      mesh: the devices. Several processes give the same, and run a share each.
 
     Returns:
       The curves by the groups' names. Those of a network that has no derivative are
@@ -62,7 +67,7 @@ def estimated_curves(
       behind a rounding, or not finite.
     """
     try:
-        losses = _mean_losses(network, halves, list(orders), probe)
+        losses = _mean_losses(network, halves, list(orders), probe, mesh)
     except (TypeError, ValueError, NotImplementedError):  # JAX's, of no derivative
         return {}
     return {
@@ -77,6 +82,7 @@ def _mean_losses(
     halves: Sequence[Half],
     groups: Sequence[str],
     probe: Probe,
+    mesh: Mesh,
 ) -> dict[str, Float[np.ndarray, " W"]]:
     """The mean loss of each group's widths."""
     consumers = sorted({n for fill in halves[0].fills.values() for n in fill.moments})
@@ -111,22 +117,25 @@ def _mean_losses(
             found[group] = jnp.where(real, losses, 0).sum(1)
         return found
 
-    total: dict[str, Any] = dict.fromkeys(groups, 0)
+    widths = {
+        name: len(narrower(len(orders))) for name, orders in halves[0].orders.items()
+    }
+    total = {name: np.zeros(widths[name]) for name in groups}
     size = _batch_size(network, consumers, halves[0].images)
+    arrays = replicate(network.arrays, mesh)
     done = 0
     for half in halves:
-        images, nested = half.images, {name: half.nested(name) for name in groups}
+        nested = {name: half.nested(name) for name in groups}
         rows = _rows_at_output(network, nested)
-        for start in range(0, size_of(images), size):
-            batch = take(images, np.arange(start, min(start + size, size_of(images))))
+        for start, batch in own_batches(half.images, size):
+            x = place(pad_rows(batch, round_up(size, mesh.size)), mesh)
             found = sums(
-                network.arrays, pad_rows(batch, size), done, size_of(batch), nested,
-                rows, half.orders,
-            )  # fmt: skip
-            done += size_of(batch)
+                arrays, x, done + start, size_of(batch), nested, rows, half.orders
+            )
             for group, losses in found.items():
                 total[group] += np.asarray(losses, np.float64) / images_count
-    return total
+        done += size_of(half.images)
+    return {name: processes.total(losses) for name, losses in total.items()}
 
 
 def _rows_at_output(

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 from scipy import linalg
 
@@ -51,7 +52,7 @@ class Half(NamedTuple):
 
 
 def halves(
-    network: Network, images: Any, groups: Iterable[PruningGroup]
+    network: Network, images: Any, groups: Iterable[PruningGroup], mesh: Mesh
 ) -> tuple[dict[str, Int[np.ndarray, " P"]], list[Half]]:
     """Fits the fills of both halves of the images.
 
@@ -59,6 +60,7 @@ def halves(
       network: the network.
       images: calibration images.
       groups: of its channels.
+      mesh: the devices. Several processes give the same images, and run a share each.
 
     Returns:
       The order of pruning of each group's units, by its name, as all images have it;
@@ -68,7 +70,10 @@ def halves(
     second = np.random.default_rng(0).permutation(size_of(images)) % 2 == 1
     parts = [take(images, np.flatnonzero(which)) for which in (~second, second)]
     # Whichever ridge is given here, the moments are the same.
-    fits = [linear_fills(network, part, groups, ridge=_RIDGES[0]) for part in parts]
+    fits = [
+        linear_fills(network, part, groups, ridge=_RIDGES[0], mesh=mesh)
+        for part in parts
+    ]
     share = float(second.mean())
     orders: dict[str, np.ndarray] = {}
     found = [Half(part, {}, {}) for part in reversed(parts)]

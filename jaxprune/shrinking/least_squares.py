@@ -8,10 +8,11 @@ by heart, and in a wide one too large a ridge gives away what is known.
 Axes: n rows, k features, T taps, U targets.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import linalg
 
 from jaxprune.graph.layers import Layer
@@ -115,7 +116,10 @@ def _solved(factor: Any, product: np.ndarray) -> np.ndarray:
 
 
 def patches(
-    layer: Layer, x: Float[np.ndarray, "N *positions k"], pick: np.ndarray
+    layer: Layer,
+    x: Float[np.ndarray, "N *positions F"],
+    pick: np.ndarray,
+    keep: Bool[np.ndarray, " F"] | None = None,
 ) -> Float[np.ndarray, "n Tk"]:
     """The patches under a kernel at the chosen output positions.
 
@@ -125,13 +129,16 @@ def patches(
         elements.
       x: its operand; not all of its features need be there.
       pick: rows of the result [N *positions, U].
+      keep: features that patches are to have; by default all.
     """
+    keep = np.ones(x.shape[-1], bool) if keep is None else keep
     if layer.kind == "dense":
-        return x.reshape(-1, x.shape[-1])[pick]
+        return x.reshape(-1, x.shape[-1])[pick][:, keep]
     params = layer.equation.params
     kernel = layer.program.shape(layer.kernel_value)
     sizes = [kernel[axis] for axis in layer.axes.taps]
-    x = np.pad(x, [(0, 0), *params["padding"], (0, 0)])
+    if any(itertools.chain(*params["padding"])):
+        x = np.pad(x, [(0, 0), *params["padding"], (0, 0)])
     shape = layer.program.shape(layer.product)
     positions = [shape[a] for a in params["dimension_numbers"].out_spec[2:]]
     image, *places = np.unravel_index(pick, (len(x), *positions))
@@ -140,6 +147,6 @@ def patches(
         steps = zip(
             places, params["window_strides"], tap, params["rhs_dilation"], strict=True
         )
-        return x[image, *(place * s + t * d for place, s, t, d in steps)]
+        return x[image, *(place * s + t * d for place, s, t, d in steps)][:, keep]
 
     return np.concatenate([at(tap) for tap in np.ndindex(*sizes)], axis=1)

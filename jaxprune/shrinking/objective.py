@@ -41,11 +41,6 @@ class Goal:
     factor: Float[np.ndarray, " U"]
     rectified: bool = False
 
-    def rows(self, pick: Int[np.ndarray, " _"]) -> "Goal":
-        """Some of the rows, in float32."""
-        target, rest = (a[pick].astype(np.float32) for a in (self.target, self.rest))
-        return Goal(target, rest, self.factor, self.rectified)
-
     def outputs(self, wanted: Float[np.ndarray, "n U"]) -> Float[np.ndarray, "n U"]:
         """The output of the layer for which the value is `wanted`."""
         # What goes nowhere may be anything.

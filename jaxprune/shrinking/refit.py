@@ -25,17 +25,19 @@ pruned. Cut with the fill "drop" it becomes smaller and stays the same.
 Axes: N images, F input features of a layer, k kept ones, T taps, U outputs, n rows.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
 
-from jaxprune._base.batch import size_of
+from jaxprune._base import processes
+from jaxprune._base.batch import pad_rows, size_of, take
+from jaxprune._base.mesh import make_mesh, place, round_up
 from jaxprune.compaction.cut import (
     has_own_kernel,
     offset_change,
@@ -43,18 +45,19 @@ from jaxprune.compaction.cut import (
     put_bias,
     put_kernel,
 )
+from jaxprune.evaluation.sizes import chunk_size
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.groups import Groups, kept_indices
 from jaxprune.graph.layers import Layer
-from jaxprune.graph.network import Network
-from jaxprune.graph.stepwise import Stepwise
+from jaxprune.graph.network import IMAGES, Network
+from jaxprune.graph.stepwise import Batches, Stepwise, by_batch, of_batch
 from jaxprune.shrinking.least_squares import Ridge, centred, parts_of, patches
 from jaxprune.shrinking.objective import Fitted, Goal, fit
 from jaxprune.shrinking.targets import find_destinations, follow
 
 # Rows of a regression at most. Of patches, which have an element for each unknown, as
 # many as hold so many elements, or so many rows for each unknown.
-_ROWS = 130_000
+ROWS = 130_000
 _ELEMENTS = 2**27
 _ROWS_PER_UNKNOWN = 4
 # The first ridges that are tried, in units of the mean eigenvalue: of channels; and of
@@ -69,24 +72,29 @@ def refit(
     keeps: Mapping[str, Bool[np.ndarray, " P"]],
     *,
     seed: int = 0,
+    rows: int = ROWS,
+    mesh: Mesh | None = None,
     on_layer: Callable[[str], Any] = lambda name: None,
 ) -> dict[str, Any]:
     """Arrays of the whole network's shapes, for the network as cut.
 
     Args:
-      network: the network. It runs layer by layer, so that feature maps of all images,
-        twice, are in memory at once.
-      images: calibration images [N, ...].
+      network: the network. It runs layer by layer; feature maps of all images, twice,
+        are in memory, or where they are larger in temporary files.
+      images: calibration images [N, ...]; several processes give the same, and run a
+        share each.
       groups: of its channels.
       keeps: masks of the groups that are cut.
       seed: of the draw of rows.
+      rows: of a regression, at most.
+      mesh: the devices; by default one.
       on_layer: called with each layer's name once it is fitted, or left as it is.
 
     Returns:
       Arrays by path; those of `jaxprune.compaction.cut` are added.
     """
-    images = jax.tree.map(jnp.asarray, images)
-    return _Pair(network, images, groups, keeps, seed, on_layer).run()
+    mesh = make_mesh(jax.local_devices()[:1]) if mesh is None else mesh
+    return _Pair(network, images, groups, keeps, seed, rows, mesh, on_layer).run()
 
 
 def may_be_fitted(layer: Layer) -> bool:
@@ -108,6 +116,46 @@ def may_be_fitted(layer: Layer) -> bool:
     return ordered and set(params["lhs_dilation"]) <= {1} and low >= 0
 
 
+class _Seen(NamedTuple):
+    """What a layer is given in a batch, and what becomes of what it returns.
+
+    Attributes:
+      whole: its operand in the whole network, [B, *positions, F].
+      cut: the same in the cut one.
+      output: what it returns in the whole network, [m, U].
+      target: what becomes of that there, [m, U].
+      rest: the same in the cut network without the layer, [m, U].
+    """
+
+    whole: np.ndarray
+    cut: np.ndarray
+    output: np.ndarray
+    target: np.ndarray
+    rest: np.ndarray
+
+
+class _Sample(NamedTuple):
+    """Some rows of a layer's operand, and some of what it returns, of all batches.
+
+    Attributes:
+      row_parts: part of the image that each row comes from, [n].
+      whole: rows of the operand in the whole network, [n, F].
+      kept: what is left of them in the cut one, [n, k].
+      output_parts: part of the image that each output comes from, [m].
+      patches: what the kernel meets there in the cut network, [m, T k].
+      target: see `Goal`, [m, U].
+      rest: see `Goal`, [m, U].
+    """
+
+    row_parts: np.ndarray
+    whole: np.ndarray
+    kept: np.ndarray
+    output_parts: np.ndarray
+    patches: np.ndarray
+    target: np.ndarray
+    rest: np.ndarray
+
+
 class _Pair:
     """The whole and the cut network, each run as far as the other needs it."""
 
@@ -118,27 +166,42 @@ class _Pair:
         groups: Groups,
         keeps: Mapping[str, Bool[np.ndarray, " P"]],
         seed: int,
+        rows: int,
+        mesh: Mesh,
         on_layer: Callable[[str], Any],
     ):
         self.before = {path: np.asarray(a) for path, a in network.arrays.items()}
         self.arrays = dict(self.before)
-        self.groups, self.keeps, self.seed = groups, keeps, seed
+        self.groups, self.keeps, self.seed, self.rows = groups, keeps, seed, rows
         self.on_layer = on_layer
-        self.parts = parts_of(size_of(images), seed)
-        graph = network.graph(images)
+        self.images = size_of(images)
+        self.parts = parts_of(self.images, seed)
+        own = processes.own(self.images)
+        self.size = size = round_up(_batch_size(network, images, len(own)), mesh.size)
+        # Of each batch the first image, among all of all processes, and the number.
+        self.runs = [
+            (int(some[0]), len(some))
+            for some in np.split(own, range(size, len(own), size))
+        ]
+        batches = [
+            place(pad_rows(take(images, np.arange(first, first + n)), size), mesh)
+            for first, n in self.runs
+        ]
+        graph = network.graph(batches[0])
         self.program = graph.program
         fitted = {n: layer for n, layer in graph.layers.items() if may_be_fitted(layer)}
         self.ends = find_destinations(graph.program, fitted)
+        # The cut network's own layers, and its copy of what they are given for the fit.
         also: Counter[int] = Counter()
         for name, layer in fitted.items():
             also.update([layer.input, layer.output, self.ends[name].value])
         layers = {layer.output: layer for layer in fitted.values()}
         self.fitted = layers
         self.whole = Stepwise(
-            graph, self.before, images, layers, self._whole_layer, also
+            graph, self.before, batches, layers, self._whole_layer, also
         )
         self.cut = Stepwise(
-            graph, self.before, images, layers, self._cut_layer, Counter()
+            graph, self.before, batches, layers, self._cut_layer, Counter()
         )
 
     def run(self) -> dict[str, Any]:
@@ -148,37 +211,102 @@ class _Pair:
                 self.cut.read(value)
         return self.arrays
 
-    def _whole_layer(self, layer: Layer, x: Array) -> Array:
-        return _output(layer, self.before, x)
+    def _whole_layer(self, layer: Layer, x: Batches) -> Batches:
+        return outputs(layer, self.before, x)
 
-    def _cut_layer(self, layer: Layer, x: Array) -> Array:
-        self._fit(layer, np.asarray(x))
+    def _cut_layer(self, layer: Layer, x: Batches) -> Batches:
+        self._fit(layer, x)
         self.on_layer(layer.name)
-        return _output(layer, self.arrays, x)
+        return outputs(layer, self.arrays, x)
 
-    def _fit(self, layer: Layer, cut: np.ndarray) -> None:
+    def _fit(self, layer: Layer, cut: Batches) -> None:
         """Fits a layer that is given `cut`, if anything has changed for it."""
         end = self.ends[layer.name]
         reads = layer.input, layer.output, end.value
-        whole, output, target = (np.asarray(self.whole.read(v)) for v in reads)
+        whole, output, target = (self.whole.read(value) for value in reads)
         for value in reads:
             self.whole.release(value)
         factor, rest = follow(self.cut, end, layer)
         rectified = end.rectified
         if not np.isfinite(factor).all():
-            factor, rest, target = np.ones_like(factor), np.zeros_like(output), output
+            factor, rest, target = np.ones_like(factor), np.float32(0), output
             rectified = False
-        whole, cut = layer.features(whole), layer.features(cut)
-        output, target, rest = (layer.outputs(a) for a in (output, target, rest))
-        keep = self._kept(layer.name, "consumers", cut.shape[-1])
-        used = self._kept(layer.name, "producers", output.shape[-1])
-        goal = Goal(_rows(target[..., used]), _rows(rest[..., used]), factor[used])
-        if keep.all() and (whole == cut).all():
-            now = goal.factor * _rows(output[..., used]) + goal.rest
-            if np.allclose(now, goal.target, rtol=1e-4, atol=1e-4):
-                return
-        goal = replace(goal, rectified=rectified)
-        self._set(layer, keep, used, *self._fitted(layer, keep, used, whole, cut, goal))
+        keep = self._kept(layer.name, "consumers", layer.inputs)
+        used = self._kept(layer.name, "producers", layer.channels)
+
+        def seen() -> Iterator[_Seen]:
+            shape = layer.program.shape(layer.output)
+            for i, (_, count) in enumerate(self.runs):
+                given = (layer.features(np.asarray(v[i]))[:count] for v in (whole, cut))
+                ends = (np.asarray(of_batch(v, i)) for v in (output, target, rest))
+                rows = (
+                    _rows(layer.outputs(np.broadcast_to(end, shape))[:count])
+                    for end in ends
+                )
+                yield _Seen(*given, *rows)
+
+        if not (keep.all() and self._unchanged(seen(), factor, used)):
+            sample = self._sample(layer, keep, used, seen())
+            goal = Goal(sample.target, sample.rest, factor[used], rectified)
+            fitted = self._fitted(layer, keep, used, sample, goal)
+            self._set(layer, keep, used, *fitted)
+
+    def _unchanged(
+        self,
+        batches: Iterable[_Seen],
+        factor: Float[np.ndarray, " U"],
+        used: Bool[np.ndarray, " U"],
+    ) -> bool:
+        """Whether a layer gets in the cut network what it gets in the whole one."""
+        same = all(
+            np.allclose(seen.cut, seen.whole, rtol=1e-4, atol=1e-4)
+            and np.allclose(
+                (factor * seen.output + seen.rest)[:, used],
+                seen.target[:, used],
+                rtol=1e-4,
+                atol=1e-4,
+            )
+            for seen in batches
+        )
+        return all(np.concatenate(processes.gather(np.array([same]))))
+
+    def _sample(
+        self,
+        layer: Layer,
+        keep: Bool[np.ndarray, " F"],
+        used: Bool[np.ndarray, " U"],
+        batches: Iterable[_Seen],
+    ) -> _Sample:
+        """Rows drawn at random, of all processes' images."""
+        shape = layer.program.shape
+        inputs = math.prod(shape(layer.input)) // layer.inputs // self.size
+        outputs = math.prod(shape(layer.output)) // layer.channels // self.size
+        unknowns = layer.products_per_output // layer.inputs * int(keep.sum())
+        count = max(_ELEMENTS // unknowns, _ROWS_PER_UNKNOWN * unknowns)
+        rows = self._draw(inputs, self.rows)
+        ends = self._draw(outputs, min(count, self.rows))
+        parts = []
+        for (first, images), seen in zip(self.runs, batches, strict=True):
+            here = _within(rows, first * inputs, images * inputs)
+            at = _within(ends, first * outputs, images * outputs)
+            parts.append(
+                (
+                    _rows(seen.whole)[here],
+                    _rows(seen.cut)[here][:, keep],
+                    patches(layer, seen.cut, at, keep),
+                    seen.target[at][:, used],
+                    seen.rest[at][:, used],
+                )
+            )
+        whole, left, met, target, rest = (
+            np.concatenate(processes.gather(np.concatenate(column).astype(np.float32)))
+            for column in zip(*parts, strict=True)
+        )
+        row_parts, output_parts = (
+            self.parts[rows // inputs],
+            self.parts[ends // outputs],
+        )
+        return _Sample(row_parts, whole, left, output_parts, met, target, rest)
 
     def _kept(self, layer: str, role: str, features: int) -> Bool[np.ndarray, " F"]:
         """Features of a layer that no group prunes."""
@@ -194,32 +322,21 @@ class _Pair:
         layer: Layer,
         keep: Bool[np.ndarray, " F"],
         used: Bool[np.ndarray, " _"],
-        whole: np.ndarray,
-        cut: np.ndarray,
+        sample: _Sample,
         goal: Goal,
     ) -> Fitted:
         """The kernel for kept inputs and the outputs that are used; and the bias."""
-        x, k = _rows(whole), _rows(cut[..., keep])
-        pick = self._draw(len(x), _ROWS)
-        kept, lost = k[pick].astype(np.float32), x[pick].astype(np.float32)
-        lost[:, keep] -= kept
-        channels = Ridge(centred(kept), _CHANNEL_RIDGE, self._parts(pick, len(x)))
+        lost = sample.whole
+        lost[:, keep] -= sample.kept
+        channels = Ridge(centred(sample.kept), _CHANNEL_RIDGE, sample.row_parts)
         channels.choose(lost := centred(lost))
         a = channels.solve(lost)
         a[:, keep] += np.eye(len(a), dtype=np.float32)
         kernel = kernel_rows(layer, self.before)[..., used].astype(np.float32)
         towards = np.einsum("kf,...fu->...ku", a, kernel, optimize=True)
         towards = towards.reshape(-1, towards.shape[-1])
-        unknowns, rows = len(towards), len(goal.target)
-        count = max(_ELEMENTS // unknowns, _ROWS_PER_UNKNOWN * unknowns)
-        pick = self._draw(rows, min(count, _ROWS))
-        z = patches(layer, cut[..., keep], pick).astype(np.float32)
-        ridge = _PATCH_RIDGE * unknowns / len(pick)
-        return fit(z, goal.rows(pick), ridge, towards, self._parts(pick, rows))
-
-    def _parts(self, pick: Int[np.ndarray, " n"], rows: int) -> Int[np.ndarray, " n"]:
-        """The part of the image that each row comes from."""
-        return self.parts[pick // (rows // len(self.parts))]
+        ridge = _PATCH_RIDGE * len(towards) / len(sample.patches)
+        return fit(sample.patches, goal, ridge, towards, sample.output_parts)
 
     def _set(
         self,
@@ -241,8 +358,25 @@ class _Pair:
         shift[used] = bias
         put_bias(self.arrays, layer, shift)
 
-    def _draw(self, rows: int, count: int) -> np.ndarray:
-        return np.random.default_rng(self.seed).permutation(rows)[:count]
+    def _draw(self, of_image: int, count: int) -> np.ndarray:
+        """Some of all images' rows, ascending, by the number that an image has."""
+        rng = np.random.default_rng(self.seed)
+        return np.sort(rng.permutation(self.images * of_image)[:count])
+
+
+def _within(
+    numbers: Int[np.ndarray, " n"], first: int, count: int
+) -> Int[np.ndarray, " m"]:
+    """Those of ascending numbers from `first` on, counted from there."""
+    start, end = np.searchsorted(numbers, (first, first + count))
+    return numbers[start:end] - first
+
+
+def _batch_size(network: Network, images: Any, most: int) -> int:
+    """Images that are run at once, by the network's largest array."""
+    program = network.graph(take(images, slice(IMAGES))).program
+    largest = max(math.prod(program.shape(value)) for value in program.live)
+    return min(most, chunk_size(max(1, largest // IMAGES)))
 
 
 def _rows(features: np.ndarray) -> np.ndarray:
@@ -258,10 +392,22 @@ def kernel_rows(
     return layer.rows(np.asarray(kernel))
 
 
-def _output(layer: Layer, arrays: Mapping[str, Any], x: Array) -> Array:
-    """The output of a layer by itself, with its own arrays."""
-    (output,) = run(
-        layer.program, arrays, None, given={layer.input: x}, want=[layer.output],
-        after=offset_change(layer, arrays),
-    )  # fmt: skip
-    return output
+def outputs(layer: Layer, arrays: Mapping[str, Any], x: Batches) -> Batches:
+    """What a layer by itself returns, with its own of these arrays."""
+    program = layer.program
+    equations = program.needed([layer.output], {layer.input: None})
+    read = {value for eqn in equations for value in eqn.inputs}
+    paths = [path for path, value in program.leaves.items() if value in read]
+    own = {p: arrays[p] for p in (*paths, *offset_paths(layer)) if p in arrays}
+    key = layer.output, tuple(own)
+    if key not in program.compiled:
+
+        def output(own: Mapping[str, Any], x: Any) -> list[Any]:
+            return run(
+                program, own, None, given={layer.input: x}, want=[layer.output],
+                after=offset_change(layer, own), fast=True,
+            )  # fmt: skip
+
+        program.compiled[key] = jax.jit(output)
+    (found,) = by_batch(lambda i: program.compiled[key](own, x[i]), len(x))
+    return found

@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxprune._base import arguments
 from jaxprune._base.batch import check_batch, take
 from jaxprune._base.errors import InputError, check_choice
+from jaxprune._base.mesh import make_mesh
 from jaxprune.adapters.networks import takes_network
 from jaxprune.compaction.network import Compact, as_compact
 from jaxprune.costs.widths import Costs, Number, network_costs
@@ -56,6 +58,7 @@ def analyse(
     budget: Budget | None = None,
     curves: str = CURVES[0],
     known: Mapping[str, Curve] | None = None,
+    mesh: Mesh | None = None,
     on_start: Callable[[int], Any] = lambda count: None,
     on_curve: Callable[[str, Curve], Any] = lambda name, curve: None,
 ) -> Analysis:
@@ -78,6 +81,7 @@ def analyse(
         backward pass; those of a network without a derivative are measured. Or
         "measured", group by group, which takes many times as long.
       known: curves that have been found before, in the same way.
+      mesh: the devices to work on, see `make_mesh`; by default all of this process.
       on_start: called with the number of groups whose curves are to be found.
       on_curve: called with each group's name and curve once it is found.
 
@@ -100,18 +104,19 @@ def analyse(
     missing = [group for group in cut if group.name not in found]
     on_start(len(missing))
     few = take(images, slice(_MOST))
-    orders, fills = halves(whole, few, missing)
+    mesh = make_mesh() if mesh is None else mesh
+    orders, fills = halves(whole, few, missing, mesh)
     fast = with_fast_convolutions(whole)
     if curves == "estimated" and missing:
-        for name, curve in estimated_curves(fast, fills, orders, probe).items():
+        for name, curve in estimated_curves(fast, fills, orders, probe, mesh).items():
             found[name] = curve
             on_curve(name, curve)
     rest = {name: order for name, order in orders.items() if name not in found}
-    for name, curve in measured_curves(fast, fills, rest, loss):
+    for name, curve in measured_curves(fast, fills, rest, loss, mesh):
         found[name] = curve
         on_curve(name, curve)
     ordered = {group.name: found[group.name] for group in cut}
-    return Analysis(whole, images, groups, ordered, costs, loss)
+    return Analysis(whole, images, groups, ordered, costs, loss, mesh)
 
 
 @takes_network
@@ -126,6 +131,7 @@ def shrink(
     batch: int = 1,
     keep_whole: Collection[str] = (),
     multiple_of: int = 1,
+    mesh: Mesh | None = None,
 ) -> Compact:
     """A smaller network for a budget, without training and without labels.
 
@@ -139,6 +145,7 @@ def shrink(
       batch: images in a batch that the latency is for.
       keep_whole: groups of which nothing is pruned, see `find_groups`.
       multiple_of: widths are multiples of this, or the group's own.
+      mesh: see `analyse`.
 
     Returns:
       The smaller network, proved equal to the whole one with refitted layers and the
@@ -149,7 +156,9 @@ def shrink(
     """
     budget = Budget(speedup, size, latency)
     arguments.check_count("batch", batch)
-    analysis = analyse(network, images, task=task, keep_whole=keep_whole, budget=budget)
+    analysis = analyse(
+        network, images, task=task, keep_whole=keep_whole, budget=budget, mesh=mesh
+    )
     if latency is not None:
         analysis = analysis.timed(batch)
     return analysis.shrink(budget, multiple_of=multiple_of)

@@ -18,11 +18,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from jaxprune.graph.evaluate import is_relu, run_original
+from jaxprune.graph.evaluate import is_relu
 from jaxprune.graph.layers import Layer
-from jaxprune.graph.stepwise import Stepwise
+from jaxprune.graph.stepwise import Batches, Stepwise, by_batch
 from jaxprune.graph.trace import Equation, Program
 
 _UNCHANGED = {"convert_element_type", "copy", "stop_gradient", "reduce_precision"}
@@ -103,21 +103,37 @@ def follow(
       layer: the layer.
 
     Returns:
-      The factor, NaN where it differs from position to position; and the rest.
+      The factor, NaN where it differs from position to position; and the rest, as
+      `Batches` if it depends on the images.
     """
     program = run.program
     shape = program.shape(destination.value)
+
+    def row(found: list[Any]) -> Float[Array, " U"]:
+        """What a layer's output is multiplied by."""
+        (other,) = found
+        rows = jnp.broadcast_to(other, shape).astype(jnp.float32)
+        rows = layer.outputs(rows).reshape(-1, layer.channels)
+        return jnp.where((rows == rows[0]).all(0), rows[0], jnp.nan)
+
     factor: np.ndarray = np.ones(layer.channels, np.float32)
-    rest = jnp.zeros(shape, program.types[layer.output].dtype)
+    known: dict[int, Batches] = {}
     for value, eqn in destination.path:
-        others = {v: run.read(v) for v in eqn.inputs if v != value}
-        (rest,) = run_original(eqn, [others.get(v, rest) for v in eqn.inputs])
+        others = [v for v in eqn.inputs if v != value]
+        known |= {v: run.read(v) for v in others if v in program.live}
         if eqn.name == "neg" or (eqn.name == "sub" and eqn.inputs[1] == value):
             factor = -factor
         elif eqn.name in ("mul", "div"):
-            (other,) = others.values()
-            rows = np.broadcast_to(np.asarray(other, np.float32), shape)
-            rows = layer.outputs(rows).reshape(-1, layer.channels)
-            row = np.where((rows == rows[0]).all(0), rows[0], np.nan)
-            factor = factor * row if eqn.name == "mul" else factor / row
-    return factor, np.asarray(rest)
+            part = run.part(others, (), then=row, name=layer.output)
+            by = np.asarray(part({}))
+            factor = factor * by if eqn.name == "mul" else factor / by
+    if not destination.path:
+        return factor, np.float32(0)
+    rest = run.part([destination.value], {*known, layer.output})
+    zeros = {layer.output: jnp.zeros(shape, program.types[layer.output].dtype)}
+    if not known:
+        return factor, rest(zeros)[0]
+    return factor, by_batch(
+        lambda i: rest({**zeros, **{v: array[i] for v, array in known.items()}}),
+        run.count,
+    )[0]

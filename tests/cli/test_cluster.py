@@ -1,5 +1,6 @@
 """Several devices and processes, as the scripts use them."""
 
+import json
 import os
 import re
 import socket
@@ -12,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 
+import jaxprune
 from jaxprune.cli import cluster
-from jaxprune.cli.commands import sweep
+from jaxprune.cli.commands import shrink, sweep
 from jaxprune.cli.process import BAD_INPUT, guard
 from jaxprune.results.result import SweepResult
-from run_directories import FOLDER, SMALL
+from run_directories import FOLDER, SMALL, plant_run
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,42 @@ def test_two_processes_train_and_sweep_together(script):
         np.testing.assert_allclose(alone.scores, both.scores, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(alone.predictions, both.predictions)
         np.testing.assert_allclose(alone.cross_entropy, both.cross_entropy, rtol=1e-5)
+
+
+SHRINK = (
+    "--eval_split=test[:61]", "--calibration_split=train[:67]", "--repeats=1",
+    "--latency_batches=1", "--multiple_of=1", "--speedup=1.5", "--ladder=",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_shrink_together(script):
+    """The widths, the weights and the scores of one; the first one writes."""
+    for folder in ("together", "alone"):
+        plant_run(folder, model="cifar_resnet", widths=(4, 6, 8))
+    flags = ("--coordinator=" + free_address(), "--num_processes=2", *SHRINK)
+    code = RUN.replace("sweep", "shrink")
+    pair = [
+        start("--workdir=together", *flags, f"--process_id={i}", code=code)
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=400) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    assert "61 images: 0 predictions differ" in outputs[0][0]
+    assert "speedup" not in outputs[1][0]
+    code, _, err = script(shrink, "--workdir=alone", *SHRINK)
+    assert code == 0, err
+    found = []
+    for folder in map(Path, ("together", "alone")):
+        (rung,) = json.loads((folder / "shrink/summary.json").read_text())["rungs"]
+        small = jaxprune.load_compact(folder / "shrink-speedup1.5")
+        found.append((rung, small))
+    (both, small), (one, other) = found
+    assert both["widths"] == one["widths"]
+    for figure in ("accuracy", "baseline_accuracy", "agreement", "largest_drop"):
+        assert both[figure] == pytest.approx(one[figure], abs=1e-6)
+    for path, array in other.arrays.items():
+        np.testing.assert_allclose(small.arrays[path], array, rtol=1e-3, atol=1e-4)
 
 
 FAILING = """

@@ -51,7 +51,8 @@ FLAGS = {
         "unproved", "export", "repeats", "latency_batches", "task", "output",
     },
     "shrink": {
-        *NETWORK, *FINETUNING, "batch_size", "eval_split", "calibration_split",
+        *NETWORK, *PROCESSES, *FINETUNING, "batch_size", "eval_split",
+        "calibration_split",
         "allow_overlap", "speedup", "size", "latency", "batch", "max_drop", "ladder",
         "keep_whole", "multiple_of", "curves", "export", "repeats", "latency_batches",
         "task", "output",

@@ -106,7 +106,7 @@ def test_what_meets_in_sums_is_weighed_and_the_best_is_measured(residual):
     assert losses[1] < losses[0]
     layers = []
     widths, cut = residual.best(two, on_layer=layers.append)
-    assert widths == found[-1] and len(layers) == 2 * len(costs.layers)
+    assert widths == found[-1] and len(layers) == 3 * residual.fitted_layers
     assert all(len(cut.small.layers[n].kept) <= widths[n] for n in cut.small.layers)
     assert residual.best(two[:1])[0] == least
 

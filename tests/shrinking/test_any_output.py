@@ -8,6 +8,7 @@ from flax import linen as nn
 
 import jaxprune
 from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import make_mesh
 from jaxprune.shrinking.halves import halves
 from random_data import random_variables
 
@@ -61,7 +62,7 @@ def test_a_curve_is_the_mean_relative_error_of_masked_networks():
     """With all units of a group but one gone, by the linear fill written out."""
     analysis = jaxprune.analyse(NETWORK, BATCH, curves="measured")
     curve = analysis.curves["alone"]
-    _, fitted = halves(NETWORK, BATCH, [NETWORK.groups.find("alone")])
+    _, fitted = halves(NETWORK, BATCH, [NETWORK.groups.find("alone")], make_mesh())
     params = VARIABLES["params"]
     dense = params["alone"]
     expected = 0

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxprune._base.mesh import make_mesh
 from jaxprune.adapters.queries import find_groups
 from jaxprune.fills.calibration import linear_fills
 from jaxprune.ranking.order import prefix_masks
@@ -30,8 +31,9 @@ def curves_of(apply, variables, images, names):
     groups = find_groups(apply, variables, images)
     network = network_of(apply, variables, images)
     found = [groups.find(name) for name in names]
-    orders, fitted = halves(network, images, found)
-    return dict(measured_curves(network, fitted, orders, divergence)), fitted
+    orders, fitted = halves(network, images, found, make_mesh())
+    found = measured_curves(network, fitted, orders, divergence, make_mesh())
+    return dict(found), fitted
 
 
 def softmax(z):
@@ -65,7 +67,7 @@ def test_the_halves_are_of_other_images_each():
     apply, variables, images = network()
     group = find_groups(apply, variables, images).find("conv3")
     net = network_of(apply, variables, images)
-    orders, fitted = halves(net, images, [group])
+    orders, fitted = halves(net, images, [group], make_mesh())
     assert sum(len(half.images) for half in fitted) == len(images)
     for half, other in zip(fitted, reversed(fitted), strict=True):
         ((name, moments),) = half.fills["conv3"].moments.items()
@@ -91,11 +93,11 @@ def test_a_unit_of_a_class_that_one_half_lacks_is_not_free():
     first[5], first[:, 7] = 0, np.eye(6)[5]
     last = rng.normal(size=(8, 4)).astype(np.float32)
     net = network_of(apply, {"first": first, "last": last}, images)
-    orders, fitted = halves(net, images, net.groups.groups.values())
+    orders, fitted = halves(net, images, net.groups.groups.values(), make_mesh())
     (name,) = orders
     rank = [int(np.flatnonzero(half.orders[name] == 7)[0]) for half in fitted]
     assert min(rank) == 0
-    ((_, curve),) = measured_curves(net, fitted, orders, divergence)
+    ((_, curve),) = measured_curves(net, fitted, orders, divergence, make_mesh())
     assert curve.loss(7) > 0.01
 
 

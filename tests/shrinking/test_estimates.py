@@ -8,6 +8,7 @@ from flax import linen as nn
 
 import jaxprune
 from jaxprune._base.errors import InputError
+from jaxprune._base.mesh import make_mesh
 from jaxprune.ranking.order import prefix_masks
 from jaxprune.recipes.models import PairCNN
 from jaxprune.shrinking import estimates
@@ -40,8 +41,9 @@ FIRST = Probe(
 def curves_of(apply, variables, images, names, probe=FIRST):
     network = network_of(apply, variables, images)
     groups = [network.groups.find(name) for name in names]
-    orders, fitted = halves(network, images, groups)
-    return estimates.estimated_curves(network, fitted, orders, probe), fitted
+    orders, fitted = halves(network, images, groups, make_mesh())
+    found = estimates.estimated_curves(network, fitted, orders, probe, make_mesh())
+    return found, fitted
 
 
 @pytest.mark.parametrize(

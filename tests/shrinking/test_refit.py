@@ -7,10 +7,13 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
+from jaxprune._base.mesh import make_mesh
 from jaxprune.adapters.linen import from_linen
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.network import as_compact
+from jaxprune.graph import stepwise
 from jaxprune.graph.network import Network
+from jaxprune.shrinking import refit as refitting
 from jaxprune.shrinking.least_squares import Ridge, parts_of, patches
 from jaxprune.shrinking.refit import refit
 from random_data import random_split, random_variables
@@ -262,6 +265,40 @@ def test_dense_layers_are_the_ridge_regression_on_kept_units():
     last = fitted["params"]["last"]
     np.testing.assert_allclose(last["kernel"][keep], slow, atol=1e-4)
     np.testing.assert_allclose(last["bias"], y.mean(0) - z.mean(0) @ slow, atol=1e-4)
+
+
+class Residual(nn.Module):
+    """A branch that is cut, and makes good what the other one has lost."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3), strides=2, name="stem")(x))
+        y = nn.relu(nn.Conv(8, (3, 3), name="inner")(x))
+        y = nn.Conv(6, (3, 3), use_bias=False, name="outer")(y)
+        x = nn.relu(nn.BatchNorm(use_running_average=True, name="norm")(x + y))
+        return nn.Dense(3, name="last")(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize(
+    ("batch", "in_memory", "devices"),
+    [(1, 2**28, 1), (13, 0, 1), (13, 2**28, 2), (64, 0, 8)],
+)
+def test_batches_files_and_devices_change_nothing(
+    batch, in_memory, devices, monkeypatch
+):
+    """61 images: the last batch is filled up. Rows are drawn of all batches."""
+    model, x = Residual(), images(61)
+    network = from_linen(model, random_variables(model, x[:1]), x[:1])
+    keeps = {"stem": np.arange(6) % 3 > 0, "inner": np.arange(8) % 4 > 0}
+    want = refit(network, x, network.groups, keeps, rows=500)
+    monkeypatch.setattr(refitting, "_batch_size", lambda *_: batch)
+    monkeypatch.setattr(stepwise, "_IN_MEMORY", in_memory)
+    mesh = make_mesh(jax.local_devices()[:devices])
+    found = refit(network, x, network.groups, keeps, rows=500, mesh=mesh)
+    changed = [p for p in want if (want[p] != network.arrays.get(p)).any()]
+    assert any("outer" in path for path in changed)
+    for path, array in want.items():
+        np.testing.assert_allclose(found[path], array, rtol=1e-3, atol=1e-4)
 
 
 def test_a_network_can_be_cut_again():

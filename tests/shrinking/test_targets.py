@@ -10,8 +10,9 @@ from flax import linen as nn
 from jaxprune.adapters.linen import from_linen
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.network import as_compact
+from jaxprune.graph import stepwise
 from jaxprune.graph.network import Network
-from jaxprune.graph.stepwise import Stepwise
+from jaxprune.graph.stepwise import Stepwise, by_batch
 from jaxprune.shrinking import refit as refitting
 from jaxprune.shrinking.objective import Goal, fit
 from jaxprune.shrinking.refit import refit
@@ -66,11 +67,12 @@ def test_factor_and_rest_are_the_norm_and_the_other_branch():
     graph = network.graph(x[:2])
     ends = find_destinations(graph.program, graph.layers)
     run = Stepwise(
-        graph, network.arrays, jnp.asarray(x[:2]),
+        graph, network.arrays, [jnp.asarray(x[:2])],
         {layer.output: layer for layer in graph.layers.values()},
-        lambda layer, _: jnp.asarray(seen[layer.name]), Counter(),
+        lambda layer, _: by_batch(lambda i: [jnp.asarray(seen[layer.name])], 1)[0],
+        Counter(),
     )  # fmt: skip
-    factor, rest = follow(run, ends["branch"], graph.layer("branch"))
+    factor, (rest,) = follow(run, ends["branch"], graph.layer("branch"))
     norm, stats = variables["params"]["norm"], variables["batch_stats"]["norm"]
     slow = norm["scale"] / np.sqrt(stats["var"] + 1e-5)
     np.testing.assert_allclose(factor, slow, rtol=1e-5)
@@ -142,7 +144,8 @@ ORDINARY = ("cifar_resnet", "resnet_v1")
     "name",
     quick(ZOO, ORDINARY),
 )
-def test_a_program_run_by_hand_is_the_network(name):
+def test_a_program_run_by_hand_is_the_network(name, monkeypatch):
+    """Two batches; values are in memory, or in files."""
     model = ZOO[name]()
     variables = random_variables(model, jnp.zeros((1, *EXAMPLE_SHAPE)))
     images = random_split(n=16, shape=EXAMPLE_SHAPE).images[:2].astype(np.float32) / 255
@@ -156,10 +159,16 @@ def test_a_program_run_by_hand_is_the_network(name):
     }
 
     def layer(layer, x):
-        return refitting._output(layer, network.arrays, x)
+        return refitting.outputs(layer, network.arrays, x)
 
-    run = Stepwise(graph, network.arrays, x, layers, layer, Counter())
-    (result,) = (run.read(value) for value in graph.program.results)
-    np.testing.assert_allclose(result, model.apply(variables, x), atol=1e-4, rtol=1e-4)
-    # Nothing is kept that nobody will read.
-    assert len(run.values) - len(run.fixed) <= 2
+    for most in (2**28, 0):
+        monkeypatch.setattr(stepwise, "_IN_MEMORY", most)
+        batches = [x, x[::-1]]
+        run = Stepwise(graph, network.arrays, batches, layers, layer, Counter())
+        (result,) = (run.read(value) for value in graph.program.results)
+        assert (result._file is None) == (most > 0)
+        for found, images in zip(result, batches, strict=True):
+            want = model.apply(variables, images)
+            np.testing.assert_allclose(found, want, atol=1e-4, rtol=1e-4)
+        # Nothing is kept that nobody will read.
+        assert len(run.values) <= 2

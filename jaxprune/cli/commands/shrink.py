@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxprune._base import processes
 from jaxprune._base.errors import InputError
 from jaxprune.cli import (
     baseline,
@@ -27,7 +28,13 @@ from jaxprune.cli import (
     process,
     run_directory,
 )
-from jaxprune.cli.settings import BatchSettings, SmallerSettings, TaskSettings, flag
+from jaxprune.cli.settings import (
+    BatchSettings,
+    ProcessSettings,
+    SmallerSettings,
+    TaskSettings,
+    flag,
+)
 from jaxprune.cli.shrink.ladder import Ladder, LadderSettings, Rung
 from jaxprune.cli.shrink.report import print_rung, save_network, write_files
 from jaxprune.cli.weights import train_or_restore
@@ -43,7 +50,9 @@ _STEP = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(TaskSettings, BatchSettings, LadderSettings, SmallerSettings):
+class Settings(
+    TaskSettings, BatchSettings, ProcessSettings, LadderSettings, SmallerSettings
+):
     """Settings of the command."""
 
     size: float | None = flag("Share of the parameters that may be left.")
@@ -63,7 +72,8 @@ def main(settings: Settings) -> None:
     finetuning.check_flags(settings)
     run = run_directory.load(settings, train_imported=False)
     run.check_drop(settings.max_drop)
-    cluster.require_one_process("jaxprune shrink")
+    if settings.finetune_epochs or settings.recalibrate:
+        cluster.require_one_process("fine-tuning")
     split, calibration = baseline.splits(run, settings)
     finetuning.check(run, settings)
     exports.check(run, settings)
@@ -101,15 +111,16 @@ def main(settings: Settings) -> None:
         )
         files, figures = exported.of(small)
     except KeyboardInterrupt:
-        if ladder.rungs:
+        if ladder.rungs and processes.is_first():
             write_files(ladder, chosen, {})
         raise process.Interrupted(
             f"interrupted: {ladder.folder} keeps what is measured and "
             f"{len(ladder.rungs)} finished budgets; run the same command again to go on"
         ) from None
-    write_files(ladder, chosen, figures)
     changes |= figures
-    save_network(folder, settings, ladder, chosen, small, changes, lines, files)
+    if processes.is_first():
+        write_files(ladder, chosen, figures)
+        save_network(folder, settings, ladder, chosen, small, changes, lines, files)
     process.finish(folder, ladder.folder / "pareto.png", ladder.folder / "layers.csv")
 
 

@@ -1,13 +1,14 @@
 """One analysis, and a network for each budget: cut, proved, measured, remembered."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from typing_extensions import TypedDict
 
+from jaxprune._base import processes
 from jaxprune._base.batch import on_device
 from jaxprune._base.errors import InputError
 from jaxprune._base.journal import Journal, OtherKeyError
@@ -80,6 +81,7 @@ class Ladder:
         }
         self._journal = Journal(self.folder / "state.json", decisive)
         self._state = _read(self._journal, settings.curves)
+        processes.wait()  # before the first one writes
         analysis = self._analyse(run.scale(on_device(images)))
         self.analysis = self._timed(analysis)
         program = whole.program(with_fast_convolutions(whole.network).function)
@@ -112,14 +114,15 @@ class Ladder:
 
     def _best(self, candidates: Sequence[dict[str, int]]) -> dict[str, int]:
         """The best of several widths; its network is the last that was made."""
-        total = len(self.analysis.costs.layers) * len(candidates)
+        fits = len(candidates) + (len(candidates) > 1)
+        total = self.analysis.fitted_layers * fits
         with cluster.progress(total=total, unit="layer", desc="fitting") as bar:
             self._last = self.analysis.best(candidates, on_layer=lambda n: bar.update())
         return self._last[0]
 
     def rung(self, budget: Budget) -> Rung:
         """A budget's network, cut, proved and measured; or as this code found it."""
-        candidates = self.candidates(budget)
+        candidates = processes.from_first(self.candidates(budget))
         key = f"{budget.kind}={budget.value:g}"
         made = {
             "machine": machine(),
@@ -137,7 +140,7 @@ class Ladder:
         if not same:
             rung.row.update(self._measured(rung))
             self._state["rungs"][key] = {"widths": widths, "row": rung.row, **made}
-            self._journal.keep({"rungs": self._state["rungs"]})
+            self._keep({"rungs": self._state["rungs"]})
         self.rungs[key] = rung
         return rung
 
@@ -181,7 +184,7 @@ class Ladder:
         same = [(before == after).reshape(len(after), -1) for before, after in pairs]
         if not same:
             return {}
-        shares = np.concatenate(same).mean(1)
+        shares = np.concatenate(processes.gather(np.concatenate(same).mean(1)))
         both = np.stack([np.ones_like(shares), shares])
         figures = score_figures(both, None, True)
         lost = float(figures.drop_limit[1])
@@ -195,24 +198,36 @@ class Ladder:
                 self._state["curves"][name] = curve
                 curves = self._state["curves"].items()
                 kept = {"curves": {n: asdict(c) for n, c in curves}}
-                self._journal.keep({**kept, **_method(self.settings.curves)})
+                self._keep({**kept, **_method(self.settings.curves)})
                 bar.update()
 
-            return analyse(
+            analysis = analyse(
                 self.whole.network, images, task=self.run.task,
                 keep_whole=self.settings.keep_whole, budget=self._budget,
-                curves=self.settings.curves, known=known,
+                curves=self.settings.curves, known=known, mesh=self.run.mesh,
                 on_start=bar.reset, on_curve=keep,
             )  # fmt: skip
+        # Hosts of different kinds round differently, and orders may differ by that.
+        return replace(analysis, curves=processes.from_first(dict(analysis.curves)))
 
     def _timed(self, analysis: Analysis) -> Analysis:
         total = len(analysis.costs.layers)
         with cluster.progress(total=total, desc="layers' times", unit="layer") as bar:
-            return analysis.timed(
+            timed = analysis.timed(
                 self.settings.batch,
                 cache=cache_folder(self.run.settings.cache_dir),
                 on_layer=lambda name: bar.update(),
             )
+        assert timed.latency is not None
+        layers, rest, multiple = processes.from_first(
+            (timed.latency.layers, timed.latency.rest, timed.latency.multiple)
+        )
+        table = replace(timed.latency, layers=layers, rest=rest, multiple=multiple)
+        return replace(timed, latency=table)
+
+    def _keep(self, entries: dict[str, Any]) -> None:
+        if processes.is_first():
+            self._journal.keep(entries)
 
     @property
     def multiple_of(self) -> int:
