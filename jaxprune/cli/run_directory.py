@@ -20,9 +20,9 @@ from jaxprune.cli import cluster, lock, user_images, user_network
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.data import datasets
 from jaxprune.data.splits import Split
-from jaxprune.evaluation.sizes import usual_batch_size
 from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.graph.network import Network
+from jaxprune.graph.sizes import usual_batch_size
 from jaxprune.recipes import config
 from jaxprune.recipes.config import AnyConfig, Config, UserConfig
 from jaxprune.recipes.recipe import RECIPES, Defaults, Recipe

@@ -26,7 +26,7 @@ from jaxprune._base.mesh import (
     make_mesh,
     round_up,
 )
-from jaxprune.evaluation.sizes import chunk_size
+from jaxprune.graph.sizes import chunk_size
 
 # Evaluations that a device may have before it while their results are not fetched.
 _IN_FLIGHT = 4

@@ -45,11 +45,11 @@ from jaxprune.compaction.cut import (
     put_bias,
     put_kernel,
 )
-from jaxprune.evaluation.sizes import chunk_size
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.groups import Groups, kept_indices
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import IMAGES, Network
+from jaxprune.graph.sizes import chunk_size
 from jaxprune.graph.stepwise import Batches, Stepwise, by_batch, of_batch
 from jaxprune.shrinking.least_squares import Ridge, centred, parts_of, patches
 from jaxprune.shrinking.objective import Fitted, Goal, fit

@@ -30,10 +30,10 @@ from jaxprune._base.mesh import (
 from jaxprune.adapters.networks import takes_network
 from jaxprune.data.splits import Batch, Split, batches
 from jaxprune.evaluation.predict import compiled
-from jaxprune.evaluation.sizes import usual_batch_size
 from jaxprune.fills.masked import layer_bias
 from jaxprune.graph.evaluate import run
 from jaxprune.graph.network import Network
+from jaxprune.graph.sizes import usual_batch_size
 from jaxprune.ranking.criteria import Criterion
 from jaxprune.sweep import maps as places
 from jaxprune.sweep.checks import check_tap, map_of_one

@@ -31,8 +31,8 @@ from jaxprune.evaluation.masks import (
 )
 from jaxprune.evaluation.program import Plan
 from jaxprune.evaluation.running_sum import ReadNetwork
-from jaxprune.evaluation.sizes import chunk_size
 from jaxprune.fills.fill import Fill, LinearFill
+from jaxprune.graph.sizes import chunk_size
 from jaxprune.ranking.statistics import Losses
 from jaxprune.sweep.activations import Progress, TappedLayer, ignore
 from jaxprune.sweep.strategy import AtLayer, InSum, choose_place

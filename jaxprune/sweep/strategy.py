@@ -18,9 +18,9 @@ from jaxprune.evaluation.head import Head, make_head
 from jaxprune.evaluation.masked_head import MaskedHead, make_masked_head
 from jaxprune.evaluation.program import Evaluation, Plan, Way
 from jaxprune.evaluation.running_sum import STEP, ReadNetwork, RunningSum
-from jaxprune.evaluation.sizes import chunk_size
 from jaxprune.fills.fill import AtConsumer, ConstantFill, Fill, LinearFill
 from jaxprune.graph.groups import PruningGroup
+from jaxprune.graph.sizes import chunk_size
 from jaxprune.sweep.activations import TappedLayer
 from jaxprune.sweep.maps import OnDevice
 

@@ -75,7 +75,10 @@ def test_everything_is_measured_and_written(planted):
         ("--loop_ks=0,14", "--loop_ks=14: the layer has 14"),
         ("--loop_ks=a", "--loop_ks takes a,b,c"),
         ("--images=99999", "--images: there are"),
-        ("--what=nonsense", "unknown benchmark 'nonsense'; choices: sweep, shrink"),
+        (
+            "--what=nonsense",
+            "unknown benchmark 'nonsense'; choices: sweep, host, shrink",
+        ),
         ("--devices=77", "--devices=77: there are 8 devices here"),
         ("--speedup=3", "--speedup does nothing without --what=shrink"),
         ("--distill", "--distill does nothing without --what=shrink"),

@@ -34,7 +34,8 @@ class OfNetwork(Baseline):
         self.run = SimpleNamespace(
             scale=scale, mesh=make_mesh(), config=config, channels_first=False
         )
-        self.network, self.split, self.batch_size = network, SPLIT, 16
+        self.network, self.batch_size = network, 16
+        self.split = self.own = SPLIT
         self.task = classification()
         self.example = network.example
 

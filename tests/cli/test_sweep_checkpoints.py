@@ -7,7 +7,7 @@ import pytest
 
 from jaxprune.cli import provenance
 from jaxprune.cli.commands import sweep
-from jaxprune.evaluation import sizes
+from jaxprune.graph import sizes
 from jaxprune.results.comparison import Comparison
 from jaxprune.results.result import SweepResult
 from jaxprune.sweep import checkpoint, maps

@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = ""  # one device, as a user's CPU has
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
 
 from forked import Faults
-from jaxprune.evaluation import sizes
+from jaxprune.graph import sizes
 from jaxprune.sweep import checkpoint
 
 # What the scripts import, some of it only when they run.

@@ -33,9 +33,9 @@ from jaxprune.compaction import artefact
 from jaxprune.compaction.load import load_compact
 from jaxprune.costs.clock import Clock
 from jaxprune.data import tfds
-from jaxprune.evaluation import sizes
 from jaxprune.evaluation.program import Plan
 from jaxprune.fills.fill import resolve_fill
+from jaxprune.graph import sizes
 from jaxprune.ranking import criteria
 from jaxprune.ranking.order import pruning_order
 from jaxprune.recipes import config

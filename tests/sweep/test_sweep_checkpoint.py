@@ -6,8 +6,8 @@ import pytest
 
 from jaxprune._base.mesh import make_mesh
 from jaxprune.data.splits import image_split
-from jaxprune.evaluation import sizes
 from jaxprune.fills.calibration import linear_fill
+from jaxprune.graph import sizes
 from jaxprune.recipes.models import PairCNN
 from jaxprune.sweep import checkpoint
 from jaxprune.sweep.activations import tap_layer
