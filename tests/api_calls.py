@@ -322,7 +322,7 @@ CALLS |= {
         lambda p, x: x if x.sum() > 0 else -x, {"a": np.ones(2)}, X).graph(),
     "groups variables none": lambda: jp.find_groups(apply, None, X),
     "groups of text": lambda: jp.find_groups(apply, V, "x"),
-    "batch size none": lambda: tap(batch_size=None),
+    "batch size none": lambda: fit(IMAGES, batch_size=None),
     "batch size text": lambda: tap(batch_size="4"),
     "batch size true": lambda: tap(batch_size=True),
     "batch size nan": lambda: jp.predict(apply, V, SPLIT, batch_size=np.nan),

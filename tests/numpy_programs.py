@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.extend.core import Literal
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -39,7 +40,9 @@ def _run(jaxpr: Any, consts: Any, arguments: Any) -> list[np.ndarray]:
 def _apply(eqn: Any, inputs: list[np.ndarray]) -> Any:
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
-        return _map(params, inputs)
+        return _scan(params, inputs)
+    if name == "while":
+        return _while(params, inputs)
     if name in TABLE:
         found = TABLE[name](*inputs, **params)
         if found is not None:
@@ -51,17 +54,31 @@ def _apply(eqn: Any, inputs: list[np.ndarray]) -> Any:
     return found if eqn.primitive.multiple_results else [found]
 
 
-def _map(params: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """A loop that carries nothing, as of `lax.map`."""
+def _scan(params: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
     if "ft_in" in params:  # since JAX 0.11
         constants, carried = (len(part.vals) for part in params["ft_in"].unpack()[:2])
     else:
         constants, carried = params["num_consts"], params["num_carry"]
-    assert carried == 0
-    fixed, rows = inputs[:constants], inputs[constants:]
-    closed = params["jaxpr"]
-    results = [_run(closed.jaxpr, closed.consts, [*fixed, *r]) for r in zip(*rows)]  # noqa: B905
-    return [np.stack(parts) for parts in zip(*results, strict=True)]
+    fixed, state = inputs[:constants], inputs[constants : constants + carried]
+    columns = inputs[constants + carried :]
+    closed, rows = params["jaxpr"], []
+    assert not params["reverse"]
+    for i in range(params["length"]):
+        own = [column[i] for column in columns]
+        found = _run(closed.jaxpr, closed.consts, [*fixed, *state, *own])
+        state = found[:carried]
+        rows.append(found[carried:])
+    return [*state, *(np.stack(parts) for parts in zip(*rows, strict=True))]
+
+
+def _while(params: Any, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    first, second = params["cond_nconsts"], params["body_nconsts"]
+    asked, made = inputs[:first], inputs[first : first + second]
+    state = inputs[first + second :]
+    test, body = params["cond_jaxpr"], params["body_jaxpr"]
+    while _run(test.jaxpr, test.consts, [*asked, *state])[0]:
+        state = _run(body.jaxpr, body.consts, [*made, *state])
+    return [*state]
 
 
 def _conv(x, w, *, window_strides, padding, lhs_dilation, rhs_dilation,
@@ -144,7 +161,7 @@ def _gather(x, indices, *, dimension_numbers, slice_sizes, **_):
 
 
 def _scatter(put):
-    def scatter(x, indices, updates, *, dimension_numbers, **_):
+    def scatter(x, indices, updates, *, dimension_numbers, mode, **_):
         d = dimension_numbers
         axis = _only_axis(d, d.inserted_window_dims, d.scatter_dims_to_operand_dims)
         others = [updates.shape[a] for a in d.update_window_dims]
@@ -153,7 +170,11 @@ def _scatter(put):
         places = [a for a in range(updates.ndim) if a not in d.update_window_dims]
         result = np.moveaxis(x, axis, 0).copy()
         moved = updates.transpose(*places, *d.update_window_dims)
-        put(result, indices[..., 0], moved)
+        index = indices[..., 0]
+        if mode == lax.GatherScatterMode.CLIP:
+            index = index.clip(0, len(result) - 1)
+        inside = (index >= 0) & (index < len(result))
+        put(result, index[inside], moved[inside])
         return np.moveaxis(result, 0, axis)
 
     return scatter

@@ -121,8 +121,9 @@ def test_two_processes_shrink_together(script):
     assert both["widths"] == one["widths"]
     for figure in ("accuracy", "baseline_accuracy", "agreement", "largest_drop"):
         assert both[figure] == pytest.approx(one[figure], abs=1e-6)
+    # Rounding of float32's sums, through one least-squares fit after another.
     for path, array in other.arrays.items():
-        np.testing.assert_allclose(small.arrays[path], array, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(small.arrays[path], array, rtol=1e-3, atol=2e-3)
 
 
 FAILING = """
