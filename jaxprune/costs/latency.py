@@ -23,7 +23,7 @@ from scipy.optimize import nnls
 from jaxprune._base.batch import size_of
 from jaxprune.costs.clock import Clock
 from jaxprune.costs.widths import Costs, Number, Widths
-from jaxprune.graph.evaluate import contract
+from jaxprune.graph.evaluate import contract, is_ours
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
 
@@ -193,7 +193,8 @@ def _seconds(
     if layer.kind == "conv":
         params["feature_group_count"] = groups
     shown = {k: v for k, v in params.items() if k in _SHOWN}
-    described = f"{layer.equation.name} {shown}"
+    by = " by jaxprune.conv" if is_ours(layer.equation) else ""
+    described = f"{layer.equation.name}{by} {shown}"
 
     def product(kernel: Array, x: Array) -> Array:
         operands = (x, kernel) if layer.x == 0 else (kernel, x)

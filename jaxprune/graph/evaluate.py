@@ -5,7 +5,7 @@ which are removed. Most equations hold no size; those that do are in NARROWER.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -175,7 +175,9 @@ class Runner:
         """Outputs of an equation, with changes before and after it."""
         if eqn.number in self.before:
             inputs = self.before[eqn.number](inputs)
-        outputs = self.alone(eqn, inputs, env)
+        # A network that is traced again remembers which algorithm it had chosen.
+        with jax.named_scope(conv.SCOPE) if is_ours(eqn) else nullcontext():
+            outputs = self.alone(eqn, inputs, env)
         if eqn.number in self.after:
             outputs = self.after[eqn.number](outputs)
         return outputs
@@ -346,12 +348,17 @@ def bind(eqn: Equation, inputs: Sequence[Any], params: Mapping[str, Any]) -> lis
     return list(found) if eqn.primitive.multiple_results else [found]
 
 
+def is_ours(eqn: Equation) -> bool:
+    """Whether an equation is a convolution by `jaxprune.conv`."""
+    return eqn.name == "conv_general_dilated" and conv.SCOPE in eqn.scope
+
+
 def contract(eqn: Equation, left: Any, right: Any, params: Mapping[str, Any]) -> Any:
     """A contraction of other sizes, by the algorithm that the network's code chose.
 
     `jaxprune.conv` has several, and takes by size the one that is fastest.
     """
-    if conv.SCOPE not in eqn.scope:
+    if not is_ours(eqn):
         return bind(eqn, [left, right], params)[0]
     return _fast_convolution(left, right, params)
 
