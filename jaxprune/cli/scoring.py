@@ -35,8 +35,7 @@ def check(run: Run, chosen: PruningOptions, criterion: str) -> None:
     """
     split = datasets.choose_split(run.splits, chosen.eval_split)
     needed = _maps_bytes(run, chosen, len(split))
-    if places.choose(chosen.maps, needed, run.mesh) == "disk":
-        places.check_space(_maps_dir(chosen), needed)
+    places.choose(chosen.maps, needed, run.mesh, _maps_dir(chosen))
     needs = CRITERIA[criterion].needs
     network = run.network()
     if chosen.tap == "relu":
@@ -100,7 +99,7 @@ def tap(
     measured = {images(run, chosen, name) for name in criteria}
     counts = {count for count in measured if count is not None}
     needed = _maps_bytes(run, chosen, len(split), *counts)
-    kind = places.choose(chosen.maps, needed, run.mesh)
+    kind = places.choose(chosen.maps, needed, run.mesh, _maps_dir(chosen))
     if kind != (chosen.maps or places.usual(run.mesh)):
         print(
             f"feature maps: {places.size(needed)} are more than half of the devices' "

@@ -3,7 +3,7 @@
 Axes: B images of a batch, P channels, K masks, R some of them, M pairs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxprune.evaluation.masked_head import MaskedHead
-from jaxprune.evaluation.program import Given, Plan, Pruned, Way
-from jaxprune.fills.fill import AtConsumer, ConstantFill
-from jaxprune.tasks.task import Task
+from jaxprune.evaluation.every_pair import BehindLayer
+from jaxprune.evaluation.program import Given, Pruned
+from jaxprune.fills.fill import ConstantFill
 
 
 def changed_pairs(
@@ -91,9 +90,7 @@ def carry_forward(
     def carry(held: dict[str, Array], row: Any) -> tuple[Any, Any]:
         new, here = row
         held = {
-            name: jnp.where(
-                new.reshape(-1, *(1,) * (value.ndim - 1)), value, held[name]
-            )
+            name: jnp.where(_like(new, value), value, held[name])
             for name, value in here.items()
         }
         return held, held
@@ -108,27 +105,16 @@ def _like(rows: Bool[Array, " B"], value: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class ChangedPairs(Way):
+class ChangedPairs(BehindLayer):
     """Evaluates the pairs whose output can differ from that of the mask before.
 
     For fills that are constants at the layer.
 
     Attributes:
-      head: the network behind the layer.
-      constants: the consumers' changes.
-      task: that judges outputs.
       pairs: evaluated at once.
     """
 
-    head: MaskedHead
-    constants: Mapping[str, AtConsumer]
-    task: Task
     pairs: int
-
-    def weights(self, arrays: Any, plan: Plan) -> Any:
-        """The head's."""
-        del plan
-        return arrays, self.constants
 
     def __call__(
         self, weights: Any, given: Given, pruned: Pruned

@@ -19,24 +19,33 @@ from jaxprune.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class EveryPair(Way):
-    """Evaluates every pair; what does not depend on the mask, once.
+class BehindLayer(Way):
+    """A way that runs all of the network behind the layer for each pair.
 
     Attributes:
       head: the network behind the layer.
       constants: the consumers' changes, where no mask changes these.
       task: that judges outputs.
-      mask_chunk: masks at once.
     """
 
     head: MaskedHead
     constants: Mapping[str, AtConsumer]
     task: Task
-    mask_chunk: int
 
     def weights(self, arrays: Any, plan: Plan) -> Any:
         """The head's."""
         return arrays, plan.nested or self.constants
+
+
+@dataclass(frozen=True)
+class EveryPair(BehindLayer):
+    """Evaluates every pair; what does not depend on the mask, once.
+
+    Attributes:
+      mask_chunk: masks at once.
+    """
+
+    mask_chunk: int
 
     def __call__(
         self, weights: Any, given: Given, pruned: Pruned

@@ -1,10 +1,10 @@
 """How much to evaluate at once."""
 
 import math
+from typing import Any
 
 import jax
 
-from jaxprune._base.mesh import free_memory
 from jaxprune.graph.network import IMAGES, Network
 
 # Elements of an array that one evaluation holds: enough to keep a matrix unit busy,
@@ -12,7 +12,7 @@ from jaxprune.graph.network import IMAGES, Network
 _CPU_ELEMENTS = 2**22
 _ACCELERATOR_ELEMENTS = 2**27
 # An accelerator's memory holds so many of such arrays, of float32, at least.
-_ARRAYS = 16
+_ARRAYS = 64
 
 # Images of a batch on a CPU, whose caches hold no more.
 _CPU_IMAGES = 128
@@ -27,10 +27,11 @@ def _elements() -> int:
     """Elements of an array that one evaluation may hold."""
     if jax.default_backend() == "cpu":
         return _CPU_ELEMENTS
-    free = free_memory(jax.local_devices()[:1])
-    if free is None:
+    # All of it, and not what is free: whoever asks later is to get the same answer.
+    memory = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" not in memory:
         return _ACCELERATOR_ELEMENTS
-    return min(_ACCELERATOR_ELEMENTS, free // (4 * _ARRAYS))
+    return min(_ACCELERATOR_ELEMENTS, memory["bytes_limit"] // (4 * _ARRAYS))
 
 
 def usual_batch_size(network: Network) -> int:
@@ -41,6 +42,16 @@ def usual_batch_size(network: Network) -> int:
     """
     if jax.default_backend() == "cpu":
         return _CPU_IMAGES
-    program = network.graph().program
-    largest = max(math.prod(program.shape(value)) for value in program.live) // IMAGES
-    return int(2 ** math.floor(math.log2(chunk_size(max(1, largest)))))
+    return int(2 ** math.floor(math.log2(images_at_once(network, network.few))))
+
+
+def images_at_once(network: Network, few: Any) -> int:
+    """How many images keep a device busy, by the network's largest array.
+
+    Args:
+      network: the network.
+      few: IMAGES of them, or their shapes.
+    """
+    program = network.graph(few).program
+    largest = max(math.prod(program.shape(value)) for value in program.live)
+    return chunk_size(max(1, largest // IMAGES))

@@ -49,7 +49,7 @@ from jaxprune.graph.evaluate import run
 from jaxprune.graph.groups import Groups, kept_indices
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import IMAGES, Network
-from jaxprune.graph.sizes import chunk_size
+from jaxprune.graph.sizes import images_at_once
 from jaxprune.graph.stepwise import Batches, Stepwise, by_batch, of_batch
 from jaxprune.shrinking.least_squares import Ridge, centred, parts_of, patches
 from jaxprune.shrinking.objective import Fitted, Goal, fit
@@ -177,7 +177,8 @@ class _Pair:
         self.images = size_of(images)
         self.parts = parts_of(self.images, seed)
         own = processes.own(self.images)
-        self.size = size = round_up(_batch_size(network, images, len(own)), mesh.size)
+        most = images_at_once(network, take(images, slice(IMAGES)))
+        self.size = size = round_up(min(most, len(own)), mesh.size)
         # Of each batch the first image, among all of all processes, and the number.
         self.runs = [
             (int(some[0]), len(some))
@@ -188,10 +189,8 @@ class _Pair:
             for first, n in self.runs
         ]
         graph = network.graph(batches[0])
-        self.program = graph.program
         fitted = {n: layer for n, layer in graph.layers.items() if may_be_fitted(layer)}
         self.ends = find_destinations(graph.program, fitted)
-        # The cut network's own layers, and its copy of what they are given for the fit.
         also: Counter[int] = Counter()
         for name, layer in fitted.items():
             also.update([layer.input, layer.output, self.ends[name].value])
@@ -302,11 +301,8 @@ class _Pair:
             np.concatenate(processes.gather(np.concatenate(column).astype(np.float32)))
             for column in zip(*parts, strict=True)
         )
-        row_parts, output_parts = (
-            self.parts[rows // inputs],
-            self.parts[ends // outputs],
-        )
-        return _Sample(row_parts, whole, left, output_parts, met, target, rest)
+        of_rows, of_ends = self.parts[rows // inputs], self.parts[ends // outputs]
+        return _Sample(of_rows, whole, left, of_ends, met, target, rest)
 
     def _kept(self, layer: str, role: str, features: int) -> Bool[np.ndarray, " F"]:
         """Features of a layer that no group prunes."""
@@ -370,13 +366,6 @@ def _within(
     """Those of ascending numbers from `first` on, counted from there."""
     start, end = np.searchsorted(numbers, (first, first + count))
     return numbers[start:end] - first
-
-
-def _batch_size(network: Network, images: Any, most: int) -> int:
-    """Images that are run at once, by the network's largest array."""
-    program = network.graph(take(images, slice(IMAGES))).program
-    largest = max(math.prod(program.shape(value)) for value in program.live)
-    return min(most, chunk_size(max(1, largest // IMAGES)))
 
 
 def _rows(features: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ each width costs. A budget then takes a greedy descent and a pass of least squar
 nothing is trained, and no label is used.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,20 +103,35 @@ def analyse(
     found = dict(known or {})
     missing = [group for group in cut if group.name not in found]
     on_start(len(missing))
-    few = take(images, slice(_MOST))
     mesh = make_mesh() if mesh is None else mesh
-    orders, fills = halves(whole, few, missing, mesh)
-    fast = with_fast_convolutions(whole)
-    if curves == "estimated" and missing:
-        for name, curve in estimated_curves(fast, fills, orders, probe, mesh).items():
-            found[name] = curve
-            on_curve(name, curve)
-    rest = {name: order for name, order in orders.items() if name not in found}
-    for name, curve in measured_curves(fast, fills, rest, loss, mesh):
+    few = take(images, slice(_MOST))
+    estimated = probe if curves == "estimated" else None
+    for name, curve in _curves(whole, few, missing, estimated, loss, mesh):
         found[name] = curve
         on_curve(name, curve)
     ordered = {group.name: found[group.name] for group in cut}
     return Analysis(whole, images, groups, ordered, costs, loss, mesh)
+
+
+def _curves(
+    network: Network,
+    images: Any,
+    groups: Sequence[PruningGroup],
+    probe: Probe | None,
+    loss: OfImages,
+    mesh: Mesh,
+) -> Iterator[tuple[str, Curve]]:
+    """The curves of groups: estimated by a probe, and measured where that says nothing.
+
+    Without a probe all are measured.
+    """
+    orders, fills = halves(network, images, groups, mesh)
+    fast = with_fast_convolutions(network)
+    if probe is not None and groups:
+        for name, curve in estimated_curves(fast, fills, orders, probe, mesh).items():
+            del orders[name]
+            yield name, curve
+    yield from measured_curves(fast, fills, orders, loss, mesh)
 
 
 @takes_network

@@ -249,9 +249,7 @@ def tap_layer(
     counts = (counts or {len(ranking)}) if "losses" in needs else set()
     kept = sum(len(processes.own(n)) for n in (len(split), *counts))
     needed = kept * one.size * one.dtype.itemsize
-    maps = places.choose(maps, needed, mesh)
-    if maps == "disk":
-        places.check_space(maps_dir, needed)
+    maps = places.choose(maps, needed, mesh, maps_dir)
     if tap == "relu":
         network = network.with_relu(name)
     network, output_elements, check_seconds = check_tap(
@@ -287,11 +285,7 @@ def tap_layer(
         ranked = _own(rank_split)
         passes = [(own, program, [keep]), (ranked, rank, [of_ranking.add])]
     for source, step, uses in passes:
-        started_batches = (
-            (batch, step(arrays, batch.images, batch.targets))
-            for batch in batches(source, batch_size)
-        )
-        for batch, found in ahead(started_batches):
+        for batch, found in _through(source, step, arrays, batch_size):
             for use in uses:
                 use(batch, found)
             on_images(batch.size)
@@ -308,6 +302,16 @@ def tap_layer(
         maps=kept_maps, evidence=gathering.evidence() | {"mean_feature_map": mean},
     )  # fmt: skip
     return replace(tapped, ranked=of_ranking.layers(tapped))
+
+
+def _through(
+    source: Split, step: Sharded, arrays: Any, batch_size: int
+) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    """Batches and what a program makes of them; the next one starts meanwhile."""
+    return ahead(
+        (batch, step(arrays, batch.images, batch.targets))
+        for batch in batches(source, batch_size)
+    )
 
 
 def _check_splits(split: Split, ranking: Split) -> None:

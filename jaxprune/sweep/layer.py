@@ -29,7 +29,6 @@ from jaxprune.results.load import AnyResult
 from jaxprune.results.saved import check_about
 from jaxprune.sweep.activations import Progress, TappedLayer, ignore
 from jaxprune.sweep.checkpoint import SweepCheckpoint, SweepCheckpointer, exact_sums
-from jaxprune.sweep.maps import NAMES
 from jaxprune.sweep.outcome import Values, make_result
 from jaxprune.sweep.strategy import choose_evaluation
 from jaxprune.tasks.task import LOSS
@@ -211,7 +210,7 @@ def _sweep(
         "pairs": len(plan.ks) * len(tapped.split),
         "pairs_evaluated": int(processes.total(np.array([pairs]))[0]),
         "evaluation": evaluated.kind,
-        "maps": NAMES[type(tapped.maps)],
+        "maps": tapped.maps.kind,
         "seconds": {
             "trunk": round(tapped.trunk_seconds, 3),
             "head": round(seconds - compilation, 3),

@@ -19,13 +19,11 @@ from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import free_memory
 from jaxprune.data.splits import Split, batches
 
-# On the device that computes them, in a temporary file, or nowhere: then the trunk runs
-# again.
-KINDS = ("device", "disk", "recompute")
-
 
 class OnDevice:
     """Left where they were computed, an array for each batch."""
+
+    kind = "device"
 
     def __init__(self, batch_size: int):
         """Keeps the number of images in a batch."""
@@ -59,6 +57,8 @@ class OnDisk:
     The file goes with the object.
     """
 
+    kind = "disk"
+
     def __init__(self, folder: Path | None):
         """Opens the file in a folder; by default where the system has such files."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
@@ -76,6 +76,8 @@ class OnDisk:
 
 class Recomputed:
     """Computed again, in the batches of the first time, whenever they are read."""
+
+    kind = "recompute"
 
     def __init__(self, trunk: Callable[..., np.ndarray], split: Split, batch_size: int):
         """Keeps what is needed.
@@ -115,7 +117,7 @@ class Recomputed:
 
 Maps = OnDevice | OnDisk | Recomputed
 
-NAMES = {OnDevice: "device", OnDisk: "disk", Recomputed: "recompute"}
+KINDS = tuple(place.kind for place in (OnDevice, OnDisk, Recomputed))
 
 
 def usual(mesh: Mesh) -> str:
@@ -123,23 +125,31 @@ def usual(mesh: Mesh) -> str:
     return "disk" if mesh.devices.flat[0].platform == "cpu" else "device"
 
 
-def choose(kind: str | None, needed: int, mesh: Mesh) -> str:
+def choose(
+    kind: str | None, needed: int, mesh: Mesh, folder: Path | None = None
+) -> str:
     """Where `needed` bytes of feature maps are kept.
 
     Args:
       kind: one of KINDS; by default what is usual.
       needed: bytes in all.
       mesh: the devices. What takes more than half of their free memory goes to a file.
+      folder: of that file; by default where the system has such files.
+
+    Raises:
+      InputError: they do not fit on the disk either.
     """
     kind = usual(mesh) if kind is None else kind
     if kind == "device":
         free = free_memory(mesh.devices.ravel().tolist())
         if free is not None and needed / mesh.size > free / 2:
-            return "disk"
+            kind = "disk"
+    if kind == "disk":
+        _check_space(folder, needed)
     return kind
 
 
-def check_space(folder: Path | None, needed: int) -> None:
+def _check_space(folder: Path | None, needed: int) -> None:
     """Raises InputError where `needed` bytes do not fit, with what can be done."""
     place = Path(tempfile.gettempdir()) if folder is None else folder
     if not place.is_dir():

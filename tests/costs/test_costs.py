@@ -10,6 +10,7 @@ import jaxprune.compaction.compact as compaction
 from architectures import ARCHITECTURES
 from jaxprune._base.errors import InputError
 from jaxprune.adapters.linen import from_linen
+from jaxprune.costs import cost
 from jaxprune.costs.multiply_adds import multiply_adds, of_layer
 from jaxprune.costs.widths import network_costs
 from jaxprune.graph.network import Network
@@ -132,3 +133,12 @@ def test_costs_of_architectures_are_those_of_the_network_that_is_cut(name, monke
     stored = [path for path in small.arrays if path.startswith("stored/")]
     kept = sum(np.size(a) for p, a in small.arrays.items() if p not in stored)
     assert costs.parameters(widths) == pytest.approx(kept)
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(1e9, 7), (0.0, 3)])
+def test_calls_that_take_long_are_timed_three_times(seconds, calls, monkeypatch):
+    monkeypatch.setattr(cost, "_SECONDS", seconds)
+    called = []
+    found = cost.latencies([called.append, lambda x: x], 1, repeats=7)
+    assert len(called) == 1 + calls  # the first is not timed
+    assert all(0 < f.lower_quartile <= f.median <= f.upper_quartile for f in found)

@@ -291,7 +291,7 @@ def test_batches_files_and_devices_change_nothing(
     network = from_linen(model, random_variables(model, x[:1]), x[:1])
     keeps = {"stem": np.arange(6) % 3 > 0, "inner": np.arange(8) % 4 > 0}
     want = refit(network, x, network.groups, keeps, rows=500)
-    monkeypatch.setattr(refitting, "_batch_size", lambda *_: batch)
+    monkeypatch.setattr(refitting, "images_at_once", lambda *_: batch)
     monkeypatch.setattr(stepwise, "_IN_MEMORY", in_memory)
     mesh = make_mesh(jax.local_devices()[:devices])
     found = refit(network, x, network.groups, keeps, rows=500, mesh=mesh)
