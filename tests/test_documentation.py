@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -65,6 +66,14 @@ def anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with jax.numpy_dtype_promotion("standard"):  # the model divides integers by 255.0
         yield
+
+
+def test_the_reference_names_what_exists():
+    pages = "\n".join(page.read_text() for page in PAGES)
+    names = re.findall(r"^::: (\S+)", pages, re.MULTILINE)
+    assert names
+    for name in names:
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize(
