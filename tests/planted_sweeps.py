@@ -5,7 +5,8 @@ import json
 import numpy as np
 
 from jaxprune._base import manifest
-from jaxprune.results import thumbnails
+from jaxprune.data.splits import image_split
+from jaxprune.results import budgets, thumbnails
 from jaxprune.results.result import SweepResult
 
 EVIL = "<script>window.hacked = true</script>\"'&"
@@ -67,19 +68,52 @@ def plant_network(folder, **measured):
     )
 
 
-def plant_ladder(workdir):
-    """A pareto.csv as experiments.shrink writes it."""
+def plant_ladder(workdir, images=40, classes=4, side=6, labels=True):
+    """The files of a ladder of two budgets, as `jaxprune shrink` writes them.
+
+    Image 0 is lost at both, image 1 at the second, image 2 is won at the second. The
+    second one is of latency.
+    """
     (workdir / "shrink").mkdir()
-    row = {
-        "budget": "latency", "value": "2.0", "baseline_accuracy": "0.9",
-        "accuracy": "0.85", "largest_drop": "0.07", "parameters_before": "1000",
-        "parameters": "250", "multiply_adds_before": "900", "multiply_adds": "300",
-        "different_predictions": "0", "latency_32_before": "0.03",
-        "latency_32_after": "0.02",
+    rung = {
+        "baseline_accuracy": 0.9, "parameters_before": 1000,
+        "multiply_adds_before": 900, "proof": {"different_predictions": 0},
     }  # fmt: skip
-    (workdir / "shrink" / "pareto.csv").write_text(
-        f"{','.join(row)}\n{','.join(row.values())}\n"
-    )
+    rungs = [
+        {
+            **rung, "budget": "latency", "value": 2.0, "accuracy": 0.85,
+            "largest_drop": 0.07, "parameters": 250, "multiply_adds": 300,
+            "agreement": 0.875, "least_agreement": 0.8, "widths": {"conv": 3, EVIL: 2},
+            "latency": {"32": {"speedup": 1.5}},
+        },
+        {
+            **rung, "budget": "speedup", "value": 1.5, "accuracy": 0.875,
+            "largest_drop": 0.05, "parameters": 500, "multiply_adds": 600,
+            "agreement": 0.975, "least_agreement": 0.9, "widths": {"conv": 6, EVIL: 4},
+            "latency": {"32": {"speedup": 1.25}},
+        },
+    ]  # fmt: skip
+    summary = {
+        "about": {"model": "toy"}, "measure": "accuracy", "higher_is_better": True,
+        "widths": {"conv": 8, EVIL: 4}, "rungs": rungs,
+    }  # fmt: skip
+    (workdir / "shrink" / "summary.json").write_text(json.dumps(summary))
+    rng = np.random.default_rng(0)
+    truth = np.arange(images) % classes
+    wrong = (truth + 1) % classes
+    predicted = np.tile(truth, (3, 1))
+    predicted[:2, 2] = wrong[2]
+    predicted[1:, 0], predicted[2, 1] = wrong[0], wrong[1]
+    losses = np.tile(rng.uniform(0.1, 0.2, images), (3, 1)).astype(np.float32)
+    losses[1:, 0], losses[2, 1], losses[2, 2] = 5, 3, 0.01
+    file = budgets.ImagesFile(workdir / "shrink", {})
+    names = (budgets.WHOLE, "speedup=1.5", "latency=2")
+    pairs = zip(losses, predicted if labels else [None] * 3, strict=True)
+    file.keep({n: budgets.Outcome(*of) for n, of in zip(names, pairs, strict=True)})
+    pixels = rng.integers(0, 256, (images, side, side, 3), np.uint8)
+    named = tuple(f"class {c}" for c in range(classes))
+    split = image_split(pixels, truth, class_names=named)
+    file.keep_pictures(names, split, labelled=labels)
 
 
 def page_data(html):

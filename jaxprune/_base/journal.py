@@ -57,7 +57,7 @@ class Journal:
         """
         if not self.path.exists():
             return {}
-        key, entries = _load(self.path)
+        key, entries = load(self.path)
         if key != self.key:
             raise OtherKeyError(self.path, key)
         found = entries if kind is None else schema.check(entries, kind, self.path)
@@ -89,8 +89,12 @@ class _File(TypedDict):
     entries: dict[str, Any]
 
 
-def _load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Key and entries of a file; InputError where it is damaged."""
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Key and entries of a file, whatever its key.
+
+    Raises:
+      InputError: it is damaged.
+    """
     if path.suffix != ".npz":
         found = manifest.read_file(path, _File)
         return found["key"], found["entries"]

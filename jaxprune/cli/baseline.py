@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,8 +33,21 @@ PRECISION = "highest"
 
 # A network's outputs for all images, batch by batch.
 Outputs = Iterator[tuple[Batch, Any]]
-# What each score of a task is made of, by its name: [N], or [N, S].
-Terms = dict[str, np.ndarray]
+
+
+class Judged(NamedTuple):
+    """What is known of a network's outputs, for each of N images.
+
+    Attributes:
+      terms: what each score of the task is made of, by its name: [N], or [N, S].
+      losses: [N].
+      predictions: the likeliest class [N, ...]; None where outputs are no logits, or
+        they are not kept.
+    """
+
+    terms: dict[str, np.ndarray]
+    losses: np.ndarray
+    predictions: np.ndarray | None
 
 
 def splits(run: Run, settings: ImageSettings) -> tuple[Split, Split]:
@@ -68,13 +81,22 @@ class Baseline:
       own: this process's share of them.
       task: what the network's outputs are for.
       batch_size: images in a batch.
+      keeps_predictions: whether they are kept of each image.
       example: scaled images, of which some are the split's first and last.
       network: the whole network on scaled images, with these as its example.
       cost: of the whole network.
     """
 
-    def __init__(self, run: Run, variables: Any, split: Split, batch_size: int):
+    def __init__(
+        self,
+        run: Run,
+        variables: Any,
+        split: Split,
+        batch_size: int,
+        keeps_predictions: bool = False,
+    ):
         self.run, self.variables, self.split = run, variables, split
+        self.keeps_predictions = keeps_predictions
         self.own = split.select(processes.own(len(split)))
         self.task = run.task
         self.batch_size = round_up(batch_size, run.mesh.size)
@@ -100,18 +122,18 @@ class Baseline:
         mesh = self.run.mesh
         return outputs(program, weights, self.own, self.batch_size, mesh)
 
-    def terms(self, made: Outputs, what: str) -> Terms:
-        """What the task's scores are made of, from a network's outputs."""
-        parts: list[Terms] = []
+    def judged(self, made: Outputs, what: str) -> Judged:
+        """What is known of a network's outputs."""
+        parts: list[Judged] = []
         with self._at_full_precision(what) as bar:
             for batch, found in made:
-                parts.append(self._judged(batch, found))
+                parts.append(self._judged_batch(batch, found))
                 bar.update(batch.size)
         return _joined(parts)
 
     def prove(
         self, masked: Outputs, small: Compact, unproved: bool = False
-    ) -> tuple[Proof, Terms]:
+    ) -> tuple[Proof, Judged]:
         """Compares a compact network with the masked one on all images.
 
         Args:
@@ -120,12 +142,12 @@ class Baseline:
           unproved: see `Comparison`.
 
         Returns:
-          The comparison, and what the compact network's scores are made of.
+          The comparison, and what is known of the compact network's outputs.
         """
         coarsest = self.network.graph(self.example).program.coarsest
         comparison = self.comparison(coarsest, unproved=unproved)
         what = "compact and masked network"
-        terms = self.compare(comparison, masked, self.small_outputs(small), what)
+        judged = self.compare(comparison, masked, self.small_outputs(small), what)
         proof = comparison.proof()
         if small.proof is not None:
             proof = replace(
@@ -133,7 +155,7 @@ class Baseline:
                 bound_used=small.proof.bound_used,
                 not_proved=proof.not_proved or small.proof.not_proved,
             )  # fmt: skip
-        return proof, terms
+        return proof, judged
 
     def small_outputs(self, small: Compact) -> Outputs:
         """The outputs of a compact network, batch by batch."""
@@ -146,17 +168,17 @@ class Baseline:
 
     def compare(
         self, comparison: Comparison, first: Outputs, second: Outputs, what: str
-    ) -> Terms:
-        """Fills a comparison; what the second network's scores are made of."""
+    ) -> Judged:
+        """Fills a comparison; what is known of the second network's outputs."""
         classes = isinstance(self.task, Classification)
-        parts: list[Terms] = []
+        parts: list[Judged] = []
         with self._at_full_precision(what) as bar:
             for (batch, before), (_, after) in zip(first, second, strict=True):
                 rows = slice(batch.size)
                 labels = batch.targets[rows] if classes else None
                 first_rows, second_rows = take((before, after), rows)
                 comparison.add(first_rows, second_rows, labels)
-                parts.append(self._judged(batch, after))
+                parts.append(self._judged_batch(batch, after))
                 bar.update(batch.size)
         comparison.join_processes()
         return _joined(parts)
@@ -170,13 +192,13 @@ class Baseline:
         ):
             yield bar
 
-    def _judged(self, batch: Batch, found: Any) -> Terms:
-        """The terms of a batch's scores, without those of what fills it up."""
+    def _judged_batch(self, batch: Batch, found: Any) -> Judged:
+        """What is known of a batch, without what fills it up."""
         targets = batch.targets
         if self.task.imitates:
             targets = self._whole(self.network.params, batch.images)
-        terms = jax.tree.map(np.asarray, self._judge(found, targets))
-        judged: Terms = take(terms, slice(batch.size))
+        filled_up = jax.tree.map(np.asarray, self._judge(found, targets))
+        judged: Judged = take(filled_up, slice(batch.size))
         return judged
 
     @cached_property
@@ -185,25 +207,33 @@ class Baseline:
 
     @cached_property
     def _judge(self) -> Callable[[Any, Any], Any]:
-        """(outputs, targets) -> terms of each score."""
+        """(outputs, targets) -> what is known of them."""
         task = self.task
 
-        def judge(found: Any, targets: Any) -> Any:
+        def judge(found: Any, targets: Any) -> Judged:
             if task.imitates:
                 targets = task.part(targets)
-            return task.terms(task.part(found), targets)
+            found = task.part(found)
+            terms: Any = task.terms(found, targets)
+            losses: Any = task.loss(found, targets).astype(np.float32)
+            predictions = None
+            if task.logits and self.keeps_predictions:
+                classes = np.min_scalar_type(found.shape[-1])
+                predictions = found.argmax(-1).astype(classes)
+            return Judged(terms, losses, predictions)
 
         return jax.jit(judge)
 
-    def value(self, terms: Terms) -> float:
+    def value(self, judged: Judged) -> float:
         """The task's first score."""
         name, score = next(iter(self.task.scores.items()))
+        terms = judged.terms[name]
         if score.combine is None:
-            return float(terms[name].mean(dtype=np.float64))
-        sums = terms[name].sum(0, dtype=np.float64)
+            return float(terms.mean(dtype=np.float64))
+        sums = terms.sum(0, dtype=np.float64)
         return float(score.combine(sums[None])[0])
 
-    def scores(self, whole: Terms, smaller: Terms) -> dict[str, float]:
+    def scores(self, whole: Judged, smaller: Judged) -> dict[str, float]:
         """Scores of the whole network and of a smaller one.
 
         By "baseline_" and the score's name, and by its name; "largest_drop" is how much
@@ -211,7 +241,7 @@ class Baseline:
         """
         found: dict[str, float] = {}
         for name, score in self.task.scores.items():
-            both = np.stack([whole[name], smaller[name]])
+            both = np.stack([whole.terms[name], smaller.terms[name]])
             figures = score_figures(both, score.combine, score.higher_is_better)
             before, after = figures.value.tolist()
             found |= {f"baseline_{name}": before, name: after}
@@ -239,10 +269,14 @@ class Baseline:
         }
 
 
-def _joined(parts: Sequence[Terms]) -> Terms:
-    """The terms of all batches, of all processes."""
-    own = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: np.concatenate(processes.gather(own[name])) for name in sorted(own)}
+def _joined(parts: Sequence[Judged]) -> Judged:
+    """What is known of all batches, of all processes."""
+
+    def join(*arrays: np.ndarray) -> np.ndarray:
+        return np.concatenate(processes.gather(np.concatenate(arrays)))
+
+    joined: Judged = jax.tree.map(join, *parts)
+    return joined
 
 
 def in_turns(

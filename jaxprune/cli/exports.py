@@ -132,8 +132,8 @@ class Exports:
         whole = self._whole
         found = ((b, run(b.images)) for b in batches(whole.own, whole.batch_size))
         comparison = whole.comparison()
-        terms = whole.compare(comparison, whole.small_outputs(small), found, what)
-        measure, value = whole.task.measure, whole.value(terms)
+        judged = whole.compare(comparison, whole.small_outputs(small), found, what)
+        measure, value = whole.task.measure, whole.value(judged)
         if whole.task.logits:
             differ = comparison.different_predictions
             figures = {"different_predictions": differ, measure: value}

@@ -312,7 +312,7 @@ def train_on(
 
     def test(network: Compact) -> float:
         made = whole.outputs(program, dict(network.arrays))
-        return whole.value(whole.terms(made, "test"))
+        return whole.value(whole.judged(made, "test"))
 
     start = before
     if settings.recalibrate:

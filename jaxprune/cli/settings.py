@@ -264,6 +264,13 @@ class SmallerSettings(FinetuningSettings, MaxDropSettings, TimingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportSettings(Settings):
+    """Whether the report is written."""
+
+    report: bool = flag("Write report.html, see `jaxprune report`.", default=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class WidthSettings(Settings):
     """How a whole network's widths are chosen for a budget of multiply-adds."""
 

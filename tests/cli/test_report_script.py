@@ -91,7 +91,9 @@ def fails(script, *arguments):
 
 def test_bad_input_is_one_line(swept, script):
     assert "say which run with --workdir" in fails(script)
-    assert "holds no sweep: run jaxprune sweep first" in fails(script, "--workdir=no")
+    assert "holds nothing to report: run jaxprune sweep or shrink first" in fails(
+        script, "--workdir=no"
+    )
     assert not Path("no").exists()
     path = SWEEP / "sweep.csv"
     path.write_text(path.read_text().replace("0", "1", 1))

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import jaxprune
+from jaxprune.cli import baseline
 from jaxprune.cli.commands import shrink
 from jaxprune.cli.shrink import ladder
 from jaxprune.cli.shrink.report import print_rung
+from jaxprune.results import budgets
 from jaxprune.shrinking.budget import Budget
 from jaxprune.tasks.classes import classification
 from jaxprune.tasks.values import regression
@@ -99,37 +101,64 @@ def test_curves_that_were_found_otherwise_are_left_out(method, version, same):
     assert bool(ladder._read(journal, "estimated")["curves"]) == same
 
 
-def test_agreement_counts_predictions_of_every_batch():
-    """Of 7 images 2 change; at positions, the shares of an image's that stay."""
-
-    class Stand(ladder.Ladder):
-        def __init__(self, task):
-            self.whole = SimpleNamespace(task=task)
-
-    rng = np.random.default_rng(0)
-    before = rng.normal(size=(8, 5))
+def test_agreement_is_the_share_of_predictions_that_stay():
+    """At positions, the mean over images of the shares of an image's that stay."""
+    before = np.array([0, 1, 2, 3, 0, 1, 2])
     after = before.copy()
-    after[[1, 6], before[[1, 6]].argmin(1)] = 9
-    after[7] = -after[7]  # fills the last batch up
-
-    def batches(logits):
-        for start, size in ((0, 4), (4, 3)):
-            yield SimpleNamespace(size=size), logits[start : start + 4]
-
-    stand, found = Stand(classification()), []
-    stand._predicted = []
-    assert len(list(stand._noting(batches(before), stand._predicted))) == 2
-    assert len(list(stand._noting(batches(after), found))) == 2
-    figures = stand._agreement(found)
+    after[[1, 6]] = 4
+    figures = ladder._agreement(before, after)
     assert figures["agreement"] == pytest.approx(5 / 7)
     assert 0.2 < figures["least_agreement"] < 5 / 7
-    stand._predicted = [np.array([[0, 1], [2, 2]])]
-    figures = stand._agreement([np.array([[0, 2], [2, 2]])])
+    dense = np.array([[[0, 1], [2, 2]]])
+    figures = ladder._agreement(dense, np.array([[[0, 2], [2, 2]]]))
     assert figures["agreement"] == 0.75
-    other, found = Stand(regression()), []
-    assert len(list(other._noting(batches(before), found))) == 2
-    other._predicted = []
-    assert found == [] and other._agreement(found) == {}
+    assert ladder._agreement(None, None) == {}
+
+
+def batches(outputs):
+    """Outputs of 7 images in batches of 4, the last one filled up."""
+    filled = np.concatenate([outputs, outputs[-1:]])
+    for start, size in ((0, 4), (4, 3)):
+        rows = slice(start, start + 4)
+        targets = np.arange(start, start + 4) % 5
+        batch = SimpleNamespace(size=size, targets=targets, images=filled[rows])
+        yield batch, filled[rows]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_is_known_of_outputs_is_of_every_image(keeps):
+    class Stand(baseline.Baseline):
+        def __init__(self):
+            self.task, self.keeps_predictions = classification(), keeps
+            self.own = range(7)
+
+    logits = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    found = Stand().judged(batches(logits), "test")
+    labels = np.arange(7) % 5
+    right = logits.argmax(1) == labels
+    np.testing.assert_array_equal(found.terms["accuracy"], right)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    losses = -np.log(shares[np.arange(7), labels])
+    np.testing.assert_allclose(found.losses, losses, rtol=1e-5)
+    if keeps:
+        np.testing.assert_array_equal(found.predictions, logits.argmax(1))
+        assert found.predictions.dtype == np.uint8
+    else:
+        assert found.predictions is None
+
+
+def test_of_other_outputs_there_are_no_predictions():
+    class Stand(baseline.Baseline):
+        def __init__(self):
+            self.task, self.keeps_predictions = regression(), True
+            self.own = range(7)
+
+    outputs = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    made = [*batches(outputs)]
+    for batch, found in made:
+        batch.targets = 0 * found
+    judged = Stand().judged(iter(made), "test")
+    assert judged.predictions is None and judged.losses.shape == (7,)
 
 
 @pytest.mark.slow
@@ -160,6 +189,15 @@ def test_it_writes_the_network_the_ladder_and_the_layers(run):
     for rung in summary["rungs"]:
         assert 0 < rung["least_agreement"] <= rung["agreement"] <= 1
     assert (folder / "pareto.png").stat().st_size > 10_000
+    images = budgets.read(folder)
+    assert [*images.outcomes] == [budgets.WHOLE, "speedup=1.2", "speedup=1.5"]
+    whole = images.outcomes[budgets.WHOLE].predictions
+    for rung in summary["rungs"]:
+        key = f"{rung['budget']}={rung['value']:g}"
+        predicted = images.outcomes[key].predictions
+        assert (predicted == images.labels).mean() == rung["accuracy"]
+        assert (predicted == whole).mean() == pytest.approx(rung["agreement"])
+    assert '"speedup 1.2"' in (run.workdir / "report.html").read_text()
     image = np.zeros((1, *small.input_shape), np.float32)
     assert small(image).shape == (1, 10)
 
@@ -174,6 +212,14 @@ def test_what_is_measured_is_not_measured_again(run, monkeypatch):
     (code, out, err), _ = run("--speedup=1.5", "--ladder=1.2")
     assert code == 0, err
     assert out.count("speedup 1.2:") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"PK")])
+def test_without_their_images_budgets_are_measured_again(run, damage):
+    damage(run.workdir / "shrink" / "images.npz")
+    assert run("--speedup=1.5", "--ladder=1.2")[0][0] == 0
+    assert len(budgets.read(run.workdir / "shrink").outcomes) == 3
 
 
 @pytest.mark.slow
@@ -272,8 +318,8 @@ def test_max_drop_takes_the_last_before_the_first_failure(run, monkeypatch):
     drops = {1.1: 0.0, 1.21: 0.01, 1.331: 0.3, 1.464: 0.0}
 
     def measured(self, rung):
-        row = original(self, rung)
-        return {**row, "largest_drop": drops[rung.budget.value]}
+        row, judged = original(self, rung)
+        return {**row, "largest_drop": drops[rung.budget.value]}, judged
 
     original = ladder.Ladder._measured
     monkeypatch.setattr(ladder.Ladder, "_measured", measured)

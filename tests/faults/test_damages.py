@@ -42,6 +42,7 @@ from jaxprune.recipes import config
 from jaxprune.recipes.keras_import import import_keras
 from jaxprune.recipes.models import PairCNN
 from jaxprune.recipes.recipe import RECIPES
+from jaxprune.results import budgets
 from jaxprune.results.comparison import Comparison
 from jaxprune.results.result import SweepResult
 from jaxprune.sweep import checkpoint as sweep_checkpoint
@@ -57,8 +58,8 @@ from toys import planted
 pytestmark = pytest.mark.slow
 DAMAGES = {
     "config": 110, "checkpoint": 170, "sweep": 130, "comparison": 90,
-    "network": 110, "shrink": 90, "times": 60, "unfinished": 80, "decoded": 80,
-    "keras": 60, "lock": 20,
+    "network": 110, "shrink": 60, "budgets": 30, "times": 60, "unfinished": 80,
+    "decoded": 80, "keras": 60, "lock": 20,
 }  # fmt: skip
 SWEEP = "sweep-conv3-abs_mean-bias"
 NETWORK = "compact-conv3-abs_mean-bias-k3"
@@ -164,6 +165,20 @@ def of_shrink(folder: Path) -> Any:
 SHRUNK: dict[str, Any] = {}  # the key of the network that was shrunk
 
 
+def of_budgets(folder: Path) -> Any:
+    """What becomes of images in smaller networks; the budgets are in another file."""
+    if not (folder / "images.npz").exists():
+        raise Rebuilt
+    found = budgets.read(folder)
+    assert found is not None
+    return {
+        "labels": digest(found.labels),
+        "class_names": found.class_names,
+        "thumbnails": [digest(each) for each in found.thumbnails],
+        **{n: [digest(a) for a in outcome] for n, outcome in found.outcomes.items()},
+    }
+
+
 def of_times(folder: Path) -> Any:
     known = Clock(folder).known
     if not known:
@@ -240,6 +255,7 @@ def kinds(made, tmp_path_factory):
                            "summary.json"),
         "network": Kind(run / NETWORK, "*", of_network, other / NETWORK, "spec.json"),
         "shrink": Kind(run / "shrink", "state.json", of_shrink, None, "state.json"),
+        "budgets": Kind(run / "shrink", "images.npz", of_budgets),
         "times": Kind(times, "*", of_times, None, kept.name),
         "unfinished": _unfinished(root / "unfinished"),
         "decoded": Kind(root / "planted", "cifar10/*/*", of_decoded),

@@ -194,7 +194,7 @@ def test_text_from_outside_is_escaped(html):
 
 def test_our_script_is_short():
     text = (Path(page.__file__).parent / "templates" / "page.js").read_text()
-    assert len(text.splitlines()) < 275
+    assert len(text.splitlines()) < 330
 
 
 def links(html):
@@ -224,10 +224,54 @@ def test_tables_of_smaller_networks(html):
     assert "latency 2 0.8500 0.9000 0.0700 0 3.00 4.00 1.50 batch 32" in text
 
 
+def test_the_budgets_on_the_page(html):
+    shown = page_data(html)["budgets"]
+    assert [row["name"] for row in shown["rows"]] == [
+        "whole network", "speedup 1.5", "latency 2"
+    ]  # fmt: skip
+    assert [row["score"] for row in shown["rows"]] == [0.9, 0.875, 0.85]
+    assert shown["widths"] == [
+        {"name": "conv", "of_row": [8, 6, 3]}, {"name": EVIL, "of_row": [4, 4, 2]}
+    ]  # fmt: skip
+    lost, won = shown["moved"]["lost"], shown["moved"]["won"]
+    assert [each["count"] for each in lost] == [0, 1, 2]
+    assert lost[2]["images"] == [
+        [0, "class 0", "class 1"], [1, "class 1", "class 2"]
+    ]  # fmt: skip
+    assert [each["images"] for each in won] == [[], [], [[2, "class 3", "class 2"]]]
+    assert {*shown["thumbnails"]} == {"0", "1", "2"} and shown["pool"] == 0
+
+
+def test_a_run_directory_of_budgets_alone(tmp_path):
+    plant_ladder(tmp_path, labels=False)
+    html = page.make(tmp_path).html
+    assert len(Elements(html).text["script"]) == 2  # of no chart
+    data = page_data(html)
+    assert data["sweeps"] == [] and data["charts"] == {}
+    worse, better = data["budgets"]["moved"].values()
+    assert [each["count"] for each in worse] == [0, 1, 2]
+    assert [image for image, *_ in worse[2]["images"]] == [0, 1]
+    (found,) = better[2]["images"]
+    assert found[0] == 2 and float(found[2]) == 0.01 < float(found[1])
+    assert "Worse" in html and "Lost" not in html
+    (tmp_path / "shrink" / "images.npz").unlink()  # as earlier versions left it
+    assert page_data(page.make(tmp_path).html)["budgets"]["moved"] == {}
+
+
+def test_images_of_other_budgets_are_left_out(tmp_path):
+    plant_ladder(tmp_path)
+    path = tmp_path / "shrink" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["rungs"][0]["value"] = 2.5
+    path.write_text(json.dumps(summary))
+    assert page_data(page.make(tmp_path).html)["budgets"]["moved"] == {}
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("shrink/pareto.csv", "budget,value\nspeedup,2\n", "pareto.csv is damaged"),
+        ("shrink/summary.json", '{"about": {"model": "m"}}', "'rungs' field required"),
+        ("shrink/images.npz", "PK", "images.npz is damaged"),
         ("compact-conv-mean-zero-k3/spec.json", "{}", "its own sha256"),
         ("sweep-conv-mean-zero/sweep.csv", "k,accuracy\n0,1\n", "does not match"),
     ],
@@ -316,7 +360,10 @@ def test_thumbnails_of_several_sweeps_share_a_mosaic(workdir, html):
     twice = {**result.about, "fill": "bias"}
     found = [sweeps.find(r)[0] for r in (result, replace(result, about=twice))]
     pictures = document.Pictures()
-    both = [pictures.thumbnails(sweep) for sweep in found]
+    both = [
+        pictures.places(sweep.result.thumbnail_images, sweep.result.thumbnails)
+        for sweep in found
+    ]
     assert both[0] == both[1] and len(both[0]) == len(result.thumbnails)
     (pool,) = pictures.pools
     for image, picture in zip(result.thumbnail_images, result.thumbnails, strict=True):

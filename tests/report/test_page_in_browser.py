@@ -240,6 +240,62 @@ return bad;
 """
 
 
+def slide_budget(browser, row):
+    browser.execute_script(
+        "const slider = document.getElementById('budget');"
+        "slider.value = arguments[0];"
+        "slider.dispatchEvent(new Event('input', {bubbles: true}))",
+        row,
+    )
+    frames(browser)
+
+
+def whole(browser):
+    """Name, score, multiply-adds, widths, lost and won of the budget that is shown."""
+    (name,), (score,), (adds,) = (
+        texts(browser, f"#budget-{part}") for part in ("now", "score", "multiply_adds")
+    )
+    widths = texts(browser, "#widths li > :last-child")
+    moved = [
+        texts(browser, f"#budget-{kind} li:not([hidden]) span:last-child")
+        for kind in ("lost", "won")
+    ]
+    return [name, score, adds, widths, *moved]
+
+
+def test_the_slider_of_budgets(opened):
+    to = "\N{RIGHTWARDS ARROW}"
+    last = [
+        "latency 2", "0.8500", "\N{DIVISION SIGN} 3.00", [f"8 {to} 3", f"4 {to} 2"],
+        [f"class 0 {to} class 1", f"class 1 {to} class 2"], [f"class 3 {to} class 2"],
+    ]  # fmt: skip
+    assert whole(opened) == last
+    slide_budget(opened, 0)
+    first = ["whole network", "0.9000", "\N{DIVISION SIGN} 1.00", ["8", "4"], [], []]
+    assert whole(opened) == first
+    before = now(opened)
+    opened.execute_script("document.querySelectorAll('#ladder tbody tr')[1].click()")
+    assert whole(opened) == last and now(opened) == before
+    bars = opened.execute_script(
+        "return [...document.querySelectorAll('.track')].map(n =>"
+        "[n.offsetWidth, n.firstChild.offsetWidth])"
+    )
+    for (outer, inner), (widest, width) in zip(bars, [(8, 3), (4, 2)], strict=True):
+        assert inner == pytest.approx(outer * width / widest, abs=1)
+    assert bars[1][0] == pytest.approx(bars[0][0] / 2, abs=1)
+    assert complaints(opened) == []
+
+
+def test_a_page_of_budgets_alone(browser, tmp_path):
+    plant_ladder(tmp_path)
+    page.write(tmp_path, tmp_path / "report.html")
+    look(browser, tmp_path / "report.html")
+    assert whole(browser)[0] == "latency 2"
+    slide_budget(browser, 1)
+    assert whole(browser)[:2] == ["speedup 1.5", "0.8750"]
+    assert complaints(browser) == [] and requests(browser)[1:] == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
 def test_it_is_readable(browser, workdir, scheme, width):

@@ -26,7 +26,7 @@ def competitor(
 
     def accuracy(network: Compact) -> float:
         made = whole.outputs(program, dict(network.arrays))
-        return whole.value(whole.terms(made, OURS))
+        return whole.value(whole.judged(made, OURS))
 
     return Competitor(
         by=OURS,

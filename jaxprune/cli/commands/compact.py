@@ -154,11 +154,11 @@ def _one(
         whole.network, plan.choices.layer, plan.keep(k), fill=plan.fill,
         unproved=settings.unproved,
     )  # fmt: skip
-    proof, terms = whole.prove(whole.masked(k), small, settings.unproved)
+    proof, judged = whole.prove(whole.masked(k), small, settings.unproved)
     row = {
         "k": k,
         "channels": len(plan.order),
-        **whole.scores(whole.whole_terms, terms),
+        **whole.scores(whole.judged_whole, judged),
         "different_predictions": proof.different_predictions,
         "largest_difference": proof.largest_difference,
         **whole.figures(small, settings.batches(), settings.repeats),

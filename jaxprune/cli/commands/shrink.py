@@ -9,8 +9,8 @@ r"""Makes the whole network smaller to a budget, without training, and proves it
 Which channels go together is found from the traced network; what each width costs, and
 what every layer takes on this machine, is measured once. The ladder of budgets and the
 one that is asked for share that. Writes shrink/ (layers.csv, pareto.csv and .png,
-summary.json) and the network, as shrink-<budget>/. Run the same command again after an
-interruption: what is finished is kept.
+summary.json), the network, as shrink-<budget>/, and report.html. Run the same command
+again after an interruption: what is finished is kept.
 """
 
 import itertools
@@ -28,9 +28,11 @@ from jaxprune.cli import (
     process,
     run_directory,
 )
+from jaxprune.cli.commands import report
 from jaxprune.cli.settings import (
     BatchSettings,
     ProcessSettings,
+    ReportSettings,
     SmallerSettings,
     TaskSettings,
     flag,
@@ -51,7 +53,12 @@ _STEP = 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(
-    TaskSettings, BatchSettings, ProcessSettings, LadderSettings, SmallerSettings
+    TaskSettings,
+    BatchSettings,
+    ProcessSettings,
+    LadderSettings,
+    SmallerSettings,
+    ReportSettings,
 ):
     """Settings of the command."""
 
@@ -80,7 +87,9 @@ def main(settings: Settings) -> None:
     folder = run.workdir / f"shrink-{_name(settings, budget)}"
     artefact.check_target(folder)
     variables = train_or_restore(run)
-    whole = baseline.Baseline(run, variables, split, run.batch_size(split))
+    whole = baseline.Baseline(
+        run, variables, split, run.batch_size(split), keeps_predictions=True
+    )
     exported = exports.Exports(settings, whole)
     images = calibration.read(np.arange(len(calibration)))
     ladder = Ladder(settings, whole, images, budget)
@@ -121,7 +130,8 @@ def main(settings: Settings) -> None:
     if processes.is_first():
         write_files(ladder, chosen, figures)
         save_network(folder, settings, ladder, chosen, small, changes, lines, files)
-    process.finish(folder, ladder.folder / "pareto.png", ladder.folder / "layers.csv")
+    page = report.write(run.workdir) if settings.report else []
+    process.finish(*page, folder, ladder.folder / "pareto.png")
 
 
 def _budget(settings: Settings) -> Budget | None:

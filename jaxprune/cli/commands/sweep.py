@@ -15,16 +15,13 @@ digits_pair takes about 2 minutes on 2 CPU cores, training included.
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxprune._base import processes
-from jaxprune._base.errors import InputError
 from jaxprune.cli import process, pruning_options, seeds
 from jaxprune.cli.commands import report
 from jaxprune.cli.seeds import SeedSettings
-from jaxprune.cli.settings import ProcessSettings, flag
+from jaxprune.cli.settings import ProcessSettings, ReportSettings
 from jaxprune.cli.sweep.plan import Sweeps, SweepSettings, asked
 from jaxprune.cli.sweep.run import sweep_all
 from jaxprune.fills.fill import FILLS
-from jaxprune.report import page
 from jaxprune.results.load import AnyResult
 
 FIRST = (
@@ -33,10 +30,8 @@ FIRST = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(SweepSettings, SeedSettings, ProcessSettings):
+class Settings(SweepSettings, SeedSettings, ProcessSettings, ReportSettings):
     """Settings of the command."""
-
-    report: bool = flag("Write report.html, see `jaxprune report`.", default=True)
 
 
 def main(settings: Settings) -> None:
@@ -55,17 +50,5 @@ def _one(
     """The sweeps of one network, their results, and the page of all."""
     sweeps = asked(settings)
     results = sweep_all(sweeps, resume)
-    page_of_all = _report(sweeps.run.workdir) if settings.report else []
+    page_of_all = report.write(sweeps.run.workdir) if settings.report else []
     return sweeps, results, page_of_all
-
-
-def _report(workdir: Path) -> list[Path]:
-    """Writes the page; its path, or none where another sweep is damaged."""
-    if not processes.is_first():
-        return []
-    try:
-        page.write(workdir, workdir / report.NAME)
-    except InputError as error:
-        print(f"{report.NAME} is not written: {error}")
-        return []
-    return [workdir / report.NAME]

@@ -28,7 +28,7 @@ class Masked(Baseline):
     Attributes:
       plan: layer, fill and order of the channels.
       group: of the layer's channels.
-      whole_terms: what the whole network's scores are made of.
+      judged_whole: what is known of the whole network's outputs.
       baseline: the whole network's first score.
     """
 
@@ -42,8 +42,8 @@ class Masked(Baseline):
         self.group = self.network.graph().channels_of(plan.choices.layer)
         self._maps: dict[int, np.ndarray] = {}
         self._bytes = 0
-        self.whole_terms = self.terms(self.masked(0), "whole network")
-        self.baseline = self.value(self.whole_terms)
+        self.judged_whole = self.judged(self.masked(0), "whole network")
+        self.baseline = self.value(self.judged_whole)
 
     def masked(self, k: int) -> Outputs:
         """The outputs of the network with k channels masked, batch by batch."""

@@ -13,17 +13,19 @@ from jaxprune._base.batch import on_device
 from jaxprune._base.errors import InputError
 from jaxprune._base.journal import Journal, OtherKeyError
 from jaxprune.cli import cluster, provenance
-from jaxprune.cli.baseline import Baseline, Outputs
+from jaxprune.cli.baseline import Baseline, Judged
 from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
 from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import machine
 from jaxprune.data.cache import cache_folder
 from jaxprune.graph.fast import with_fast_convolutions
+from jaxprune.results.budgets import WHOLE, ImagesFile, Outcome
 from jaxprune.results.task_figures import score_figures
 from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve
 from jaxprune.shrinking.shrink import analyse
+from jaxprune.tasks.classes import Classification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,10 @@ class Rung(NamedTuple):
     row: dict[str, Any]
 
 
+def _key(budget: Budget) -> str:
+    return f"{budget.kind}={budget.value:g}"
+
+
 class Ladder:
     """The networks for several budgets, from one analysis.
 
@@ -55,6 +61,7 @@ class Ladder:
       facts: network, images, device and versions, for the files.
       whole: the whole network over the evaluation split.
       baseline: its first score.
+      images: what becomes of each image.
       analysis: of the network, timed.
       rungs: finished budgets.
     """
@@ -81,15 +88,14 @@ class Ladder:
         }
         self._journal = Journal(self.folder / "state.json", decisive)
         self._state = _read(self._journal, settings.curves)
+        self.images = ImagesFile(self.folder, decisive)
         processes.wait()  # before the first one writes
         analysis = self._analyse(run.scale(on_device(images)))
         self.analysis = self._timed(analysis)
         program = whole.program(with_fast_convolutions(whole.network).function)
         made = whole.outputs(program, whole.network.params)
-        self._predicted: list[np.ndarray] = []
-        noted = self._noting(made, self._predicted)
-        self._whole_terms = whole.terms(noted, "whole network")
-        self.baseline = whole.value(self._whole_terms)
+        self._judged = whole.judged(made, "whole network")
+        self.baseline = whole.value(self._judged)
         self.rungs: dict[str, Rung] = {}
         self._last: tuple[dict[str, int], Cut] | None = None
 
@@ -123,7 +129,7 @@ class Ladder:
     def rung(self, budget: Budget) -> Rung:
         """A budget's network, cut, proved and measured; or as this code found it."""
         candidates = processes.from_first(self.candidates(budget))
-        key = f"{budget.kind}={budget.value:g}"
+        key = _key(budget)
         made = {
             "machine": machine(),
             **{name: self.facts[name] for name in ("versions", "commit")},
@@ -134,61 +140,39 @@ class Ladder:
             and saved["widths"] in candidates
             and set(saved["row"]["latency"]) == {str(b) for b in self.batches}
             and all(saved[key] == value for key, value in made.items())
+            and key in self.images
         )
         widths = saved["widths"] if same else self._best(candidates)
         rung = Rung(budget, widths, saved["row"] if same else {})
         if not same:
-            rung.row.update(self._measured(rung))
+            row, judged = self._measured(rung)
+            rung.row.update(row)
+            if processes.is_first():
+                self.images.keep({WHOLE: _outcome(self._judged), key: _outcome(judged)})
             self._state["rungs"][key] = {"widths": widths, "row": rung.row, **made}
             self._keep({"rungs": self._state["rungs"]})
         self.rungs[key] = rung
         return rung
 
-    def _measured(self, rung: Rung) -> dict[str, Any]:
+    def _measured(self, rung: Rung) -> tuple[dict[str, Any], Judged]:
+        """The figures of a rung, and what is known of its network's outputs."""
         cut, whole = self.cut(rung), self.whole
         small, arrays = cut.small, dict(cut.arrays)
         program = whole.program(cut.masked(with_fast_convolutions(cut.network)))
-        predicted: list[np.ndarray] = []
-        masked = self._noting(whole.outputs(program, arrays), predicted)
-        proof, terms = whole.prove(masked, small)
+        proof, judged = whole.prove(whole.outputs(program, arrays), small)
         seconds = [
             self.latency.seconds({**self.analysis.costs.whole, **widths})
             for widths in ({}, rung.widths)
         ]
-        return {
-            **whole.scores(self._whole_terms, terms),
+        row = {
+            **whole.scores(self._judged, judged),
             "proof": proof.to_json(),
             **whole.figures(small, self.batches, self.settings.repeats),
             "predicted_speedup": seconds[0] / seconds[1],
             "predicted_seconds": seconds[1],
-            **self._agreement(predicted),
+            **_agreement(self._judged.predictions, judged.predictions),
         }
-
-    def _noting(self, made: Outputs, predicted: list[np.ndarray]) -> Outputs:
-        """Outputs, of which each image's predictions are noted on the way."""
-        task = self.whole.task
-        for batch, found in made:
-            if task.logits:
-                logits = np.asarray(task.part(found))[: batch.size]
-                smallest = np.min_scalar_type(logits.shape[-1])
-                predicted.append(logits.argmax(-1).astype(smallest))
-            yield batch, found
-
-    def _agreement(self, predicted: Sequence[np.ndarray]) -> dict[str, float]:
-        """The share of predictions that are the whole network's.
-
-        And the least that it may be with 95 % confidence. Nothing where outputs are no
-        logits.
-        """
-        pairs = zip(self._predicted, predicted, strict=True)
-        same = [(before == after).reshape(len(after), -1) for before, after in pairs]
-        if not same:
-            return {}
-        shares = np.concatenate(processes.gather(np.concatenate(same).mean(1)))
-        both = np.stack([np.ones_like(shares), shares])
-        figures = score_figures(both, None, True)
-        lost = float(figures.drop_limit[1])
-        return {"agreement": float(shares.mean()), "least_agreement": 1 - lost}
+        return row, judged
 
     def _analyse(self, images: Any) -> Analysis:
         known = dict(self._state["curves"])
@@ -229,6 +213,17 @@ class Ladder:
         if processes.is_first():
             self._journal.keep(entries)
 
+    def keep_pictures(self) -> None:
+        """Keeps pictures of the images that finished budgets lose and win."""
+        rungs = [WHOLE, *(_key(rung.budget) for rung in self.by_cost())]
+        labelled = isinstance(self.whole.task, Classification)
+        self.images.keep_pictures(rungs, self.whole.split, labelled)
+
+    def by_cost(self) -> list[Rung]:
+        """Finished budgets, the largest network first."""
+        rungs = self.rungs.values()
+        return sorted(rungs, key=lambda rung: -rung.row["multiply_adds"])
+
     @property
     def multiple_of(self) -> int:
         """What widths are multiples of."""
@@ -239,6 +234,29 @@ class Ladder:
         """Its layers' times."""
         assert self.analysis.latency is not None
         return self.analysis.latency
+
+
+def _outcome(judged: Judged) -> Outcome:
+    """What is kept of a network's outputs: no predictions of an image's positions."""
+    predictions = judged.predictions
+    single = predictions is not None and predictions.ndim == 1
+    return Outcome(judged.losses, predictions if single else None)
+
+
+def _agreement(
+    whole: np.ndarray | None, smaller: np.ndarray | None
+) -> dict[str, float]:
+    """The share of predictions that are the whole network's.
+
+    And the least that it may be with 95 % confidence. Nothing where outputs are no
+    logits.
+    """
+    if whole is None or smaller is None:
+        return {}
+    shares = (whole == smaller).reshape(len(whole), -1).mean(1)
+    figures = score_figures(np.stack([np.ones_like(shares), shares]), None, True)
+    lost = float(figures.drop_limit[1])
+    return {"agreement": float(shares.mean()), "least_agreement": 1 - lost}
 
 
 class _Rung(TypedDict):

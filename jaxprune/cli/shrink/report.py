@@ -61,16 +61,18 @@ def print_rung(
 
 
 def write_files(ladder: Ladder, chosen: Rung | None, figures: dict[str, Any]) -> None:
-    """Writes layers.csv, pareto.csv, pareto.png and summary.json.
+    """Writes layers.csv, pareto.csv, pareto.png, summary.json and images.npz.
 
     Args:
       ladder: the networks.
       chosen: the one that is saved.
       figures: of its other forms.
     """
-    folder, task = ladder.folder, ladder.run.task
-    rungs = sorted(ladder.rungs.values(), key=lambda rung: rung.row["multiply_adds"])
-    rows = [_flat(rung, task) for rung in rungs[::-1]]
+    folder, task, curves = ladder.folder, ladder.run.task, ladder.analysis.curves
+    if ladder.rungs:
+        ladder.keep_pictures()
+    rungs = ladder.by_cost()
+    rows = [_flat(rung, task) for rung in rungs]
     _write_csv(folder / "pareto.csv", rows)
     if chosen is not None:
         _write_csv(folder / "layers.csv", _layers(ladder, chosen))
@@ -79,6 +81,7 @@ def write_files(ladder: Ladder, chosen: Rung | None, figures: dict[str, Any]) ->
         "measure": task.measure,
         "higher_is_better": task.scores[task.measure].higher_is_better,
         "multiple_of": ladder.multiple_of,
+        "widths": {name: ladder.analysis.costs.whole[name] for name in curves},
         "left_whole": dict(ladder.analysis.groups.whole),
         "rungs": [
             {
@@ -87,7 +90,7 @@ def write_files(ladder: Ladder, chosen: Rung | None, figures: dict[str, Any]) ->
                 "widths": rung.widths,
                 **rung.row,  # whose latency is what was measured
             }
-            for rung in rungs
+            for rung in rungs[::-1]
         ],
         **figures,
     }

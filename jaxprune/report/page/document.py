@@ -19,7 +19,8 @@ from markupsafe import Markup
 
 from jaxprune._base.errors import InputError
 from jaxprune._base.files import write_text
-from jaxprune.report.page import charts, facts, networks, pixels, sweeps
+from jaxprune.report.page import budgets, charts, facts, networks, pixels, sweeps
+from jaxprune.report.page.budgets import Budgets
 from jaxprune.report.page.pictures import Pictures
 from jaxprune.report.page.sweeps import Sweep, TaskSweep
 from jaxprune.report.task_curves import examples, in_words
@@ -65,7 +66,7 @@ class Page:
     def _repr_html_(self) -> str:
         """As a notebook shows it: in a frame of its own."""
         style = "width: 100%; height: 56rem; border: 0"
-        title = "report of a sweep"
+        title = "report"
         content = html.escape(self.html)
         return f'<iframe title="{title}" style="{style}" srcdoc="{content}"></iframe>'
 
@@ -78,29 +79,32 @@ def write(source: Path | str | AnyResult, path: Path | str) -> None:
 def make(source: Path | str | AnyResult, folder: Path | str | None = None) -> Page:
     """The report of a run directory, of one sweep in its folder, or of a result.
 
+    Of a run directory it shows all sweeps, the networks that were made smaller, and the
+    budgets of `jaxprune shrink`.
+
     Args:
       source: folder of the saved results, or a result.
       folder: that the page is for, which links to networks are relative to; by default
         the run directory.
 
     Raises:
-      InputError: there is no sweep, or a file is damaged.
+      InputError: there is nothing to show, or a file is damaged.
     """
-    if not isinstance(source, BaseResult):
-        source = Path(source)
-    found = sweeps.find(source)
-    workdir = source if isinstance(source, Path) else None
-    pictures = Pictures()
-    data = _data(found, pictures)
-    where = Path(folder) if folder is not None else workdir
-    tables: dict[str, Any] = {"compact": [], "shrunk": [], "ladder": []}
-    if workdir is not None and where is not None:
+    pictures, ladder = Pictures(), None
+    tables: dict[str, Any] = {"compact": [], "shrunk": []}
+    if isinstance(source, BaseResult):
+        found = sweeps.find(source)
+    else:
+        workdir = Path(source)
+        where = workdir if folder is None else Path(folder)
         tables = {
             "compact": networks.saved_networks(workdir, where, "compact"),
             "shrunk": networks.saved_networks(workdir, where, "shrink"),
-            "ladder": networks.ladder(workdir),
         }
-    return Page(_render(found, data, pictures, tables))
+        ladder = budgets.read(workdir, pictures)
+        found = sweeps.find(workdir, needed=ladder is None)
+    data = _data(found, ladder, pictures)
+    return Page(_render(found, ladder, data, pictures, tables))
 
 
 class _Measure(NamedTuple):
@@ -127,8 +131,28 @@ def _loss(sweep: Sweep | TaskSweep) -> _Measure:
     return _Measure("loss", "", "loss")
 
 
-def _data(found: Sequence[Sweep | TaskSweep], pictures: Pictures) -> dict[str, Any]:
+def _data(
+    found: Sequence[Sweep | TaskSweep], ladder: Budgets | None, pictures: Pictures
+) -> dict[str, Any]:
     """The data that the page's script reads."""
+    listed = _listed(found, pictures)
+    return {
+        "sweeps": listed,
+        "budgets": ladder.data if ladder is not None else None,
+        "measure": _measures(found[0])[0].column if found else "",
+        "embed": charts.OPTIONS,
+        "matrix": _MATRIX,
+        "pairs": SHOWN,
+        "maps": [{"columns": maps.one.columns} for maps in pictures.maps],
+        "pools": [{"columns": pool.columns} for pool in pictures.pools],
+        "charts": _charts(found) if found else {},
+    }
+
+
+def _listed(
+    found: Sequence[Sweep | TaskSweep], pictures: Pictures
+) -> list[dict[str, Any]]:
+    """The sweeps: the curves of all, and the details of as many as the page takes."""
     listed: list[dict[str, Any]] = []
     size = 0
     for i, sweep in enumerate(found):
@@ -137,40 +161,45 @@ def _data(found: Sequence[Sweep | TaskSweep], pictures: Pictures) -> dict[str, A
         detail = sweep.detail()
         size += len(json.dumps(detail))
         if size <= _DETAILS or not listed:
-            maps, places = pictures.feature_maps(sweep), pictures.thumbnails(sweep)
+            maps = pictures.feature_maps(sweep)
             shown["texts"] |= _scale(pictures.maps[maps])
-            shown["detail"] = {
-                **detail,
-                "thumbnails": [places.get(i, -1) for i in detail["images"]],
-                "pool": pictures.pool(sweep),
-                "maps": maps,
-            }
+            shown["detail"] = {**detail, **_thumbnails(sweep, detail, pictures)}
+            shown["detail"]["maps"] = maps
         listed.append(shown)
+    return listed
+
+
+def _thumbnails(
+    sweep: Sweep | TaskSweep, detail: dict[str, Any], pictures: Pictures
+) -> dict[str, Any]:
+    """The places of a sweep's thumbnails, and the pool that they are in."""
+    result = sweep.result
+    if result.thumbnail_images is None or result.thumbnails is None:
+        return {"thumbnails": [-1] * len(detail["images"]), "pool": -1}
+    places = pictures.places(result.thumbnail_images, result.thumbnails)
+    return {
+        "thumbnails": [places.get(i, -1) for i in detail["images"]],
+        "pool": pictures.pool(result.thumbnails),
+    }
+
+
+def _charts(found: Sequence[Sweep | TaskSweep]) -> dict[str, Any]:
+    """Specifications of the charts, by name."""
     names = [sweep.name for sweep in found]
     channels = max(len(sweep.result.order) for sweep in found)
-    shown_curves = [*_measures(found[0]), _loss(found[0])]
     titles = {
         each.column: each.title
-        for each in shown_curves
+        for each in [*_measures(found[0]), _loss(found[0])]
         if any(each.column in sweep.columns for sweep in found)
     }
     of_classes = isinstance(found[0], Sweep)
     shares = {"shares": charts.shares(sweeps.SHARES, channels)} if of_classes else {}
     return {
-        "sweeps": listed,
-        "measure": shown_curves[0].column,
-        "embed": charts.OPTIONS,
-        "matrix": _MATRIX,
-        "pairs": SHOWN,
-        "maps": [{"columns": maps.one.columns} for maps in pictures.maps],
-        "pools": [{"columns": pool.columns} for pool in pictures.pools],
-        "charts": {
-            **{
-                name: charts.curves(name, title, names, channels, share=of_classes)
-                for name, title in titles.items()
-            },
-            **shares,
+        **{
+            name: charts.curves(name, title, names, channels, share=of_classes)
+            for name, title in titles.items()
         },
+        **shares,
     }
 
 
@@ -184,15 +213,23 @@ def _scale(maps: pixels.Maps) -> dict[str, str]:
 
 def _render(
     found: Sequence[Sweep | TaskSweep],
+    ladder: Budgets | None,
     data: dict[str, Any],
     pictures: Pictures,
     tables: dict[str, Any],
 ) -> str:
     scripts = {
-        "library": _script(charts.library()),
+        "library": _script(charts.library() if found else ""),
         "script": _script(_source("page.js")),
     }
-    first = found[0].result
+    if found:
+        title = str(found[0].result.about.get("model", "network"))
+        measures = _measures(found[0])
+        of_sweeps = {"measures": measures, "loss": _loss(found[0])}
+        score = measures[0].title
+    else:
+        assert ladder is not None  # or there is nothing to show
+        title, of_sweeps, score = ladder.model, {}, ladder.measure
     return _TEMPLATES.get_template("page.html").render(
         policy=_policy([*scripts.values()]),
         style=Markup(_source("page.css")),
@@ -216,10 +253,11 @@ def _render(
         maps=pictures.maps,
         pools=pictures.pools,
         shown=SHOWN,
-        title=str(first.about.get("model", "network")),
-        classes=isinstance(found[0], Sweep),
-        measures=_measures(found[0]),
-        loss=_loss(found[0]),
+        title=title,
+        classes=bool(found) and isinstance(found[0], Sweep),
+        ladder=ladder,
+        score=score,
+        **of_sweeps,
         **tables,
         **scripts,
     )

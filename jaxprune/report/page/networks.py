@@ -1,6 +1,5 @@
 """The smaller networks of a run directory, as tables of the page."""
 
-import csv
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired
@@ -9,8 +8,7 @@ from urllib.parse import quote
 from typing_extensions import TypedDict
 
 from jaxprune._base import manifest, schema
-from jaxprune._base.errors import InputError
-from jaxprune.report.measures import ACCURACY, check_measure, in_words
+from jaxprune.report.measures import ACCURACY, check_measure
 
 
 class Download(NamedTuple):
@@ -105,77 +103,3 @@ def _network(path: Path, page: Path) -> Network:
 def _download(file: Path, page: Path) -> Download:
     where = os.path.relpath(file.resolve(), page.resolve())
     return Download(file.name, quote(Path(where).as_posix()), file.stat().st_size)
-
-
-class Rung(NamedTuple):
-    """A budget of `jaxprune shrink`, and what it came to; see its pareto.csv.
-
-    Attributes:
-      budget: in words.
-      measure: the name of its score, for people.
-      score: of the smaller network.
-      baseline: of the whole network.
-      largest_drop: that may have been lost, with 95 % confidence.
-      different: predictions unlike the masked network's; None where there are none.
-      multiply_adds: times fewer.
-      parameters: times fewer.
-      speedups: measured, by batch size.
-    """
-
-    budget: str
-    measure: str
-    score: float
-    baseline: float
-    largest_drop: float
-    different: int | None
-    multiply_adds: float
-    parameters: float
-    speedups: dict[str, float]
-
-
-def ladder(workdir: Path) -> list[Rung]:
-    """The budgets of `jaxprune shrink`, the least first.
-
-    Raises:
-      InputError: pareto.csv is damaged.
-    """
-    path = workdir / "shrink" / "pareto.csv"
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        return [_rung(row) for row in rows]
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}): run jaxprune shrink again"
-        ) from error
-
-
-def _rung(row: dict[str, str]) -> Rung:
-    def times(name: str) -> float:
-        return float(row[f"{name}_before"]) / float(row[name])
-
-    before = "_before"
-    batches = [
-        name.removeprefix("latency_").removesuffix(before)
-        for name in row
-        if name.startswith("latency_") and name.endswith(before)
-    ]
-    scores = [name for name in row if name.startswith("baseline_")]
-    measure = scores[0].removeprefix("baseline_") if scores else ACCURACY
-    different = row.get("different_predictions")
-    return Rung(
-        f"{row['budget']} {float(row['value']):g}",
-        in_words(measure),
-        float(row[measure]),
-        float(row[f"baseline_{measure}"]),
-        float(row["largest_drop"]),
-        None if different is None else int(different),
-        times("multiply_adds"),
-        times("parameters"),
-        {
-            b: float(row[f"latency_{b}_before"]) / float(row[f"latency_{b}_after"])
-            for b in batches
-        },
-    )

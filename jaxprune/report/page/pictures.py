@@ -3,6 +3,8 @@
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from jaxprune.report.page import pixels
 from jaxprune.report.page.pixels import Maps, Mosaic
 from jaxprune.report.page.sweeps import Sweep, TaskSweep
@@ -30,16 +32,13 @@ class Pictures:
             self.maps.append(pixels.feature_maps(sweep.result.mean_feature_map))
         return self._maps[key]
 
-    def thumbnails(self, sweep: Sweep | TaskSweep) -> dict[int, int]:
-        """Places in the sweep's pool, by image, of as many as it takes."""
-        images, pictures = sweep.result.thumbnail_images, sweep.result.thumbnails
-        if images is None or pictures is None or not len(pictures):
-            return {}
+    def places(self, images: np.ndarray, pictures: np.ndarray) -> dict[int, int]:
+        """Places in their pool of the pictures of images, of as many as it takes."""
         size = pictures.shape[1:]
-        if size not in self._pools:
-            self._pools[size] = {}
-            self._pictures.append([])
-        held, kept = self._pools[size], self._pictures[self.pool(sweep)]
+        pool = self.pool(pictures)
+        if pool < 0:
+            return {}
+        held, kept = self._pools[size], self._pictures[pool]
         places = {}
         for image, picture in zip(images.tolist(), pictures, strict=True):
             key = picture.tobytes()
@@ -50,12 +49,15 @@ class Pictures:
                 places[image] = held[key]
         return places
 
-    def pool(self, sweep: Sweep | TaskSweep) -> int:
-        """Which of the pools the sweep's thumbnails are in; -1 if it has none."""
-        pictures = sweep.result.thumbnails
-        if pictures is None or not len(pictures):
+    def pool(self, pictures: np.ndarray) -> int:
+        """The pool that pictures of this size are in; -1 where there are none."""
+        if not len(pictures):
             return -1
-        return [*self._pools].index(pictures.shape[1:])
+        size = pictures.shape[1:]
+        if size not in self._pools:
+            self._pools[size] = {}
+            self._pictures.append([])
+        return [*self._pools].index(size)
 
     @cached_property
     def pools(self) -> list[Mosaic]:

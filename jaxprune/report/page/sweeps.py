@@ -223,11 +223,17 @@ def _tenths_of_percent(counts: Int[np.ndarray, "K C"]) -> Int[np.ndarray, "K C"]
     return tenths + (places < 1000 - tenths.sum(1, keepdims=True))
 
 
-def find(source: Path | AnyResult) -> list[Sweep] | list[TaskSweep]:
+def find(
+    source: Path | AnyResult, needed: bool = True
+) -> list[Sweep] | list[TaskSweep]:
     """The sweeps of a run directory, of one sweep's folder, or one that is not saved.
 
     The first is the one to look at: of all, it prunes the largest share of its channels
     at its largest safe K.
+
+    Args:
+      source: a folder, or a result.
+      needed: whether there must be one.
 
     Raises:
       InputError: there is none, or one is damaged.
@@ -238,7 +244,7 @@ def find(source: Path | AnyResult) -> list[Sweep] | list[TaskSweep]:
         folders = [source]
     else:
         folders = sorted(path.parent for path in source.glob("sweep-*/summary.json"))
-    if not folders:
+    if not folders and needed:
         raise InputError(f"{source} holds no sweep: run jaxprune sweep first")
     found: list[tuple[AnyResult, dict[str, np.ndarray], Path | None]] = []
     for folder in folders:

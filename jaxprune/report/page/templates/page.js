@@ -2,6 +2,7 @@
 const page = JSON.parse(document.getElementById("page-data").textContent);
 const charts = {}; // Vega's views, by name
 const state = { row: 0, wanted: 0, frame: 0, timer: 0 };
+const widest = Math.max(0, ...(page.budgets?.widths ?? []).map(({ of_row }) => of_row[0]));
 let sweep, now; // that is looked at; what it predicts at the row, and what is drawn of that
 
 const at = (id) => document.getElementById(id);
@@ -186,7 +187,8 @@ function build_maps({ order, scores, maps }) {
 
 function arrange() {
   at("maps").replaceChildren(...(checked("sort") === "rank" ? now.tiles : now.by_index));
-  document.querySelector("main").className = `maps${sweep.detail.maps} ${checked("scale")} pool${sweep.detail.pool}`;
+  document.querySelector("main").className = `maps${sweep.detail.maps} ${checked("scale")}`;
+  document.querySelector("[aria-labelledby=h-images]").className = `pool${sweep.detail.pool}`;
 }
 
 function build_shares({ names, truth, percent }) {
@@ -251,19 +253,71 @@ function hide() {
   for (const name of Object.keys(charts)) if (name !== "shares") charts[name].signal("hidden", hidden).run();
 }
 
-for (const [name, spec] of Object.entries(page.charts)) {
-  const datasets = { rows: name === "shares" ? [] : page.sweeps.map(({ detail, ...curve }) => curve) };
-  const { view } = await vegaEmbed(at(`chart-${name}`), { ...spec, datasets }, page.embed);
-  charts[name] = view;
-  view.addEventListener("click", ({ offsetX }) => go(row_of(view.scale("x").invert(offsetX - view.origin()[0]))));
+// The whole network's slider: 0 is the network as it was, then budgets.
+function show_budget(row) {
+  const { rows, widths, moved, thumbnails, pool } = page.budgets;
+  const { name, score, baseline, largest_drop, agreement, least_agreement, speedups } = rows[row];
+  const show = (id, text) => { if (at(`budget-${id}`)) write(at(`budget-${id}`), text); };
+  at("budget").value = row;
+  at("budget").ariaValueText = name;
+  show("now", name);
+  show("score", FORMS.number(score));
+  show("drop", row ? `at most ${FORMS.number(largest_drop)} lost, with 95 % confidence` : "");
+  show("agreement", FORMS.number(agreement ?? 0));
+  show("least", row ? `at least ${FORMS.number(least_agreement ?? 0)}, with 95 % confidence` : "");
+  for (const size of ["multiply_adds", "parameters"]) {
+    const [now, before] = rows[row][size];
+    show(size, `÷ ${(before / now).toFixed(2)}`);
+    show(`${size}-of`, `${now.toLocaleString("en")} of ${before.toLocaleString("en")}`);
+  }
+  const batches = Object.entries(speedups);
+  show("speedup", `× ${batches.at(-1)[1].toFixed(2)}`);
+  show("batches", batches.map(([batch, times]) => `${times.toFixed(2)} at batch ${batch}`).join(", "));
+  widths.forEach(({ of_row }, i) => {
+    const [, track, numbers] = at("widths").children[i].children;
+    track.style.setProperty("--of", of_row[0] / widest);
+    track.firstChild.style.setProperty("--share", of_row[row] / of_row[0]);
+    write(numbers, row ? `${of_row[0]} → ${of_row[row]}` : String(of_row[0]));
+  });
+  for (const [kind, of_row] of Object.entries(moved)) {
+    const { count, images } = of_row[row];
+    show(`${kind}-count`, count.toLocaleString("en"));
+    [...at(`budget-${kind}`).children].forEach((item, i) => {
+      item.hidden = i >= images.length;
+      if (item.hidden) return;
+      const [image, was, is] = images[i];
+      item.title = `image ${image}`;
+      write(item.children[1], `${was} → ${is}`);
+      put_tile(item.children[0], thumbnails[image] ?? -1, page.pools[pool]?.columns, `#${image}`);
+    });
+  }
+  [...at("ladder").tBodies[0].rows].forEach((tr, i) => tr.ariaCurrent = String(i + 1 === row));
 }
-open_address();
-window.onhashchange = open_address;
-document.onkeydown = press;
-at("k").oninput = (event) => go(Number(event.target.value));
-if (at("sweep")) at("sweep").onchange = (event) => choose(Number(event.target.value), sweep.ks[state.row]);
-for (const button of all("[data-k]")) button.onclick = () => go(row_of(Number(button.dataset.k)));
-for (const radio of all("[type=radio]")) radio.onchange = arrange;
-for (const details of all("details")) details.ontoggle = () => details.open && build_table(details);
-for (const box of all("#legend input")) box.onchange = hide;
+
+function open_budgets() {
+  at("budget").oninput = (event) => show_budget(Number(event.target.value));
+  [...at("ladder").tBodies[0].rows].forEach((tr, i) => { tr.onclick = () => show_budget(i + 1); });
+  show_budget(page.budgets.rows.length - 1);
+}
+
+async function open_sweeps() {
+  for (const [name, spec] of Object.entries(page.charts)) {
+    const datasets = { rows: name === "shares" ? [] : page.sweeps.map(({ detail, ...curve }) => curve) };
+    const { view } = await vegaEmbed(at(`chart-${name}`), { ...spec, datasets }, page.embed);
+    charts[name] = view;
+    view.addEventListener("click", ({ offsetX }) => go(row_of(view.scale("x").invert(offsetX - view.origin()[0]))));
+  }
+  open_address();
+  window.onhashchange = open_address;
+  document.onkeydown = press;
+  at("k").oninput = (event) => go(Number(event.target.value));
+  if (at("sweep")) at("sweep").onchange = (event) => choose(Number(event.target.value), sweep.ks[state.row]);
+  for (const button of all("[data-k]")) button.onclick = () => go(row_of(Number(button.dataset.k)));
+  for (const radio of all("[type=radio]")) radio.onchange = arrange;
+  for (const details of all("details")) details.ontoggle = () => details.open && build_table(details);
+  for (const box of all("#legend input")) box.onchange = hide;
+}
+
+if (page.budgets) open_budgets();
+if (page.sweeps.length) await open_sweeps();
 document.body.dataset.ready = performance.now(); // milliseconds to open
