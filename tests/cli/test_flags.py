@@ -55,7 +55,7 @@ FLAGS = {
         "calibration_split",
         "allow_overlap", "speedup", "size", "latency", "batch", "max_drop", "ladder",
         "keep_whole", "multiple_of", "curves", "export", "repeats", "latency_batches",
-        "task", "output",
+        "report", "task", "output",
     },
     "plot": {"workdir", "order", "normalize", "confusion_k", "format"},
     "report": {"workdir"},

@@ -76,7 +76,7 @@ def test_pictures_in_another_format(swept, script):
 def test_only_the_first_process_writes_it(swept, script, monkeypatch):
     PAGE.unlink()
     monkeypatch.setattr(processes, "is_first", lambda: False)
-    sweep._report(RUN)
+    assert report.write(RUN) == []
     assert not PAGE.exists()
 
 
