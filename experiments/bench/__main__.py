@@ -17,6 +17,10 @@ run directory. The whole takes about half an hour on 2 CPU cores;
 --what=host measures what Python costs in a sweep, on a network so narrow that the
 device has next to nothing to do; see `experiments.bench.host`. A minute.
 
+--what=rules compares the accuracy of smaller networks, straight after the cut, with
+that of the rules of other papers; see `experiments.bench.rules`. Writes bench-rules/
+(rules.csv, rules.png, summary.json). Some ten minutes for cifar_vgg.
+
 --what=shrink cuts a whole network by this project and by Torch-Pruning (group L2 and
 Taylor importance, global and isomorphic) to the same multiply-adds; see
 `experiments.bench.shrink`. Writes bench-speedup<speedup>/ (networks.csv, networks.png,
@@ -37,6 +41,8 @@ from experiments.bench import host, ours, report
 from experiments.bench.measure import Bench, Prepared
 from experiments.bench.plan import OURS, PYTORCH, RACES, Key, Measured
 from experiments.bench.race import race, serve
+from experiments.bench.rules import compare
+from experiments.bench.rules.compare import RulesSettings
 from experiments.bench.shrink.stages import ContestSettings
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune.cli import cluster, process, provenance, run_directory
@@ -47,6 +53,10 @@ from jaxprune.cli.weights import train_or_restore
 ONLY = {
     "sweep": ("images", "some_images", "loop_ks", "runs", "scaling"),
     "host": ("images", "runs"),
+    "rules": (
+        "eval_split", "calibration_split", "allow_overlap", "keep_whole",
+        "multiple_of", "curves", "budgets",
+    ),
     "shrink": (
         "eval_split", "calibration_split", "allow_overlap", "finetune_epochs",
         "finetune_learning_rate", "finetune_images", "distill", "distill_temperature",
@@ -57,13 +67,13 @@ ONLY = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ContestSettings):
+class Settings(ContestSettings, RulesSettings):
     """Settings of the benchmarks."""
 
     model: str | None = "cifar_vgg"
     speedup: float | None = 2.0
     latency_batches: tuple[str, ...] = ("1", "32")
-    what: str = flag("What is measured: sweep, host, shrink.", default="sweep")
+    what: str = flag("What is measured: sweep, host, rules, shrink.", default="sweep")
     images: int | None = flag("Images of the whole sweep. Default: all.", at_least=1)
     some_images: int = flag(
         "Images that slow loops are measured on.", at_least=1, default=1024
@@ -89,6 +99,8 @@ def main(settings: Settings) -> None:
             settings.refuse(others, f"--what={what}")
     if settings.what == "shrink":
         _shrink(settings)
+    elif settings.what == "rules":
+        compare.main(settings)
     elif settings.what == "host":
         folder = run_directory.directory(settings)
         folder.mkdir(parents=True, exist_ok=True)

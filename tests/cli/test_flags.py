@@ -63,7 +63,7 @@ FLAGS = {
         *NETWORK, *(FINETUNING - {"recalibrate"}), "images", "some_images", "loop_ks",
         "runs", "scaling", "measure", "channels", "what", "networks", "eval_split",
         "calibration_split", "allow_overlap", "repeats", "latency_batches", "speedup",
-        "batch", "keep_whole", "multiple_of", "curves",
+        "batch", "keep_whole", "multiple_of", "curves", "budgets",
     },
 }  # fmt: skip
 

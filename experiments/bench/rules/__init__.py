@@ -1,0 +1,1 @@
+"""Rules of other papers for which channels go and what makes up for them."""
