@@ -29,8 +29,11 @@ from jaxprune.graph.network import Network
 
 # Shares of the features that a layer is timed at, on either side.
 _SHARES = (0.06, 0.25, 0.5, 0.75, 1.0)
-# Multiples that widths may be rounded to, in a window of widths; what is as fast.
-_MULTIPLES, _WINDOW, _AS_FAST = (1, 2, 4, 8, 16, 32), 32, 1.03
+# The largest multiple that widths may be rounded to; an accelerator's matrix units take
+# more at once.
+_MULTIPLE, _ACCELERATOR_MULTIPLE = 32, 64
+# What counts as being as fast.
+_AS_FAST = 1.03
 
 
 @dataclass(frozen=True)
@@ -223,20 +226,24 @@ def _resized(
 
 
 def _fastest_multiple(clock: Clock, layer: Layer) -> int:
-    """The multiple for widths: the smallest that is as fast as any.
+    """The multiple for widths, a power of two: the smallest that is as fast as any.
 
-    Any width in a window is as likely as another, given and returned alike.
+    All widths between two of the largest multiple's are as likely, given and returned
+    alike.
     """
-    top = layer.channels // _WINDOW * _WINDOW
+    on_cpu = jax.default_backend() == "cpu"
+    largest = _MULTIPLE if on_cpu else _ACCELERATOR_MULTIPLE
+    top = layer.channels // largest * largest
     if layer.groups != 1 or not top:
         return 1
     seconds = {
         width: _seconds(clock, layer, width, width, 1)
-        for width in range(top - _WINDOW + 1, top + 1)
+        for width in range(top - largest + 1, top + 1)
     }
-    mean = {m: np.mean([seconds[-(-w // m) * m] for w in seconds]) for m in _MULTIPLES}
+    multiples = [2**i for i in range(largest.bit_length())]
+    mean = {m: np.mean([seconds[-(-w // m) * m] for w in seconds]) for m in multiples}
     best = min(mean.values())
-    return next(m for m in _MULTIPLES if mean[m] <= _AS_FAST * best)
+    return next(m for m in multiples if mean[m] <= _AS_FAST * best)
 
 
 def _grid(features: int) -> tuple[int, ...]:

@@ -1,15 +1,18 @@
 """Predicted times from tables that are made up; what is kept and what is not."""
 
 import json
+from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxprune._base import manifest
-from jaxprune.costs import clock
+from jaxprune.costs import clock, latency
 from jaxprune.costs.latency import LatencyTable, Rest, Timed, measure_latency
 from jaxprune.costs.widths import Costs, Product, Side, network_costs
+from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
 from random_data import random_variables
 from zoo import EXAMPLE_SHAPE, ZOO
@@ -118,3 +121,30 @@ def test_times_that_are_none_are_not_taken(instant, tmp_path, seconds):
     manifest.write_file(path, facts)
     measure_latency(whole, costs, x, cache=tmp_path)
     assert len(instant) == 2 * asked
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize(("channels", "groups"), [(200, 1), (63, 1), (20, 1), (200, 8)])
+@pytest.mark.parametrize("unit", [1, 4, 16, 64])
+def test_widths_are_multiples_that_are_as_fast_as_any(
+    monkeypatch, backend, channels, groups, unit
+):
+    """On a machine that is three times as fast where features are such a multiple."""
+    timed = []
+
+    def seconds(clock, layer, given, returned, groups):
+        assert given == returned
+        timed.append(returned)
+        return given**2 * (1.0 if given % unit == 0 else 3.0)
+
+    monkeypatch.setattr(latency, "_seconds", seconds)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    layer = mock.create_autospec(Layer, instance=True, channels=channels, groups=groups)
+    found = latency._fastest_multiple(clock.Clock(None), layer)
+    largest = 32 if backend == "cpu" else 64
+    if groups > 1 or channels < largest:
+        assert found == 1 and not timed
+    else:
+        top = channels // largest * largest
+        assert found == (min(unit, largest) if top % unit == 0 else 1)
+        assert max(timed) <= channels and len(timed) == largest
