@@ -75,7 +75,7 @@ def cost(network: Network, x: Any = None) -> Cost:
 
 
 # Timed calls end when they have taken so many seconds, and are as many at least.
-_SECONDS, _FEWEST = 20.0, 3
+LONGEST, FEWEST = 20.0, 3
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def latencies(
     Args:
       functions: compiled functions; each is called once before it is timed.
       x: their inputs.
-      repeats: timed calls of each; fewer, but three, where they take over _SECONDS.
+      repeats: timed calls of each; fewer, but three, where they take over LONGEST.
     """
     for function in functions:
         jax.block_until_ready(function(x))
@@ -107,7 +107,7 @@ def latencies(
             jax.block_until_ready(function(x))
             row.append(time.perf_counter() - started)
         seconds.append(row)
-        if len(seconds) >= _FEWEST and np.sum(seconds) > _SECONDS:
+        if len(seconds) >= FEWEST and np.sum(seconds) > LONGEST:
             break
     low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75], axis=0)
     return [

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,3 +26,19 @@ def _processor() -> str:
         lines = []
     names = (line.split(":", 1)[1] for line in lines if line.startswith("model name"))
     return " ".join(next(names, platform.processor() or platform.machine()).split())
+
+
+def bytes_in_use() -> int:
+    """Bytes that are in use of a device's memory, or on CPU were at the most.
+
+    0 where the system does not say.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_in_use" in stats:
+        return int(stats["bytes_in_use"])
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used

@@ -28,9 +28,7 @@ G groups that are regressed apart, Q features in each: G = 1 and Q = R P, or G =
 Q = P. Position by position, channel by channel, both are laid out alike.
 """
 
-import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,29 +37,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import linalg
-from threadpoolctl import ThreadpoolController
+
+from jaxprune._base.threads import few_threads
 
 # Features of a consumer that are regressed together at the most: their covariance takes
 # 8 F^2 bytes, and its factor F^3 / 3 multiply-adds.
 TOGETHER = 2048
-# Features from which on a matrix is factored by one thread.
-_LARGE = 1024
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def _few_threads(size: int) -> AbstractContextManager[Any]:
-    """One thread for the factor of a large matrix.
-
-    OpenBLAS's own wait for one another: on two busy cores, 2048 features take 2.9 s of
-    processor time with two threads and 0.1 s with one.
-    """
-    if size < _LARGE:
-        return nullcontext()
-    return _blas().limit(limits=1, user_api="blas")
 
 
 def group_features(
@@ -138,7 +119,7 @@ class Moments:
         kept, pruned = np.flatnonzero(keep), np.flatnonzero(~keep)
         coefficients = np.zeros_like(self.covariance)
         for a, c in zip(coefficients, self.ridged, strict=True):
-            with _few_threads(len(kept)):
+            with few_threads(len(kept)):
                 factor = linalg.cho_factor(c[np.ix_(kept, kept)])
             a[np.ix_(kept, pruned)] = linalg.cho_solve(factor, c[np.ix_(kept, pruned)])
         predicted = np.einsum("rp,rpq->rq", self.mean, coefficients)
@@ -151,7 +132,7 @@ class Moments:
         last = np.argsort(-rank, kind="stable")
         residual, back = np.empty_like(self.covariance), np.empty_like(self.covariance)
         for r, c in enumerate(self.ridged):
-            with _few_threads(len(last)):
+            with few_threads(len(last)):
                 factor = linalg.cholesky(c[np.ix_(last, last)], lower=True)
             scale = np.diag(factor)
             inverse = linalg.solve_triangular(factor, np.eye(len(last)), lower=True)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import linalg
 
+from jaxprune._base.threads import few_threads
 from jaxprune.graph.layers import Layer
 
 # Parts that images are divided into; those that are left out, one after another.
@@ -107,7 +108,8 @@ class Ridge:
         ridged = gram.copy()
         penalty = ridge * np.trace(gram) / len(gram)
         ridged[np.diag_indices_from(ridged)] += penalty or 1.0
-        return linalg.cho_factor(ridged, overwrite_a=True, check_finite=False)
+        with few_threads(len(ridged)):
+            return linalg.cho_factor(ridged, overwrite_a=True, check_finite=False)
 
 
 def _solved(factor: Any, product: np.ndarray) -> np.ndarray:

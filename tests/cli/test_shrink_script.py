@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import jaxprune
 from jaxprune.cli import baseline
 from jaxprune.cli.commands import shrink
 from jaxprune.cli.shrink import ladder
+from jaxprune.cli.shrink.forecast import Work
 from jaxprune.cli.shrink.report import print_rung
 from jaxprune.results import budgets
 from jaxprune.shrinking.budget import Budget
@@ -101,6 +103,39 @@ def test_curves_that_were_found_otherwise_are_left_out(method, version, same):
     assert bool(ladder._read(journal, "estimated")["curves"]) == same
 
 
+WORK = {
+    "image": 0.01, "compilation": 5.0, "calibration": 100, "evaluated": 1000,
+    "layers": 10, "batches": (1, 200), "repeats": 10, "bytes": 2_340_000_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("networks", "words"),
+    [
+        (
+            1,
+            "some 2 min: 45 s of analysis, then 80 s for the network; up to some",
+        ),
+        (9, "some 13 min: 45 s of analysis, then 80 s for each of 9 networks; "),
+        (None, "some 45 s of analysis, then 80 s for each network; "),
+    ],
+)
+def test_what_it_will_take_in_words(networks, words):
+    assert str(Work(**WORK, networks=networks)).startswith(words)
+
+
+def test_more_images_and_longer_calls_take_more_time():
+    less = Work(**WORK, networks=2)
+    for change in (
+        {"calibration": 200}, {"evaluated": 2000}, {"layers": 20}, {"image": 0.02},
+        {"batches": (1, 400)}, {"compilation": 6.0},
+    ):  # fmt: skip
+        assert Work(**{**WORK, **change}, networks=2).network > less.network
+    # 200 images take 3.2 s by both networks: seven calls are 20 s and a little.
+    many = Work(**{**WORK, "repeats": 1000}, networks=2)
+    assert many.network - less.network < 0.16 * 1000 + 20
+
+
 def test_agreement_is_the_share_of_predictions_that_stay():
     """At positions, the mean over images of the shares of an image's that stay."""
     before = np.array([0, 1, 2, 3, 0, 1, 2])
@@ -165,6 +200,8 @@ def test_of_other_outputs_there_are_no_predictions():
 def test_it_writes_the_network_the_ladder_and_the_layers(run):
     out = (run.workdir / "out.txt").read_text()
     assert out.count("60 images: 0 predictions differ") == 2
+    forecast = r"this takes some \d+ (s|min): \d+ (s|min) of analysis, then \d+ s for "
+    assert len(re.findall(forecast + r"each of 2 networks; up to some", out)) == 1
     assert out.count("asked for: speedup 1.5: widths") == 1 == out.count("speedup 1.5:")
     small = jaxprune.load_compact(run.workdir / "shrink-speedup1.5")
     folder = run.workdir / "shrink"

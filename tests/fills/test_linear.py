@@ -9,6 +9,7 @@ from flax import linen as nn
 
 import consumers
 import jaxprune
+from jaxprune._base import threads
 from jaxprune._base.errors import InputError
 from jaxprune.fills import calibration, linear
 from jaxprune.fills.linear import Moments
@@ -166,18 +167,18 @@ def test_press_leaves_out_all_features_of_a_channel():
 
 def test_work_of_wide_layers_is_bounded(monkeypatch):
     """Large factors by one thread, and fewer rows for the ridge the more features."""
-    threads, cholesky = [], linear.linalg.cholesky
+    counts, cholesky = [], linear.linalg.cholesky
 
     def spied(matrix, **options):
-        pools = linear._blas().select(user_api="blas").info()
-        threads.append({pool["num_threads"] for pool in pools})
+        pools = threads.blas().select(user_api="blas").info()
+        counts.append({pool["num_threads"] for pool in pools})
         return cholesky(matrix, **options)
 
     monkeypatch.setattr(linear.linalg, "cholesky", spied)
-    monkeypatch.setattr(linear, "_LARGE", 4)
+    monkeypatch.setattr(threads, "_LARGE", 4)
     rows = drawn(n=14, p=4)
     moments(rows).nest(np.arange(4))
-    assert threads == [{1}]
+    assert counts == [{1}]
 
     kept = []
     monkeypatch.setattr(Sums, "press", lambda own, r: kept.append(own.kept) or [0] * 6)

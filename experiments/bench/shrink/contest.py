@@ -54,7 +54,7 @@ def main(settings: ContestSettings) -> None:
     variables = train_or_restore(run)
     images = calibration.read(np.arange(len(calibration)))
     whole = Baseline(run, variables, split, run.batch_size(split))
-    ladder = Ladder(settings, whole, images)
+    ladder = Ladder(settings, whole, images, budget, networks=1)
     ladder.candidates(budget)  # raises now where it is out of reach
     twin = ready(Twin(run.model, jax.device_get(variables), run.scale(run.image)))
     target = run.workdir / f"bench-speedup{settings.speedup:g}"

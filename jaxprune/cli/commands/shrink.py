@@ -92,12 +92,13 @@ def main(settings: Settings) -> None:
     )
     exported = exports.Exports(settings, whole)
     images = calibration.read(np.arange(len(calibration)))
-    ladder = Ladder(settings, whole, images, budget)
-    if budget is not None:
-        ladder.candidates(budget)  # raises now where it is out of reach
     budgets = [Budget(speedup=step) for step in steps]
     if budget is not None:
         budgets = [*(each for each in budgets if each != budget), budget]
+    networks = None if budget is None else len(budgets)
+    ladder = Ladder(settings, whole, images, budget, networks)
+    if budget is not None:
+        ladder.candidates(budget)  # raises now where it is out of reach
     chosen: Rung | None = None
     try:
         with cluster.progress(

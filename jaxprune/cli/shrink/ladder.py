@@ -1,5 +1,6 @@
 """One analysis, and a network for each budget: cut, proved, measured, remembered."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -9,14 +10,16 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from jaxprune._base import processes
-from jaxprune._base.batch import on_device
+from jaxprune._base.batch import on_device, size_of
 from jaxprune._base.errors import InputError
 from jaxprune._base.journal import Journal, OtherKeyError
+from jaxprune._base.mesh import Sharded
 from jaxprune.cli import cluster, provenance
 from jaxprune.cli.baseline import Baseline, Judged
 from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
+from jaxprune.cli.shrink.forecast import Work
 from jaxprune.costs.latency import LatencyTable
-from jaxprune.costs.machine import machine
+from jaxprune.costs.machine import bytes_in_use, machine
 from jaxprune.data.cache import cache_folder
 from jaxprune.graph.fast import with_fast_convolutions
 from jaxprune.results.budgets import WHOLE, ImagesFile, Outcome
@@ -72,7 +75,17 @@ class Ladder:
         whole: Baseline,
         images: Any,
         budget: Budget | None = None,
+        networks: int | None = None,
     ):
+        """Analyses the network, and says before what all will take.
+
+        Args:
+          settings: see above.
+          whole: see above.
+          images: calibration images.
+          budget: one that is to be met.
+          networks: number of budgets that are to be met; None where it is not known.
+        """
         self.run = run = whole.run
         self.settings, self.whole = settings, whole
         self.batches = sorted({*settings.batches(), settings.batch})
@@ -90,14 +103,41 @@ class Ladder:
         self._state = _read(self._journal, settings.curves)
         self.images = ImagesFile(self.folder, decisive)
         processes.wait()  # before the first one writes
+        program = whole.program(with_fast_convolutions(whole.network).function)
+        if not self._state["curves"]:
+            work = self._work(program, size_of(images), networks)
+            cluster.say(f"this takes {work}")
         analysis = self._analyse(run.scale(on_device(images)))
         self.analysis = self._timed(analysis)
-        program = whole.program(with_fast_convolutions(whole.network).function)
         made = whole.outputs(program, whole.network.params)
         self._judged = whole.judged(made, "whole network")
         self.baseline = whole.value(self._judged)
         self.rungs: dict[str, Rung] = {}
         self._last: tuple[dict[str, int], Cut] | None = None
+
+    def _work(self, program: Sharded, calibration: int, networks: int | None) -> Work:
+        """What there is to do, once two calls of the whole network are timed."""
+        whole = self.whole
+
+        def seconds() -> float:
+            started = time.perf_counter()
+            _, found = next(whole.outputs(program, whole.network.params))
+            jax.block_until_ready(found)
+            return time.perf_counter() - started
+
+        first, again = seconds(), seconds()
+        largest = max(self.batches) / whole.cost.batch
+        return Work(
+            image=again / whole.batch_size,
+            compilation=max(0, first - again),
+            calibration=calibration,
+            evaluated=len(whole.own),
+            layers=len(whole.network.layers),
+            batches=self.batches,
+            repeats=self.settings.repeats,
+            networks=networks,
+            bytes=bytes_in_use() + int(largest * whole.cost.working_bytes),
+        )
 
     def candidates(self, budget: Budget) -> list[dict[str, int]]:
         """Units that each group keeps, one way or a few: see `Analysis.candidates`."""
