@@ -16,7 +16,7 @@ from jaxprune.cli import baseline
 from jaxprune.cli.commands import shrink
 from jaxprune.cli.shrink import ladder
 from jaxprune.cli.shrink.forecast import Work
-from jaxprune.cli.shrink.report import print_rung
+from jaxprune.cli.shrink.report import print_budget, print_network
 from jaxprune.results import budgets
 from jaxprune.shrinking.budget import Budget
 from jaxprune.tasks.classes import classification
@@ -80,7 +80,14 @@ def test_losses_and_times_in_words(capsys, accuracy, median, lost, time):
                           "speedup": 0.004 / median}},
     }  # fmt: skip
     rung = ladder.Rung(Budget(speedup=2), {"a": 3}, row)
-    print_rung(rung, classification(), 1, asked_for=True)
+    print_budget(rung, classification(), 1)
+    out = capsys.readouterr().out
+    assert out == (
+        f"speedup 2: accuracy {accuracy:.4f}, at most 2.00 lost (95 % sure); "
+        "agreement 0.9500, at least 0.9000; multiply-adds / 2.00, parameters / 3.00; "
+        f"{time.split(': ')[1]} at batch 1\n"
+    )
+    print_network(rung, classification(), 1)
     out = capsys.readouterr().out
     assert out.startswith("asked for: speedup 2: widths 3\n")
     assert f"compact: {lost}, at most 2.00 lost with 95 % confidence" in out
@@ -199,10 +206,11 @@ def test_of_other_outputs_there_are_no_predictions():
 @pytest.mark.slow
 def test_it_writes_the_network_the_ladder_and_the_layers(run):
     out = (run.workdir / "out.txt").read_text()
-    assert out.count("60 images: 0 predictions differ") == 2
+    assert out.count("60 images: 0 predictions differ") == 1
     forecast = r"this takes some \d+ (s|min): \d+ (s|min) of analysis, then \d+ s for "
     assert len(re.findall(forecast + r"each of 2 networks; up to some", out)) == 1
     assert out.count("asked for: speedup 1.5: widths") == 1 == out.count("speedup 1.5:")
+    assert len(re.findall("^speedup 1.2: accuracy .* at batch 2$", out, re.M)) == 1
     small = jaxprune.load_compact(run.workdir / "shrink-speedup1.5")
     folder = run.workdir / "shrink"
     pareto = rows(folder / "pareto.csv")

@@ -38,7 +38,12 @@ from jaxprune.cli.settings import (
     flag,
 )
 from jaxprune.cli.shrink.ladder import Ladder, LadderSettings, Rung
-from jaxprune.cli.shrink.report import print_rung, save_network, write_files
+from jaxprune.cli.shrink.report import (
+    print_budget,
+    print_network,
+    save_network,
+    write_files,
+)
 from jaxprune.cli.weights import train_or_restore
 from jaxprune.compaction import artefact
 from jaxprune.shrinking.budget import Budget
@@ -105,13 +110,14 @@ def main(settings: Settings) -> None:
             total=len(budgets), unit="network", desc="budgets", hide=len(budgets) < 2
         ) as bar:
             for each in budgets:
-                print_rung(ladder.rung(each), run.task, settings.batch, each == budget)
+                chosen = ladder.rung(each)
+                if each != budget:
+                    print_budget(chosen, run.task, settings.batch)
                 bar.update()
         if budget is None:
             chosen = _within(settings, ladder)
-            print_rung(chosen, run.task, settings.batch, asked_for=True)
-        else:
-            chosen = ladder.rung(budget)  # remembered
+        assert chosen is not None  # the last of the budgets, if one is asked for
+        print_network(chosen, run.task, settings.batch)
         small, changes, lines = finetuning.train_on(
             run,
             settings,
@@ -186,7 +192,7 @@ def _within(settings: Settings, ladder: Ladder) -> Rung:
         if passed is not None and not ladder.reaches(budget):
             return passed
         rung = ladder.rung(budget)
-        print_rung(rung, ladder.run.task, settings.batch)
+        print_budget(rung, ladder.run.task, settings.batch)
         if rung.row["largest_drop"] >= allowed:
             break
         passed = rung

@@ -67,14 +67,22 @@ def score_line(row: Mapping[str, Any], task: Task) -> str:
     before, after = row[f"baseline_{name}"], row[name]
     better, worse = ("gained", "lost") if score.higher_is_better else ("less", "more")
     lost = before - after if score.higher_is_better else after - before
-    scale, unit = (100, " points") if name == "accuracy" else (1, "")
-    digits = 2 if unit else 4
-    change = f"{scale * abs(lost):.{digits}f}{unit} {worse if lost >= 0 else better}"
-    most = f"{scale * row['largest_drop']:.{digits}f}"
+    unit = " points" if name == "accuracy" else ""
+    change = f"{amount(name, abs(lost))}{unit} {worse if lost >= 0 else better}"
+    most = amount(name, row["largest_drop"])
     return (
         f"  {in_words(name):<10} {before:.4f} whole, {after:.4f} compact: "
         f"{change}, at most {most} {worse} with 95 % confidence"
     )
+
+
+def amount(score: str, value: float) -> str:
+    """How much of a score: of accuracy in points.
+
+    >>> amount("accuracy", 0.0123), amount("loss", 0.0123)
+    ('1.23', '0.0123')
+    """
+    return f"{100 * value:.2f}" if score == "accuracy" else f"{value:.4f}"
 
 
 def speed(times: float) -> str:

@@ -8,21 +8,40 @@ from typing import Any
 
 from jaxprune._base.files import replacing, write_text
 from jaxprune.cli import cluster, finetuning
-from jaxprune.cli.compact.report import score_line, speed
+from jaxprune.cli.compact.report import amount, score_line, speed
 from jaxprune.cli.settings import SmallerSettings
 from jaxprune.cli.shrink.ladder import Ladder, Rung
 from jaxprune.compaction.network import Compact
 from jaxprune.report import compact, shrinking, style
+from jaxprune.report.measures import in_words
 from jaxprune.tasks.task import Task
 
 
-def print_rung(
-    rung: Rung, task: Task, predicted_batch: int, asked_for: bool = False
-) -> None:
-    """A budget's figures, for people; times are predicted for one batch size."""
+def print_budget(rung: Rung, task: Task, batch: int) -> None:
+    """A budget's figures in one line; the speed is that of one batch size."""
+    row, name = rung.row, task.measure
+    higher = task.scores[name].higher_is_better
+    most = f"at most {amount(name, row['largest_drop'])} {'lost' if higher else 'more'}"
+    parts = [f"{in_words(name)} {row[name]:.4f}, {most} (95 % sure)"]
+    if not task.imitates and "agreement" in row:
+        parts.append(
+            f"agreement {row['agreement']:.4f}, at least {row['least_agreement']:.4f}"
+        )
+    smaller = row["parameters_before"] / row["parameters"]
+    parts += [
+        f"multiply-adds / {row['theoretical_speedup']:.2f}, parameters / {smaller:.2f}",
+        f"{speed(row['latency'][str(batch)]['speedup'])} at batch {batch}",
+    ]
+    cluster.say(f"{rung.budget.kind} {rung.budget.value:g}: {'; '.join(parts)}")
+
+
+def print_network(rung: Rung, task: Task, predicted_batch: int) -> None:
+    """All figures of the network that was asked for.
+
+    Times are predicted for one batch size.
+    """
     row, proof = rung.row, rung.row["proof"]
-    asked = "asked for: " if asked_for else ""
-    cluster.say(f"{asked}{rung.budget.kind} {rung.budget.value:g}: widths "
+    cluster.say(f"asked for: {rung.budget.kind} {rung.budget.value:g}: widths "
           f"{' '.join(map(str, rung.widths.values()))}")  # fmt: skip
     cluster.say(score_line(row, task))
     if not task.imitates and "agreement" in row:
