@@ -72,6 +72,7 @@ class Spec(TypedDict):
     head_dimensions: NotRequired[bool]
     input_shape: list[_Size]
     inputs: NotRequired[dict[str, list[_Size]]]
+    versions: NotRequired[dict[str, str]]
     proof: dict[str, Any] | None
     tensors: dict[str, _Tensor]
 

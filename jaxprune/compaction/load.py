@@ -114,8 +114,7 @@ def _whole(
 
 def _check_runs(small: Compact, spec: artefact.Spec, path: Path | str) -> None:
     """Raises InputError where a program is of a JAX that is too new for this one."""
-    versions: Any = spec.get("versions") or {}
-    before = versions.get("jax", jax.__version__)
+    before = spec.get("versions", {}).get("jax", jax.__version__)
     if before == jax.__version__:
         return
     try:

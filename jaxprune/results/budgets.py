@@ -111,7 +111,7 @@ def read(folder: Path) -> Images | None:
       InputError: the file is damaged.
     """
     path = folder / _FILE
-    if not path.is_file():
+    if not path.exists():
         return None
     _, entries = journal.load(path)
     try:

@@ -93,6 +93,7 @@ class _Summary(TypedDict):
     criterion: NotRequired[schema.Word]
     fill: NotRequired[schema.Word]
     model: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
     max_drop: NotRequired[schema.Share]
     overlaps: NotRequired[list[str]]
 

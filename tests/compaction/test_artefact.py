@@ -333,6 +333,8 @@ def flip(path):
         (lambda s: s.update(proof={"images": 1}), "proof"),
         (lambda s: s.update(tensors={}), "other arrays"),
         (lambda s: s["tensors"].update(x=1), "'tensors.x'"),
+        (lambda s: s.update(versions="0"), "'versions'"),
+        (lambda s: s["versions"].update(jax=1), "'versions.jax'"),
     ],
 )
 def test_a_crafted_description_is_refused(saved, change, message):
