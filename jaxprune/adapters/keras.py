@@ -15,6 +15,7 @@ import numpy as np
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError, first_line
 from jaxprune.adapters.checks import check_call, check_heads
+from jaxprune.adapters.hdf5 import check_heaps
 from jaxprune.adapters.offsets import Offset
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
@@ -245,6 +246,7 @@ def _load(path: Path) -> Any:
             f"{path} holds weights alone, without the architecture: build the model, "
             "call its load_weights, and save all of it with model.save"
         )
+    check_heaps(path)
     try:
         # The only generator that Keras draws with, which layers do when they are made.
         with jax.default_prng_impl("threefry2x32"):

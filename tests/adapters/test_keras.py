@@ -8,6 +8,7 @@ import pytest
 import jaxprune
 from halved import halved
 from jaxprune._base.errors import InputError
+from jaxprune.adapters.hdf5 import check_heaps
 from selected import quick
 from steps import Framework, walk
 
@@ -232,6 +233,33 @@ def test_a_model_is_read_from_its_file(suffix, tmp_path):
     network = jaxprune.from_keras(path, IMAGES)
     np.testing.assert_allclose(network(IMAGES), evaluated(model), atol=1e-6)
     assert jaxprune.from_keras(str(path)).layers.keys() == network.layers.keys()
+
+
+def free_space(data):
+    """Where the free space of each heap begins: an object without a number."""
+    start = -1
+    while (start := data.find(b"GCOL\x01\0\0\0", start + 1)) >= 0:
+        end = start + int.from_bytes(data[start + 8 : start + 16], "little")
+        at = start + 16
+        while at + 16 <= end and data[at : at + 2] != b"\0\0":
+            at += 16 + -(-int.from_bytes(data[at + 8 : at + 16], "little") // 8) * 8
+        if at + 16 <= end:
+            yield at
+
+
+def test_a_hole_in_a_heap_is_not_read_for_ever(tmp_path, monkeypatch):
+    """The HDF5 library goes on by what is free: of size 0, it would not end."""
+    model, _ = build("functional")
+    model.save(path := tmp_path / "model.h5")
+    whole = path.read_bytes()
+    check_heaps(path)
+    places = [*free_space(whole)]
+    assert places
+    monkeypatch.setattr(keras.models, "load_model", lambda *a, **k: pytest.fail("read"))
+    for at in places:
+        path.write_bytes(whole[:at] + bytes(40) + whole[at + 40 :])
+        with pytest.raises(InputError, match=r"model\.h5 is damaged: its heap at byte"):
+            jaxprune.from_keras(path)
 
 
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
