@@ -77,7 +77,7 @@ def test_everything_is_measured_and_written(planted):
         ("--images=99999", "--images: there are"),
         (
             "--what=nonsense",
-            "unknown benchmark 'nonsense'; choices: sweep, host, shrink",
+            "unknown benchmark 'nonsense'; choices: sweep, host, rules, shrink",
         ),
         ("--devices=77", "--devices=77: there are 8 devices here"),
         ("--speedup=3", "--speedup does nothing without --what=shrink"),

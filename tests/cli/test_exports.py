@@ -35,6 +35,7 @@ class OfNetwork(Baseline):
             scale=scale, mesh=make_mesh(), config=config, channels_first=False
         )
         self.network, self.batch_size = network, 16
+        self.keeps_predictions = False
         self.split = self.own = SPLIT
         self.task = classification()
         self.example = network.example

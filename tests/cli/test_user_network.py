@@ -390,7 +390,7 @@ def test_the_whole_network(script, layers_untimed):
     )  # fmt: skip
     assert code == 0, err
     assert "60 images: 0 predictions differ from the masked network's" in out
-    names = ("shrink-speedup1.5/", "shrink/pareto.png", "shrink/layers.csv")
+    names = ("report.html", "shrink-speedup1.5/", "shrink/pareto.png")
     assert opened(out) == [f"{RUN}/{name}" for name in names]
     small = jaxprune.load_compact(RUN / "shrink-speedup1.5", build()[0])
     assert small.variables["params"]["first"]["kernel"].shape[-1] < 6
