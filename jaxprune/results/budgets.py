@@ -86,7 +86,7 @@ class ImagesFile:
         entries = self._entries
         losses = np.stack([entries[f"{name}/losses"] for name in names])
         found: dict[str, Any] = {}
-        if f"{WHOLE}/predictions" in entries:
+        if all(f"{name}/predictions" in entries for name in names):
             classes = np.stack([entries[f"{name}/predictions"] for name in names])
             labels = split.labels if labelled else classes[0]
             found = {"labels": labels, "class_names": np.array(split.class_names, str)}

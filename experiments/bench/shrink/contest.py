@@ -53,7 +53,9 @@ def main(settings: ContestSettings) -> None:
     _check(run, settings, calibration)
     variables = train_or_restore(run)
     images = calibration.read(np.arange(len(calibration)))
-    whole = Baseline(run, variables, split, run.batch_size(split))
+    whole = Baseline(
+        run, variables, split, run.batch_size(split), keeps_predictions=True
+    )
     ladder = Ladder(settings, whole, images, budget, networks=1)
     ladder.candidates(budget)  # raises now where it is out of reach
     twin = ready(Twin(run.model, jax.device_get(variables), run.scale(run.image)))
