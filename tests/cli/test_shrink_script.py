@@ -121,10 +121,10 @@ WORK = {
     [
         (
             1,
-            "some 2 min: 45 s of analysis, then 80 s for the network; up to some",
+            "some 3 min: 75 s of analysis, then 95 s for the network; up to some",
         ),
-        (9, "some 13 min: 45 s of analysis, then 80 s for each of 9 networks; "),
-        (None, "some 45 s of analysis, then 80 s for each network; "),
+        (9, "some 16 min: 75 s of analysis, then 95 s for each of 9 networks; "),
+        (None, "some 75 s of analysis, then 95 s for each network; "),
     ],
 )
 def test_what_it_will_take_in_words(networks, words):
