@@ -80,7 +80,7 @@ def main(settings: RulesSettings) -> None:
     write_csv(folder / "rules.csv", list(rows[0]), rows)
     text = json.dumps({"about": about, "rows": rows}, indent=2) + "\n"
     write_text(folder / "summary.json", text)
-    title = f"{run.config.model}, straight after the cut; {len(split)} images"
+    title = f"{run.config.model}, straight after the cut; {len(split):,} images"
     picture = figure.rules(rows, title, run.task.measure)
     style.save(picture, folder / "rules.png")
     process.finish(folder / "rules.png", folder / "rules.csv")

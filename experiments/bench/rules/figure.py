@@ -31,7 +31,7 @@ def rules(rows: Sequence[dict[str, Any]], title: str, measure: str) -> Figure:
                 linewidth=2 if i == 0 else 1.2,
             )  # fmt: skip
         axes.set_title(kind, fontsize=10)
-        axes.set_xlim(1.03, 0)
+        axes.set_xlim(1.03, 0.95 / max(row["theoretical_speedup"] for row in rows))
         axes.set_xlabel("multiply-adds, share of the whole network's")
         add_grid(axes)
     panels[0].set_ylabel(in_words(measure))
