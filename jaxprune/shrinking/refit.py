@@ -58,7 +58,7 @@ from jaxprune.shrinking.targets import find_destinations, follow
 # Rows of a regression at most. Of patches, which have an element for each unknown, as
 # many as hold so many elements, or so many rows for each unknown.
 ROWS = 130_000
-_ELEMENTS = 2**27
+ELEMENTS = 2**27
 _ROWS_PER_UNKNOWN = 4
 # The first ridges that are tried, in units of the mean eigenvalue: of channels; and of
 # patches, times the unknowns for each row.
@@ -281,7 +281,7 @@ class _Pair:
         inputs = math.prod(shape(layer.input)) // layer.inputs // self.size
         outputs = math.prod(shape(layer.output)) // layer.channels // self.size
         unknowns = layer.products_per_output // layer.inputs * int(keep.sum())
-        count = max(_ELEMENTS // unknowns, _ROWS_PER_UNKNOWN * unknowns)
+        count = max(ELEMENTS // unknowns, _ROWS_PER_UNKNOWN * unknowns)
         rows = self._draw(inputs, self.rows)
         ends = self._draw(outputs, min(count, self.rows))
         parts = []

@@ -1,5 +1,6 @@
 """One analysis, and a network for each budget: cut, proved, measured, remembered."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,11 +23,13 @@ from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import bytes_in_use, machine
 from jaxprune.data.cache import cache_folder
 from jaxprune.graph.fast import with_fast_convolutions
+from jaxprune.graph.network import Network
 from jaxprune.results.budgets import WHOLE, ImagesFile, Outcome
 from jaxprune.results.task_figures import score_figures
 from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve
+from jaxprune.shrinking.refit import ELEMENTS
 from jaxprune.shrinking.shrink import analyse
 from jaxprune.tasks.classes import Classification
 
@@ -48,6 +51,10 @@ class Rung(NamedTuple):
     budget: Budget
     widths: dict[str, int]
     row: dict[str, Any]
+
+
+# Bytes that a fit has of each element of its patches, as measured: they are copied.
+_FIT_BYTES = 24
 
 
 def _key(budget: Budget) -> str:
@@ -126,7 +133,8 @@ class Ladder:
             return time.perf_counter() - started
 
         first, again = seconds(), seconds()
-        largest = max(self.batches) / whole.cost.batch
+        timed = whole.cost.working_bytes * max(self.batches) // whole.cost.batch
+        elements = min(ELEMENTS, calibration * _largest_patches(whole.network))
         return Work(
             image=again / whole.batch_size,
             compilation=max(0, first - again),
@@ -136,7 +144,7 @@ class Ladder:
             batches=self.batches,
             repeats=self.settings.repeats,
             networks=networks,
-            bytes=bytes_in_use() + int(largest * whole.cost.working_bytes),
+            bytes=bytes_in_use() + max(timed, _FIT_BYTES * elements),
         )
 
     def candidates(self, budget: Budget) -> list[dict[str, int]]:
@@ -274,6 +282,16 @@ class Ladder:
         """Its layers' times."""
         assert self.analysis.latency is not None
         return self.analysis.latency
+
+
+def _largest_patches(network: Network) -> int:
+    """Elements of an image's patches under a kernel, of the layer that has most."""
+    found = [1]
+    for layer in network.layers.values():
+        _, *rest = layer.program.shape(layer.product)
+        positions = math.prod(rest) // layer.channels
+        found.append(positions * layer.products_per_output)
+    return max(found)
 
 
 def _outcome(judged: Judged) -> Outcome:

@@ -2,7 +2,6 @@
 const page = JSON.parse(document.getElementById("page-data").textContent);
 const charts = {}; // Vega's views, by name
 const state = { row: 0, wanted: 0, frame: 0, timer: 0 };
-const widest = Math.max(0, ...(page.budgets?.widths ?? []).map(({ of_row }) => of_row[0]));
 let sweep, now; // that is looked at; what it predicts at the row, and what is drawn of that
 
 const at = (id) => document.getElementById(id);
@@ -275,7 +274,6 @@ function show_budget(row) {
   show("batches", batches.map(([batch, times]) => `${times.toFixed(2)} at batch ${batch}`).join(", "));
   widths.forEach(({ of_row }, i) => {
     const [, track, numbers] = at("widths").children[i].children;
-    track.style.setProperty("--of", of_row[0] / widest);
     track.firstChild.style.setProperty("--share", of_row[row] / of_row[0]);
     write(numbers, row ? `${of_row[0]} → ${of_row[row]}` : String(of_row[0]));
   });
