@@ -6,15 +6,17 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
 import jaxprune
+from jaxprune._base.mesh import Sharded
 from jaxprune.cli import baseline
 from jaxprune.cli.commands import shrink
-from jaxprune.cli.shrink import ladder
+from jaxprune.cli.shrink import forecast, ladder
 from jaxprune.cli.shrink.forecast import Work
 from jaxprune.cli.shrink.report import print_budget, print_network
 from jaxprune.results import budgets
@@ -141,6 +143,35 @@ def test_more_images_and_longer_calls_take_more_time():
     # 200 images take 3.2 s by both networks: seven calls are 20 s and a little.
     many = Work(**{**WORK, "repeats": 1000}, networks=2)
     assert many.network - less.network < 0.16 * 1000 + 20
+
+
+def test_the_whole_network_is_timed_as_it_is_compared():
+    """A program is compiled once: what is timed is what all images go through."""
+    seen = []
+
+    def outputs(program, weights):
+        seen.append(jax.config.jax_default_matmul_precision)
+        yield None, np.zeros(4)
+
+    whole = mock.create_autospec(
+        baseline.Baseline, instance=True, own=range(9), batch_size=4,
+        network=SimpleNamespace(params={}, layers={}),
+        cost=SimpleNamespace(working_bytes=320, batch=32),
+    )  # fmt: skip
+    whole.outputs.side_effect = outputs
+    found = forecast.work(whole, mock.create_autospec(Sharded), 100, [1, 64], 3, None)
+    assert seen == [baseline.PRECISION] * 2
+    assert (found.evaluated, found.layers, found.calibration) == (9, 0, 100)
+    assert found.image > 0 and found.bytes > 24 * 100
+
+
+def test_a_finished_budget_is_remembered():
+    class Stand(ladder.Ladder):
+        def __init__(self):
+            self.rungs = {"speedup=2": ladder.Rung(Budget(speedup=2), {"a": 3}, {})}
+
+    stand = Stand()
+    assert stand.rung(Budget(speedup=2.0)) is stand.rungs["speedup=2"]
 
 
 def test_agreement_is_the_share_of_predictions_that_stay():

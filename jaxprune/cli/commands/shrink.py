@@ -110,13 +110,13 @@ def main(settings: Settings) -> None:
             total=len(budgets), unit="network", desc="budgets", hide=len(budgets) < 2
         ) as bar:
             for each in budgets:
-                chosen = ladder.rung(each)
+                rung = ladder.rung(each)
                 if each != budget:
-                    print_budget(chosen, run.task, settings.batch)
+                    print_budget(rung, run.task, settings.batch)
                 bar.update()
         if budget is None:
-            chosen = _within(settings, ladder)
-        assert chosen is not None  # the last of the budgets, if one is asked for
+            rung = _within(settings, ladder)
+        chosen = rung
         print_network(chosen, run.task, settings.batch)
         small, changes, lines = finetuning.train_on(
             run,

@@ -6,10 +6,19 @@ was measured on a VGG and an EfficientNet (docs/measurements.md, "Whole networks
 is meant to be right within a factor of two.
 """
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
+
+from jaxprune._base.mesh import Sharded
+from jaxprune.cli.baseline import PRECISION, Baseline
 from jaxprune.costs.cost import FEWEST, LONGEST
+from jaxprune.costs.machine import bytes_in_use
+from jaxprune.graph.network import Network
+from jaxprune.shrinking.refit import ELEMENTS
 
 # Passes over the calibration images: of the analysis, and of the fit of a network.
 _ANALYSIS_PASSES, _FIT_PASSES = 4.0, 3.0
@@ -19,6 +28,8 @@ _ANALYSED, _TIMED, _FITTED = 4.0, 3.0, 3.0
 _EVALUATED = 2.0
 # Time of both networks together, in that of the whole one.
 _BOTH = 1.6
+# Bytes of memory for each element of a fit's patches: they are copied.
+_PATCHES = 24
 # Programs that are compiled for a network: the same two, and both that are timed.
 _COMPILED = 4.0
 
@@ -36,7 +47,7 @@ class Work:
       batches: images of the calls that are timed.
       repeats: timed calls of each.
       networks: number of networks, None where it is not known.
-      bytes: that are in use now, and of the largest call.
+      bytes: of memory that is in use now, and what comes on top at the most.
     """
 
     image: float
@@ -83,6 +94,58 @@ class Work:
             which = "the network" if self.networks == 1 else several
             parts = f"some {whole}: {analysis} of analysis, then {network} for {which}"
         return f"{parts}; up to some {self.bytes / 1e9:.1f} GB of memory"
+
+
+def work(
+    whole: Baseline,
+    program: Sharded,
+    calibration: int,
+    batches: Sequence[int],
+    repeats: int,
+    networks: int | None,
+) -> Work:
+    """What there is to do, once two calls of the whole network are timed.
+
+    Args:
+      whole: the whole network.
+      program: it, compiled here for all that follows.
+      calibration: see `Work`.
+      batches: see `Work`.
+      repeats: see `Work`.
+      networks: see `Work`.
+    """
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        _, found = next(whole.outputs(program, whole.network.params))
+        jax.block_until_ready(found)
+        return time.perf_counter() - started
+
+    with jax.default_matmul_precision(PRECISION):
+        first, again = seconds(), seconds()
+    timed = whole.cost.working_bytes * max(batches) // whole.cost.batch
+    elements = min(ELEMENTS, calibration * _largest_patches(whole.network))
+    return Work(
+        image=again / whole.batch_size,
+        compilation=max(0, first - again),
+        calibration=calibration,
+        evaluated=len(whole.own),
+        layers=len(whole.network.layers),
+        batches=batches,
+        repeats=repeats,
+        networks=networks,
+        bytes=bytes_in_use() + max(timed, _PATCHES * elements),
+    )
+
+
+def _largest_patches(network: Network) -> int:
+    """Elements of an image's patches under a kernel, of the layer that has most."""
+    found = [1]
+    for layer in network.layers.values():
+        _, *rest = layer.program.shape(layer.product)
+        positions = math.prod(rest) // layer.channels
+        found.append(positions * layer.products_per_output)
+    return max(found)
 
 
 def _minutes(seconds: float) -> str:

@@ -1,7 +1,5 @@
 """One analysis, and a network for each budget: cut, proved, measured, remembered."""
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -14,22 +12,19 @@ from jaxprune._base import processes
 from jaxprune._base.batch import on_device, size_of
 from jaxprune._base.errors import InputError
 from jaxprune._base.journal import Journal, OtherKeyError
-from jaxprune._base.mesh import Sharded
 from jaxprune.cli import cluster, provenance
 from jaxprune.cli.baseline import Baseline, Judged
 from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
-from jaxprune.cli.shrink.forecast import Work
+from jaxprune.cli.shrink import forecast
 from jaxprune.costs.latency import LatencyTable
-from jaxprune.costs.machine import bytes_in_use, machine
+from jaxprune.costs.machine import machine
 from jaxprune.data.cache import cache_folder
 from jaxprune.graph.fast import with_fast_convolutions
-from jaxprune.graph.network import Network
 from jaxprune.results.budgets import WHOLE, ImagesFile, Outcome
 from jaxprune.results.task_figures import score_figures
 from jaxprune.shrinking.analysis import Analysis, Cut
 from jaxprune.shrinking.budget import Budget
 from jaxprune.shrinking.curves import Curve
-from jaxprune.shrinking.refit import ELEMENTS
 from jaxprune.shrinking.shrink import analyse
 from jaxprune.tasks.classes import Classification
 
@@ -51,10 +46,6 @@ class Rung(NamedTuple):
     budget: Budget
     widths: dict[str, int]
     row: dict[str, Any]
-
-
-# Bytes that a fit has of each element of its patches, as measured: they are copied.
-_FIT_BYTES = 24
 
 
 def _key(budget: Budget) -> str:
@@ -112,7 +103,10 @@ class Ladder:
         processes.wait()  # before the first one writes
         program = whole.program(with_fast_convolutions(whole.network).function)
         if not self._state["curves"]:
-            work = self._work(program, size_of(images), networks)
+            work = forecast.work(
+                whole, program, size_of(images), self.batches, settings.repeats,
+                networks,
+            )  # fmt: skip
             cluster.say(f"this takes {work}")
         analysis = self._analyse(run.scale(on_device(images)))
         self.analysis = self._timed(analysis)
@@ -121,31 +115,6 @@ class Ladder:
         self.baseline = whole.value(self._judged)
         self.rungs: dict[str, Rung] = {}
         self._last: tuple[dict[str, int], Cut] | None = None
-
-    def _work(self, program: Sharded, calibration: int, networks: int | None) -> Work:
-        """What there is to do, once two calls of the whole network are timed."""
-        whole = self.whole
-
-        def seconds() -> float:
-            started = time.perf_counter()
-            _, found = next(whole.outputs(program, whole.network.params))
-            jax.block_until_ready(found)
-            return time.perf_counter() - started
-
-        first, again = seconds(), seconds()
-        timed = whole.cost.working_bytes * max(self.batches) // whole.cost.batch
-        elements = min(ELEMENTS, calibration * _largest_patches(whole.network))
-        return Work(
-            image=again / whole.batch_size,
-            compilation=max(0, first - again),
-            calibration=calibration,
-            evaluated=len(whole.own),
-            layers=len(whole.network.layers),
-            batches=self.batches,
-            repeats=self.settings.repeats,
-            networks=networks,
-            bytes=bytes_in_use() + max(timed, _FIT_BYTES * elements),
-        )
 
     def candidates(self, budget: Budget) -> list[dict[str, int]]:
         """Units that each group keeps, one way or a few: see `Analysis.candidates`."""
@@ -176,8 +145,10 @@ class Ladder:
 
     def rung(self, budget: Budget) -> Rung:
         """A budget's network, cut, proved and measured; or as this code found it."""
-        candidates = processes.from_first(self.candidates(budget))
         key = _key(budget)
+        if key in self.rungs:
+            return self.rungs[key]
+        candidates = processes.from_first(self.candidates(budget))
         made = {
             "machine": machine(),
             **{name: self.facts[name] for name in ("versions", "commit")},
@@ -282,16 +253,6 @@ class Ladder:
         """Its layers' times."""
         assert self.analysis.latency is not None
         return self.analysis.latency
-
-
-def _largest_patches(network: Network) -> int:
-    """Elements of an image's patches under a kernel, of the layer that has most."""
-    found = [1]
-    for layer in network.layers.values():
-        _, *rest = layer.program.shape(layer.product)
-        positions = math.prod(rest) // layer.channels
-        found.append(positions * layer.products_per_output)
-    return max(found)
 
 
 def _outcome(judged: Judged) -> Outcome:
