@@ -16,7 +16,7 @@ import jaxprune
 from jaxprune._base.mesh import Sharded
 from jaxprune.cli import baseline
 from jaxprune.cli.commands import shrink
-from jaxprune.cli.shrink import forecast, ladder
+from jaxprune.cli.shrink import forecast, ladder, measured
 from jaxprune.cli.shrink.forecast import Work
 from jaxprune.cli.shrink.report import print_budget, print_network
 from jaxprune.results import budgets
@@ -109,7 +109,7 @@ def test_losses_and_times_in_words(capsys, accuracy, median, lost, time):
 def test_curves_that_were_found_otherwise_are_left_out(method, version, same):
     kept = {"curves": {"a": "its curve"}, "method": method, "jax": version}
     journal = SimpleNamespace(read=lambda schema: kept)
-    assert bool(ladder._read(journal, "estimated")["curves"]) == same
+    assert bool(measured.read(journal, "estimated")["curves"]) == same
 
 
 WORK = {

@@ -28,7 +28,7 @@ from jaxprune._base.journal import Journal
 from jaxprune.adapters.linen import from_linen
 from jaxprune.cli import lock, run_directory
 from jaxprune.cli.settings import NetworkSettings
-from jaxprune.cli.shrink import ladder
+from jaxprune.cli.shrink import measured
 from jaxprune.compaction import artefact
 from jaxprune.compaction.load import load_compact
 from jaxprune.costs.clock import Clock
@@ -158,7 +158,7 @@ def of_network(folder: Path) -> Any:
 def of_shrink(folder: Path) -> Any:
     if not (folder / "state.json").exists():
         raise Rebuilt
-    found = ladder._read(Journal(folder / "state.json", SHRUNK), "estimated")
+    found = measured.read(Journal(folder / "state.json", SHRUNK), "estimated")
     return json.loads(json.dumps(found, default=dataclasses.asdict))
 
 

@@ -26,6 +26,7 @@ from jaxprune._base.journal import Journal
 from jaxprune.cli import cluster, process, provenance, run_directory
 from jaxprune.cli.baseline import Baseline, Judged, splits
 from jaxprune.cli.settings import ImageSettings, NetworkSettings, WidthSettings, flag
+from jaxprune.cli.shrink.ladder import speedups
 from jaxprune.cli.weights import train_or_restore
 from jaxprune.fills.masked import run_masked
 from jaxprune.graph.fast import with_fast_convolutions
@@ -49,7 +50,9 @@ class RulesSettings(NetworkSettings, ImageSettings, WidthSettings):
 
 def main(settings: RulesSettings) -> None:
     """Cuts, measures, writes; what is finished is kept."""
-    budgets = _budgets(settings)
+    budgets = speedups("budgets", settings.budgets)
+    if not budgets:
+        raise InputError("--budgets takes numbers of at least 1, got none")
     run = run_directory.load(settings, train_imported=False)
     cluster.require_one_process("experiments.bench")
     split, calibration = splits(run, settings)
@@ -84,15 +87,6 @@ def main(settings: RulesSettings) -> None:
     picture = figure.rules(rows, title, run.task.measure)
     style.save(picture, folder / "rules.png")
     process.finish(folder / "rules.png", folder / "rules.csv")
-
-
-def _budgets(settings: RulesSettings) -> list[Budget]:
-    try:
-        return [Budget(speedup=float(text)) for text in settings.budgets]
-    except ValueError:
-        raise InputError(
-            f"--budgets takes numbers of at least 1, got {','.join(settings.budgets)}"
-        ) from None
 
 
 class Comparison:
@@ -186,14 +180,11 @@ def show(rows: list[dict[str, Any]], measure: str) -> None:
     """Prints the table: a line for each rule, a column for each budget."""
     speedups = list(dict.fromkeys(row["speedup"] for row in rows))
     columns = "".join(f"{f'{speedup:g} x':>10}" for speedup in speedups)
-    print(f"\n{measure}, straight after the cut; whole {rows[0][_whole(measure)]:.4f}")
+    whole = rows[0][f"baseline_{measure}"]
+    print(f"\n{measure}, straight after the cut; whole {whole:.4f}")
     print(f"{'':22}{'':16}{columns}")
     for rule, how in dict.fromkeys((row["rule"], row["widths"]) for row in rows):
         values = [
             row[measure] for row in rows if (row["rule"], row["widths"]) == (rule, how)
         ]
         print(f"{rule:22}{how:16}" + "".join(f"{value:>10.4f}" for value in values))
-
-
-def _whole(measure: str) -> str:
-    return f"baseline_{measure}"

@@ -37,7 +37,7 @@ from jaxprune.cli.settings import (
     TaskSettings,
     flag,
 )
-from jaxprune.cli.shrink.ladder import Ladder, LadderSettings, Rung
+from jaxprune.cli.shrink.ladder import Ladder, LadderSettings, Rung, speedups
 from jaxprune.cli.shrink.report import (
     print_budget,
     print_network,
@@ -78,7 +78,7 @@ class Settings(
 def main(settings: Settings) -> None:
     """Restores, analyses, cuts, proves, measures, saves."""
     budget = _budget(settings)
-    steps = _steps(settings)
+    steps = speedups("ladder", settings.ladder)
     exports.check_flags(settings)
     settings.batches()  # raises now where they are none
     finetuning.check_flags(settings)
@@ -97,9 +97,9 @@ def main(settings: Settings) -> None:
     )
     exported = exports.Exports(settings, whole)
     images = calibration.read(np.arange(len(calibration)))
-    budgets = [Budget(speedup=step) for step in steps]
+    budgets = steps
     if budget is not None:
-        budgets = [*(each for each in budgets if each != budget), budget]
+        budgets = [*(each for each in steps if each != budget), budget]
     networks = None if budget is None else len(budgets)
     ladder = Ladder(settings, whole, images, budget, networks)
     if budget is not None:
@@ -161,20 +161,6 @@ def _name(settings: Settings, budget: Budget | None) -> str:
         return f"max_drop{settings.max_drop:g}"
     batch = f"-batch{settings.batch}" if budget.latency is not None else ""
     return f"{budget.kind}{budget.value:g}{batch}"
-
-
-def _steps(settings: Settings) -> list[float]:
-    """The ladder's numbers."""
-    texts = [text for text in settings.ladder if text]
-    try:
-        steps = sorted({float(text) for text in texts})
-        for step in steps:
-            Budget(speedup=step)
-    except ValueError:
-        raise InputError(
-            f"--ladder takes numbers of at least 1, got {','.join(texts)}"
-        ) from None
-    return steps
 
 
 def _within(settings: Settings, ladder: Ladder) -> Rung:

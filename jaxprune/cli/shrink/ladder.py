@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from typing_extensions import TypedDict
 
 from jaxprune._base import processes
 from jaxprune._base.batch import on_device, size_of
 from jaxprune._base.errors import InputError
-from jaxprune._base.journal import Journal, OtherKeyError
+from jaxprune._base.journal import Journal
 from jaxprune.cli import cluster, provenance
 from jaxprune.cli.baseline import Baseline, Judged
 from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
-from jaxprune.cli.shrink import forecast
+from jaxprune.cli.shrink import forecast, measured
 from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import machine
 from jaxprune.data.cache import cache_folder
@@ -46,6 +44,21 @@ class Rung(NamedTuple):
     budget: Budget
     widths: dict[str, int]
     row: dict[str, Any]
+
+
+def speedups(flag: str, texts: Sequence[str]) -> list[Budget]:
+    """The budgets that a flag's numbers stand for, ascending; none of "".
+
+    Raises:
+      InputError: they are no numbers of at least 1.
+    """
+    given = [text for text in texts if text]
+    try:
+        return [Budget(speedup=step) for step in sorted({float(t) for t in given})]
+    except ValueError:
+        raise InputError(
+            f"--{flag} takes numbers of at least 1, got {','.join(given)}"
+        ) from None
 
 
 def _key(budget: Budget) -> str:
@@ -94,11 +107,10 @@ class Ladder:
             "eval_split": settings.eval_split,
             "calibration_split": settings.calibration_split,
         }
-        decisive = {
-            name: fact for name in _DECISIVE if (fact := self.facts[name]) is not None
-        }
+        facts = {name: self.facts[name] for name in measured.DECISIVE}
+        decisive = {name: fact for name, fact in facts.items() if fact is not None}
         self._journal = Journal(self.folder / "state.json", decisive)
-        self._state = _read(self._journal, settings.curves)
+        self._state = measured.read(self._journal, settings.curves)
         self.images = ImagesFile(self.folder, decisive)
         processes.wait()  # before the first one writes
         program = whole.program(with_fast_convolutions(whole.network).function)
@@ -201,7 +213,7 @@ class Ladder:
                 self._state["curves"][name] = curve
                 curves = self._state["curves"].items()
                 kept = {"curves": {n: asdict(c) for n, c in curves}}
-                self._keep({**kept, **_method(self.settings.curves)})
+                self._keep({**kept, **measured.method(self.settings.curves)})
                 bar.update()
 
             analysis = analyse(
@@ -276,56 +288,3 @@ def _agreement(
     figures = score_figures(np.stack([np.ones_like(shares), shares]), None, True)
     lost = float(figures.drop_limit[1])
     return {"agreement": float(shares.mean()), "least_agreement": 1 - lost}
-
-
-class _Rung(TypedDict):
-    widths: dict[str, int]
-    row: dict[str, Any]
-    machine: dict[str, str]
-    versions: dict[str, str]
-    commit: str | None
-
-
-class _State(TypedDict, total=False):
-    """The journal's entries; `jax` and `method` say how the curves were found."""
-
-    curves: dict[str, Curve]
-    jax: str
-    method: str
-    rungs: dict[str, _Rung]
-
-
-def _method(curves: str) -> dict[str, str]:
-    """How loss curves are found: by which of CURVES, under which version of JAX.
-
-    Earlier versions judged them on the images of their fills, and said one word.
-    """
-    return {"method": f"{curves}, on the other half", "jax": jax.__version__}
-
-
-def _read(journal: Journal, curves: str) -> dict[str, Any]:
-    """The measurements of an earlier run, if of the same network and images.
-
-    Curves that were found in another way, or by another version of JAX, are left out.
-
-    Raises:
-      InputError: they are of others, or damaged.
-    """
-    try:
-        found: dict[str, Any] = {"curves": {}, "rungs": {}, **journal.read(_State)}
-        same = all(found.get(key) == value for key, value in _method(curves).items())
-        return found if same else {**found, "curves": {}}
-    except OtherKeyError as error:
-        others = provenance.differing(error.found, journal.key, _DECISIVE)
-        raise InputError(
-            f"{journal.path.parent} is of another network or other images: "
-            f"{'; '.join(others)}. Remove it, or give another --workdir"
-        ) from None
-    except InputError as error:
-        raise InputError(f"{error}: remove it to measure anew") from None
-
-
-_DECISIVE = (
-    "weights", "eval_split", "calibration_split", "config", "data", "device",
-    "precision",
-)  # fmt: skip

@@ -92,6 +92,7 @@ class Budgets:
             "moved": _moved(images, [WHOLE, *names]) if images is not None else {},
             "thumbnails": thumbnails,
             "pool": self.pool,
+            "worse": "lost" if summary.get("higher_is_better", True) else "more",
         }
 
 

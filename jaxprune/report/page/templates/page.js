@@ -96,31 +96,31 @@ function show_images(row) {
     const total = found.length.toLocaleString("en");
     write(at(`${kind}-count`), total);
     write(at(`${kind}-shown`), found.length > items.length ? `${items.length} of ${total}` : total);
-    items.forEach((item, i) => {
-      item.hidden = i >= found.length;
-      if (item.hidden) return;
-      const image = found[i];
-      const [was, is] = [predicted, now.predicted].map((of) => class_names[of[image]]);
-      item.title = `image ${images[image]}, first at K = ${sweep.ks[first[image]]}`;
-      write(item.children[1], `${was} → ${is}`);
-      put_tile(item.children[0], thumbnails[image], page.pools[pool]?.columns, `#${images[image]}`);
-    });
+    show_thumbs(kind, pool, found.slice(0, items.length).map((i) => {
+      const [was, is] = [predicted, now.predicted].map((of) => class_names[of[i]]);
+      return [images[i], thumbnails[i], was, is, `, first at K = ${sweep.ks[first[i]]}`];
+    }));
   }
 }
 
 function show_moved(row) {
   const { moved, thumbnails, pool } = sweep.detail;
   for (const kind of ["worse", "better"]) {
-    [...at(kind).children].forEach((item, i) => {
-      const found = moved[kind][row][i];
-      item.hidden = !found;
-      if (item.hidden) return;
-      const [image, before, after] = found;
-      item.title = `image ${image}`;
-      write(item.children[1], `${before.toPrecision(3)} → ${after.toPrecision(3)}`);
-      put_tile(item.children[0], thumbnails[image] ?? -1, page.pools[pool]?.columns, `#${image}`);
-    });
+    show_thumbs(kind, pool, moved[kind][row].map(([image, before, after]) =>
+      [image, thumbnails[image], before.toPrecision(3), after.toPrecision(3)]));
   }
+}
+
+// Images in a list of the page, each with its place among the pictures, and before and after.
+function show_thumbs(id, pool, found) {
+  [...at(id).children].forEach((item, i) => {
+    item.hidden = i >= found.length;
+    if (item.hidden) return;
+    const [image, place, before, after, more] = found[i];
+    item.title = `image ${image}${more ?? ""}`;
+    write(item.children[1], `${before} → ${after}`);
+    put_tile(item.children[0], place ?? -1, page.pools[pool]?.columns, `#${image}`);
+  });
 }
 
 function put_tile(node, place, columns, missing = "") {
@@ -254,14 +254,14 @@ function hide() {
 
 // The whole network's slider: 0 is the network as it was, then budgets.
 function show_budget(row) {
-  const { rows, widths, moved, thumbnails, pool } = page.budgets;
-  const { name, score, baseline, largest_drop, agreement, least_agreement, speedups } = rows[row];
+  const { rows, widths, moved, thumbnails, pool, worse } = page.budgets;
+  const { name, score, largest_drop, agreement, least_agreement, speedups } = rows[row];
   const show = (id, text) => { if (at(`budget-${id}`)) write(at(`budget-${id}`), text); };
   at("budget").value = row;
   at("budget").ariaValueText = name;
   show("now", name);
   show("score", FORMS.number(score));
-  show("drop", row ? `at most ${FORMS.number(largest_drop)} lost, with 95 % confidence` : "");
+  show("drop", row ? `at most ${FORMS.number(largest_drop)} ${worse}, with 95 % confidence` : "");
   show("agreement", FORMS.number(agreement ?? 0));
   show("least", row ? `at least ${FORMS.number(least_agreement ?? 0)}, with 95 % confidence` : "");
   for (const size of ["multiply_adds", "parameters"]) {
@@ -280,14 +280,7 @@ function show_budget(row) {
   for (const [kind, of_row] of Object.entries(moved)) {
     const { count, images } = of_row[row];
     show(`${kind}-count`, count.toLocaleString("en"));
-    [...at(`budget-${kind}`).children].forEach((item, i) => {
-      item.hidden = i >= images.length;
-      if (item.hidden) return;
-      const [image, was, is] = images[i];
-      item.title = `image ${image}`;
-      write(item.children[1], `${was} → ${is}`);
-      put_tile(item.children[0], thumbnails[image] ?? -1, page.pools[pool]?.columns, `#${image}`);
-    });
+    show_thumbs(`budget-${kind}`, pool, images.map(([image, ...words]) => [image, thumbnails[image], ...words]));
   }
   [...at("ladder").tBodies[0].rows].forEach((tr, i) => tr.ariaCurrent = String(i + 1 === row));
 }
