@@ -152,6 +152,12 @@ def test_the_whole_network_is_what_every_rule_leaves_at_full_width(variables):
         np.testing.assert_array_equal(found, whole)
 
 
+@pytest.mark.parametrize("budgets", ["", "2,a", "0.5", "nan"])
+def test_budgets_are_numbers_of_at_least_1(script, budgets):
+    code, out, err = script(bench, "--what=rules", f"--budgets={budgets}")
+    assert (code, out) == (2, "") and err.startswith("error: --budgets takes numbers")
+
+
 @pytest.mark.slow
 def test_the_command_compares_all_rules(
     script, tmp_path, standard_promotion, monkeypatch
