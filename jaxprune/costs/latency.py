@@ -81,14 +81,12 @@ class LatencyTable:
       costs: number of features of each layer.
       layers: timed layers.
       rest: seconds of a network beyond them.
-      multiple: numbers of features that are multiples of this are faster here.
     """
 
     batch: int
     costs: Costs
     layers: Mapping[str, Timed]
     rest: Rest
-    multiple: int = 1
 
     def seconds(self, widths: Widths) -> float:
         """Of a call; `widths` of all groups."""
@@ -156,13 +154,33 @@ def measure_latency(
         if not found[name].in_a_loop:
             layers[name] = _time_layer(clock, found[name])
             on_layer(name)
-    largest = max(layers, key=lambda name: costs.layers[name].count(costs.whole))
-    multiple = _fastest_multiple(clock, found[largest])
     clock.save()
     networks = [whole, *(small for small, _ in narrower)]
     seconds = clock.measure_in_turns(networks, x)
-    table = LatencyTable(size_of(x), costs, layers, Rest(), multiple)
+    table = LatencyTable(size_of(x), costs, layers, Rest())
     return table.with_rest([costs.whole, *(widths for _, widths in narrower)], seconds)
+
+
+def measure_multiple(
+    whole: Network, costs: Costs, x: Any, *, cache: Path | None = None
+) -> int:
+    """What widths should be multiples of on this machine, by the largest layer's times.
+
+    Args:
+      whole: the network.
+      costs: see `jaxprune.costs.widths.network_costs`.
+      x: one batch of inputs.
+      cache: see `measure_latency`.
+    """
+    clock = Clock(cache)
+    layers = whole.graph(x).layers
+    timed = [name for name in costs.ends if not layers[name].in_a_loop]
+    if not timed:
+        return 1
+    largest = max(timed, key=lambda name: costs.layers[name].count(costs.whole))
+    multiple = _fastest_multiple(clock, layers[largest])
+    clock.save()
+    return multiple
 
 
 def _time_layer(clock: Clock, layer: Layer) -> Timed:

@@ -21,7 +21,7 @@ from jaxprune._base.errors import InputError
 from jaxprune._base.mesh import place, replicate, round_up
 from jaxprune.compaction.compact import compact_groups
 from jaxprune.compaction.network import Compact
-from jaxprune.costs.latency import LatencyTable, measure_latency
+from jaxprune.costs.latency import LatencyTable, measure_latency, measure_multiple
 from jaxprune.costs.widths import Costs, Number, Widths
 from jaxprune.fills.masked import Mask, make_pruning, run_masked
 from jaxprune.graph.fast import with_fast_convolutions
@@ -151,11 +151,23 @@ class Analysis:
           on_layer: called with each layer's name once it is timed.
         """
         table = measure_latency(
-            self.whole, self.costs,
-            take(self.images, np.arange(batch) % size_of(self.images)),
+            self.whole, self.costs, self._batch(batch),
             narrower=list(self._narrower()), cache=cache, on_layer=on_layer,
         )  # fmt: skip
         return replace(self, latency=table)
+
+    def fastest_multiple(self, batch: int, *, cache: Path | None = None) -> int:
+        """What widths should be multiples of here, see `measure_multiple`.
+
+        Args:
+          batch: images in a call.
+          cache: folder in which times are kept, by device and version.
+        """
+        return measure_multiple(self.whole, self.costs, self._batch(batch), cache=cache)
+
+    def _batch(self, size: int) -> Any:
+        """So many images, from the first again where there are not as many."""
+        return take(self.images, np.arange(size) % size_of(self.images))
 
     def _narrower(self) -> Iterator[tuple[Network, Widths]]:
         """Networks as budgets make them, but for the fit, where they can be cut so."""

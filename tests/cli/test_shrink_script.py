@@ -94,6 +94,9 @@ def test_losses_and_times_in_words(capsys, accuracy, median, lost, time):
     assert out.startswith("asked for: speedup 2: widths 3\n")
     assert f"compact: {lost}, at most 2.00 lost with 95 % confidence" in out
     assert f"{time}; predicted 8.0 ms, 2.00 times slower" in out
+    del row["predicted_seconds"], row["predicted_speedup"]
+    print_network(rung, classification(), 1)
+    assert f"{time}\n" in capsys.readouterr().out
     assert "0.9500 of the predictions are the whole network's, at least 0.9000" in out
 
 
@@ -114,7 +117,8 @@ def test_curves_that_were_found_otherwise_are_left_out(method, version, same):
 
 WORK = {
     "image": 0.01, "compilation": 5.0, "calibration": 100, "evaluated": 1000,
-    "layers": 10, "batches": (1, 200), "repeats": 10, "bytes": 2_340_000_000,
+    "layers": 10, "batches": (1, 200), "repeats": 10, "timed": True,
+    "bytes": 2_340_000_000,
 }  # fmt: skip
 
 
@@ -140,6 +144,7 @@ def test_more_images_and_longer_calls_take_more_time():
         {"batches": (1, 400)}, {"compilation": 6.0},
     ):  # fmt: skip
         assert Work(**{**WORK, **change}, networks=2).network > less.network
+    assert Work(**{**WORK, "timed": False}, networks=2).analysis < less.analysis
     # 200 images take 3.2 s by both networks: seven calls are 20 s and a little.
     many = Work(**{**WORK, "repeats": 1000}, networks=2)
     assert many.network - less.network < 0.16 * 1000 + 20
@@ -159,7 +164,8 @@ def test_the_whole_network_is_timed_as_it_is_compared():
         cost=SimpleNamespace(working_bytes=320, batch=32),
     )  # fmt: skip
     whole.outputs.side_effect = outputs
-    found = forecast.work(whole, mock.create_autospec(Sharded), 100, [1, 64], 3, None)
+    program = mock.create_autospec(Sharded)
+    found = forecast.work(whole, program, 100, [1, 64], 3, None, timed=True)
     assert seen == [baseline.PRECISION] * 2
     assert (found.evaluated, found.layers, found.calibration) == (9, 0, 100)
     assert found.image > 0 and found.bytes > 24 * 100
@@ -384,6 +390,7 @@ def test_size_latency_and_fine_tuning(run):
     assert code == 0, err
     assert (workdir / "shrink-latency1.2-batch2" / "spec.json").exists()
     assert "; predicted " in out
+    assert float(rows(workdir / "shrink" / "layers.csv")[0]["seconds_after"]) > 0
     summary = json.loads((workdir / "shrink" / "summary.json").read_text())
     (rung,) = (r for r in summary["rungs"] if r["budget"] == "latency")
     assert rung["value"] == 1.2 and set(rung["latency"]) == {"1", "2"}

@@ -1,6 +1,7 @@
 """Predicted times from tables that are made up; what is kept and what is not."""
 
 import json
+from dataclasses import replace
 from unittest import mock
 
 import jax
@@ -10,7 +11,13 @@ import pytest
 
 from jaxprune._base import manifest
 from jaxprune.costs import clock, latency
-from jaxprune.costs.latency import LatencyTable, Rest, Timed, measure_latency
+from jaxprune.costs.latency import (
+    LatencyTable,
+    Rest,
+    Timed,
+    measure_latency,
+    measure_multiple,
+)
 from jaxprune.costs.widths import Costs, Product, Side, network_costs
 from jaxprune.graph.layers import Layer
 from jaxprune.graph.network import Network
@@ -121,6 +128,31 @@ def test_times_that_are_none_are_not_taken(instant, tmp_path, seconds):
     manifest.write_file(path, facts)
     measure_latency(whole, costs, x, cache=tmp_path)
     assert len(instant) == 2 * asked
+
+
+def test_the_multiple_is_that_of_the_layer_with_most_to_do(instant, tmp_path):
+    """32 widths of its 48 channels; without layers that can be timed, any width."""
+    x = jnp.ones((2, 6, 6, 3))
+
+    def function(params, x):
+        for kernel in params:
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return x.mean((1, 2))
+
+    params = [
+        jnp.ones((1, 1, 3, 40)),
+        jnp.ones((3, 3, 40, 48)),
+        jnp.ones((1, 1, 48, 2)),
+    ]
+    whole = Network(function, params, x)
+    costs = network_costs(whole)
+    assert measure_multiple(whole, costs, x, cache=tmp_path) == 1
+    (path,) = tmp_path.iterdir()
+    entries = json.loads(path.read_text())["entries"]
+    assert len(entries) == 32 and all("[3, 3, " in entry for entry in entries)
+    assert measure_multiple(whole, replace(costs, ends={}), x) == 1
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

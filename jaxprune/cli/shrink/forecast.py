@@ -47,6 +47,7 @@ class Work:
       batches: images of the calls that are timed.
       repeats: timed calls of each.
       networks: number of networks, None where it is not known.
+      timed: whether layers are timed at many widths.
       bytes: of memory that is in use now, and what comes on top at the most.
     """
 
@@ -58,13 +59,14 @@ class Work:
     batches: Sequence[int]
     repeats: int
     networks: int | None
+    timed: bool
     bytes: int
 
     @property
     def analysis(self) -> float:
-        """Seconds of loss curves and layers' times."""
+        """Seconds of loss curves, and of layers' times where they are asked for."""
         passes = _ANALYSIS_PASSES * self.calibration * self.image
-        return passes + self.layers * (_ANALYSED + _TIMED)
+        return passes + self.layers * (_ANALYSED + _TIMED * self.timed)
 
     @property
     def network(self) -> float:
@@ -103,6 +105,8 @@ def work(
     batches: Sequence[int],
     repeats: int,
     networks: int | None,
+    *,
+    timed: bool,
 ) -> Work:
     """What there is to do, once two calls of the whole network are timed.
 
@@ -113,6 +117,7 @@ def work(
       batches: see `Work`.
       repeats: see `Work`.
       networks: see `Work`.
+      timed: see `Work`.
     """
 
     def seconds() -> float:
@@ -123,7 +128,7 @@ def work(
 
     with jax.default_matmul_precision(PRECISION):
         first, again = seconds(), seconds()
-    timed = whole.cost.working_bytes * max(batches) // whole.cost.batch
+    called = whole.cost.working_bytes * max(batches) // whole.cost.batch
     elements = min(ELEMENTS, calibration * _largest_patches(whole.network))
     return Work(
         image=again / whole.batch_size,
@@ -134,7 +139,8 @@ def work(
         batches=batches,
         repeats=repeats,
         networks=networks,
-        bytes=bytes_in_use() + max(timed, _PATCHES * elements),
+        timed=timed,
+        bytes=bytes_in_use() + max(called, _PATCHES * elements),
     )
 
 

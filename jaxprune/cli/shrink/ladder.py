@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,6 @@ from jaxprune.cli import cluster, provenance
 from jaxprune.cli.baseline import Baseline, Judged
 from jaxprune.cli.settings import ImageSettings, TimingSettings, WidthSettings
 from jaxprune.cli.shrink import forecast, measured
-from jaxprune.costs.latency import LatencyTable
 from jaxprune.costs.machine import machine
 from jaxprune.data.cache import cache_folder
 from jaxprune.graph.fast import with_fast_convolutions
@@ -76,7 +76,8 @@ class Ladder:
       whole: the whole network over the evaluation split.
       baseline: its first score.
       images: what becomes of each image.
-      analysis: of the network, timed.
+      analysis: of the network; timed where a budget is of latency.
+      multiple_of: what widths are multiples of.
       rungs: finished budgets.
     """
 
@@ -117,11 +118,14 @@ class Ladder:
         if not self._state["curves"]:
             work = forecast.work(
                 whole, program, size_of(images), self.batches, settings.repeats,
-                networks,
+                networks, timed=self._of_latency,
             )  # fmt: skip
             cluster.say(f"this takes {work}")
         analysis = self._analyse(run.scale(on_device(images)))
-        self.analysis = self._timed(analysis)
+        self.analysis = self._timed(analysis) if self._of_latency else analysis
+        self.multiple_of = settings.multiple_of or processes.from_first(
+            analysis.fastest_multiple(settings.batch, cache=self._cache)
+        )
         made = whole.outputs(program, whole.network.params)
         self._judged = whole.judged(made, "whole network")
         self.baseline = whole.value(self._judged)
@@ -191,19 +195,22 @@ class Ladder:
         small, arrays = cut.small, dict(cut.arrays)
         program = whole.program(cut.masked(with_fast_convolutions(cut.network)))
         proof, judged = whole.prove(whole.outputs(program, arrays), small)
-        seconds = [
-            self.latency.seconds({**self.analysis.costs.whole, **widths})
-            for widths in ({}, rung.widths)
-        ]
         row = {
             **whole.scores(self._judged, judged),
             "proof": proof.to_json(),
             **whole.figures(small, self.batches, self.settings.repeats),
-            "predicted_speedup": seconds[0] / seconds[1],
-            "predicted_seconds": seconds[1],
+            **self._predicted(rung),
             **_agreement(self._judged.predictions, judged.predictions),
         }
         return row, judged
+
+    def _predicted(self, rung: Rung) -> dict[str, float]:
+        """The time that a budget of latency goes by; nothing for other budgets."""
+        table, whole = self.analysis.latency, self.analysis.costs.whole
+        if table is None or rung.budget.latency is None:
+            return {}
+        before, after = (table.seconds({**whole, **w}) for w in ({}, rung.widths))
+        return {"predicted_speedup": before / after, "predicted_seconds": after}
 
     def _analyse(self, images: Any) -> Analysis:
         known = dict(self._state["curves"])
@@ -230,14 +237,12 @@ class Ladder:
         with cluster.progress(total=total, desc="layers' times", unit="layer") as bar:
             timed = analysis.timed(
                 self.settings.batch,
-                cache=cache_folder(self.run.settings.cache_dir),
+                cache=self._cache,
                 on_layer=lambda name: bar.update(),
             )
         assert timed.latency is not None
-        layers, rest, multiple = processes.from_first(
-            (timed.latency.layers, timed.latency.rest, timed.latency.multiple)
-        )
-        table = replace(timed.latency, layers=layers, rest=rest, multiple=multiple)
+        layers, rest = processes.from_first((timed.latency.layers, timed.latency.rest))
+        table = replace(timed.latency, layers=layers, rest=rest)
         return replace(timed, latency=table)
 
     def _keep(self, entries: dict[str, Any]) -> None:
@@ -256,15 +261,14 @@ class Ladder:
         return sorted(rungs, key=lambda rung: -rung.row["multiply_adds"])
 
     @property
-    def multiple_of(self) -> int:
-        """What widths are multiples of."""
-        return self.settings.multiple_of or self.latency.multiple
+    def _of_latency(self) -> bool:
+        """Whether layers are to be timed."""
+        return self._budget is not None and self._budget.latency is not None
 
     @property
-    def latency(self) -> LatencyTable:
-        """Its layers' times."""
-        assert self.analysis.latency is not None
-        return self.analysis.latency
+    def _cache(self) -> Path:
+        """Folder in which times are kept."""
+        return cache_folder(self.run.settings.cache_dir)
 
 
 def _outcome(judged: Judged) -> Outcome:

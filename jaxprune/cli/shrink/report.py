@@ -38,7 +38,7 @@ def print_budget(rung: Rung, task: Task, batch: int) -> None:
 def print_network(rung: Rung, task: Task, predicted_batch: int) -> None:
     """All figures of the network that was asked for.
 
-    Times are predicted for one batch size.
+    Times are predicted for one batch size, where that is what the budget limits.
     """
     row, proof = rung.row, rung.row["proof"]
     cluster.say(f"asked for: {rung.budget.kind} {rung.budget.value:g}: widths "
@@ -71,7 +71,7 @@ def print_network(rung: Rung, task: Task, predicted_batch: int) -> None:
             f"  batch {batch:>4}  {1e3 * before:.1f} -> {1e3 * after:.1f} ms: "
             f"{speed(times['speedup'])}"
         )
-        if int(batch) == predicted_batch:
+        if int(batch) == predicted_batch and "predicted_seconds" in row:
             line += (
                 f"; predicted {1e3 * row['predicted_seconds']:.1f} ms, "
                 f"{speed(row['predicted_speedup'])}"
@@ -171,7 +171,7 @@ def _flat(rung: Rung, task: Task) -> dict[str, Any]:
 
 def _layers(ladder: Ladder, chosen: Rung) -> list[dict[str, Any]]:
     """A row for each group that may be cut: widths, costs, loss curve."""
-    analysis, table = ladder.analysis, ladder.latency
+    analysis, table = ladder.analysis, ladder.analysis.latency
     before, after = analysis.costs.whole, {**analysis.costs.whole, **chosen.widths}
     rows = []
     for name, curve in analysis.curves.items():
@@ -194,6 +194,7 @@ def _layers(ladder: Ladder, chosen: Rung) -> list[dict[str, Any]]:
                     if table.layers.keys() >= layers.keys()  # of attentions not timed
                     else ""
                     for when, widths in (("before", before), ("after", after))
+                    if table is not None
                 },
                 "loss": curve.loss(after[name]),
                 "curve": " ".join(
@@ -207,6 +208,7 @@ def _layers(ladder: Ladder, chosen: Rung) -> list[dict[str, Any]]:
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        columns = dict.fromkeys(name for row in rows for name in row)
+        table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
