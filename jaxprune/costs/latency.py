@@ -29,9 +29,9 @@ from jaxprune.graph.network import Network
 
 # Shares of the features that a layer is timed at, on either side.
 _SHARES = (0.06, 0.25, 0.5, 0.75, 1.0)
-# The largest multiple that widths may be rounded to; an accelerator's matrix units take
-# more at once.
-_MULTIPLE, _ACCELERATOR_MULTIPLE = 32, 64
+# The largest multiple that widths may be rounded to: as many float32 numbers are in a
+# register of AVX-512. An accelerator's matrix units take more at once.
+_MULTIPLE, _ACCELERATOR_MULTIPLE = 16, 64
 # What counts as being as fast.
 _AS_FAST = 1.03
 
