@@ -72,7 +72,7 @@ def test_takes_all_that_nn_conv_passes(options):
 
 @pytest.mark.parametrize("chunk", [1, 2**14, 2**25])
 def test_winograd_in_parts_equals_the_plain_sum(x64, monkeypatch, chunk):
-    monkeypatch.setattr(winograd, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(winograd, "_PART_BYTES", chunk)
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(11, 5, 6, 3)), rng.normal(size=(3, 3, 3, 4))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -28,9 +28,8 @@ _G: Matrix = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0
 _A: Matrix = ((1.0, 1.0, 1.0, 0.0), (0.0, 1.0, -1.0, -1.0))
 
 # Transforms are four times a feature map: beyond this number of bytes they are made for
-# a part of the images at a time, in at most this number of parts; each is compiled.
-_CHUNK_BYTES = 2**25
-_MOST_CHUNKS = 8
+# a part of the images at a time, in a loop whose body is compiled once.
+_PART_BYTES = 2**25
 
 
 def convolve(
@@ -52,15 +51,15 @@ def convolve(
         rows, columns = joined.shape[1] * 2, joined.shape[3] * 2
         return joined.reshape(len(images), rows, columns, -1)[:, :h, :w]
 
-    size = _images_at_once(lhs, rhs)
-    return jnp.concatenate([some(lhs[i : i + size]) for i in range(0, n, size)])
+    parts = lax.map(some, _parts(lhs, _images_at_once(lhs, rhs)))
+    return parts.reshape(-1, *parts.shape[2:])[:n]
 
 
 def kernel_gradient(
     lhs: Float[Array, "N H W I"], gradient: Float[Array, "N H W O"], precision: Any
 ) -> Float[Array, "3 3 I O"]:
     """The gradient for the kernel, through the same 16 products."""
-    n, h, w, _ = lhs.shape
+    _, h, w, _ = lhs.shape
 
     def some(images: Array, gradient: Array) -> Grid:
         def product(tiles: Array, outputs: Array) -> Array:
@@ -72,11 +71,13 @@ def kernel_gradient(
         outputs = _transform(_transposed(_A), quarters)
         return _zip(product, _transform(_B, _windows(images)), outputs)
 
+    def added(sums: Grid, part: tuple[Array, Array]) -> tuple[Grid, None]:
+        return _zip(jnp.add, sums, some(*part)), None
+
     size = _images_at_once(lhs, gradient)
-    parts = [some(lhs[i : i + size], gradient[i : i + size]) for i in range(0, n, size)]
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = _zip(jnp.add, whole, part)
+    parts = _parts(lhs, size), _parts(gradient, size)
+    zero = jnp.zeros((lhs.shape[-1], gradient.shape[-1]), lhs.dtype)
+    whole, _ = lax.scan(added, [[zero] * 4] * 4, parts)
     grid = _transform(_transposed(_G), whole)
     return jnp.stack([jnp.stack(row) for row in grid])
 
@@ -84,8 +85,15 @@ def kernel_gradient(
 def _images_at_once(lhs: Array, other: Array) -> int:
     n, h, w, c = lhs.shape
     image = 4 * h * w * max(c, other.shape[-1]) * lhs.dtype.itemsize
-    chunks = -(-n * image // _CHUNK_BYTES)
-    return -(-n // min(n, chunks, _MOST_CHUNKS))
+    parts = -(-n * image // _PART_BYTES)
+    return -(-n // min(n, parts))
+
+
+def _parts(images: Array, size: int) -> Array:
+    """So many images at a time [P, size, ...], zeros filling the last part."""
+    parts = -(-len(images) // size)
+    ends = [(0, parts * size - len(images)), *[(0, 0)] * (images.ndim - 1)]
+    return jnp.pad(images, ends).reshape(parts, size, *images.shape[1:])
 
 
 def _windows(images: Array) -> Grid:
