@@ -1,6 +1,7 @@
 """beartype as jaxtyping's checker, without doing the same again."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jaxtyping
@@ -22,20 +23,21 @@ def typechecker(stub: Any) -> Any:
     return _known[key]
 
 
-def _jaxtyped(*, typechecker: Callable) -> Callable:
+def _jaxtyped(*given: Any, typechecker: Callable | None) -> Any:
     """jaxtyping's decorator, but for functions that name no array's shape.
 
     To bind each call's arguments, as shapes need it, takes a sixth of the tests' time.
     """
-    decorate = _with_shapes(typechecker=typechecker)
+    decorate = partial(_with_shapes, typechecker=typechecker)
+    if given:  # not by the import hook
+        return decorate(*given)
 
     def decorated(target: Any) -> Any:
-        is_class = isinstance(target, type)
-        nested = "<locals>" in getattr(target, "__qualname__", "")
-        named = str(getattr(target, "__annotations__", ""))
-        if is_class or nested or "jaxtyping" in named:
+        nested = "<locals>" in target.__qualname__
+        shapes = "jaxtyping" in str(target.__annotations__)
+        if isinstance(target, type) or nested or shapes:
             return decorate(target)
-        return beartype(target) if callable(target) else decorate(target)
+        return beartype(target)
 
     return decorated
 
