@@ -141,9 +141,14 @@ def check_numbers(
 
 
 def check_finite(what: str, value: Any) -> np.ndarray:
-    """`value` as an array, if it holds finite real numbers; else InputError."""
-    array = as_array(what, value)
-    return check_numbers(what, array, array.shape)
+    """`value` as an array, if it holds finite real numbers or booleans.
+
+    Raises:
+      InputError: it does not.
+    """
+    array = check_real(what, value)
+    _check_finite(what, array)
+    return array
 
 
 def check_labels(what: str, value: Any, classes: int) -> np.ndarray:

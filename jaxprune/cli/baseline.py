@@ -23,8 +23,10 @@ from jaxprune.data import datasets
 from jaxprune.data.splits import Batch, Split
 from jaxprune.evaluation.predict import compiled, outputs
 from jaxprune.graph.fast import with_fast_convolutions
+from jaxprune.graph.trace import shape_of
 from jaxprune.results.task_figures import score_figures
 from jaxprune.tasks.classes import Classification
+from jaxprune.tasks.task import Task
 
 # Images that a network is traced for, and compared on equation by equation.
 _EXAMPLES = 8
@@ -98,12 +100,29 @@ class Baseline:
         self.run, self.variables, self.split = run, variables, split
         self.keeps_predictions = keeps_predictions
         self.own = split.select(processes.own(len(split)))
-        self.task = run.task
         self.batch_size = round_up(batch_size, run.mesh.size)
         index = np.linspace(0, len(split) - 1, min(_EXAMPLES, len(split))).astype(int)
         self.example = run.scale(on_device(split.read(np.unique(index))))
         self.network = run.whole.with_params(variables).with_example(self.example)
+        self.task = self._for_targets(run.task, split.read_targets(np.unique(index)))
         self.cost = cost.cost(self.network, self._batch)
+
+    def _for_targets(self, task: Task, targets: Any) -> Task:
+        """The task for the split's targets.
+
+        Args:
+          task: the task.
+          targets: of the example.
+
+        Raises:
+          InputError: outputs that the task does not take, or a target.
+        """
+        if task.imitates or isinstance(task, Classification):
+            return task
+        network = task.applied(self.network)
+        outputs = jax.eval_shape(network.function, network.params, self.example)
+        task.check(outputs, jax.tree.map(shape_of, targets))
+        return task.for_targets(outputs, self.split.all_targets())
 
     @property
     def _batch(self) -> Any:

@@ -1,7 +1,6 @@
 """The linear fill of a run directory's network."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from jaxprune.cli.run_directory import Run
 from jaxprune.data import datasets
 from jaxprune.fills.calibration import linear_fill
 from jaxprune.fills.fill import Fill
+from jaxprune.graph.network import Network
 
 
 def check(run: Run, choices: PruningOptions, fill: str) -> None:
@@ -28,14 +28,14 @@ def check(run: Run, choices: PruningOptions, fill: str) -> None:
         )
 
 
-def fit(run: Run, choices: PruningOptions, fill: str, variables: Any) -> Fill | None:
-    """The linear fill, where the fill or the criterion needs it."""
+def fit(run: Run, choices: PruningOptions, fill: str, network: Network) -> Fill | None:
+    """The linear fill of a network, where the fill or the criterion needs it."""
     if not choices.calibration(fill):
         return None
     split = datasets.choose_split(run.splits, choices.calibration_split)
     given = run.settings.batch_size
     fitted = linear_fill(
-        run.network(variables),
+        network,
         split.read(np.arange(len(split))),
         layer=choices.layer,
         ridge=choices.ridge,

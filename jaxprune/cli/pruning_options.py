@@ -81,8 +81,9 @@ def resolve(run: Run, settings: PruningSettings) -> PruningOptions:
         datasets.choose_split(run.splits, split)
     if settings.ridge is not None and not settings.ridge > 0:
         raise InputError(f"--ridge must be positive, got {settings.ridge}")
-    layer = settings.layer or run.defaults.layer or run.network().graph().last_conv()
-    tap = settings.tap or run.defaults.tap or default_tap(run.network(), layer)
+    network = run.task.applied(run.network())
+    layer = settings.layer or run.defaults.layer or network.graph().last_conv()
+    tap = settings.tap or run.defaults.tap or default_tap(network, layer)
     values = {
         field.name: getattr(settings, field.name) for field in fields(PruningSettings)
     }

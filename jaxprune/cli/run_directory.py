@@ -185,7 +185,7 @@ def load(settings: NetworkSettings, *, train_imported: bool, alone: bool = True)
     if name is not None and config.is_own(name):
         return _own(settings, workdir, name)
     conf = resolve(settings, train_imported=train_imported)
-    for flag in ("data", "image_size", "task", "output"):
+    for flag in ("data", "image_size", "task", "output", "ignore"):
         if getattr(settings, flag) is not None:
             raise InputError(
                 f"--{flag} is for a network of your own, --model=my_module:build or "

@@ -73,8 +73,8 @@ class NetworkSettings(WorkdirSettings):
     Attributes:
       overrides: fields of the configuration whose flags are given. The others have the
         values that config.json holds or, in a new run directory, the recipe's.
-      task, output, batch_size, coordinator, num_processes, process_id: None where a
-        command has no flags for them.
+      task, output, ignore, batch_size, coordinator, num_processes, process_id: None
+        where a command has no flags for them.
     """
 
     model: str | None = flag(
@@ -114,6 +114,7 @@ class NetworkSettings(WorkdirSettings):
     wandb: bool = flag("Mirror training to Weights & Biases.", default=False)
     task: str | None = None
     output: str | None = None
+    ignore: int | None = None
     batch_size: int | None = None
     coordinator: str | None = None
     num_processes: int | None = None
@@ -142,6 +143,9 @@ class TaskSettings(Settings):
     )
     output: str | None = flag(
         "Part of its output that the task goes by: a key, or a position."
+    )
+    ignore: int | None = flag(
+        "Target of pixels that do not count, of --task=segmentation, such as 255."
     )
 
 

@@ -71,6 +71,8 @@ def images(
             f"{conf.model} takes several inputs: give {names} in an .npz file, --data"
         )
     if network.classes is None and not _is_file(data) and conf.task != "imitation":
+        if data.startswith(SHA256):
+            raise InputError("give --data again, the .npz file with the targets")
         raise InputError(
             f"--task={conf.task} takes --data=images.npz with targets; {data} has "
             "classes"

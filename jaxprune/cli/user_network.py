@@ -128,7 +128,10 @@ def task_of(settings: NetworkSettings, saved: AnyConfig | None) -> Task:
     kept = saved if isinstance(saved, UserConfig) else None
     name = settings.task or (kept.task if kept is not None else "classification")
     output = settings.output or (kept.output if kept is not None else None)
-    return by_name(name, output)
+    ignore = settings.ignore
+    if ignore is None and kept is not None:
+        ignore = kept.ignore
+    return by_name(name, output, ignore)
 
 
 def build(
@@ -339,7 +342,10 @@ def _classes(network: Network, images: Any, task: Task) -> int | None:
     logits = jax.eval_shape(network.function, network.params, images)
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
         got = jax.tree.map(lambda leaf: list(leaf.shape), logits)
-        raise InputError(f"the network must return logits [N, classes], got {got}")
+        raise InputError(
+            f"the network must return logits [N, classes], got {got}: --output names a "
+            "part that is, --task says what other outputs are for"
+        )
     return int(logits.shape[1])
 
 
@@ -394,7 +400,7 @@ def given(
         raise InputError(f"{name} has other weights in another process")
     if dataset is not None:
         values["dataset"] = dataset
-    for flag in ("task", "output"):
+    for flag in ("task", "output", "ignore"):
         if getattr(settings, flag) is not None:
             values[flag] = getattr(settings, flag)
     return values

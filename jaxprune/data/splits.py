@@ -23,6 +23,9 @@ from jaxprune._base.arguments import (
 from jaxprune._base.batch import pad_rows
 from jaxprune._base.errors import InputError
 
+# Targets that are read at once.
+_AT_ONCE = 1024
+
 
 class Joined:
     """Arrays one after the other along the first axis, without a copy of them.
@@ -158,6 +161,11 @@ class Split:
         if self.targets is None:
             return self.labels[index].astype(np.int32)
         return jax.tree.map(lambda a: np.asarray(a[index]), self.targets)
+
+    def all_targets(self) -> Iterator[Any]:
+        """Targets of all examples, batch by batch."""
+        for start in range(0, len(self), _AT_ONCE):
+            yield self.read_targets(np.arange(start, min(start + _AT_ONCE, len(self))))
 
     def select(self, index: Int[np.ndarray, " B"]) -> "Split":
         """The split that holds only the examples at `index`."""

@@ -235,9 +235,8 @@ def _read(
     found = operand_rows(network, images, features, batch_size, mesh)
     for key, rows, total in found:
         if key not in sums:
-            count, members = features[key].shape
-            zeros = np.zeros((count, members)), np.zeros((count, *2 * (members,)))
-            sums[key] = Sums(features[key], channels[key[0]], 0, *zeros, [])
+            level = rows.mean(0, dtype=np.float64)
+            sums[key] = Sums.about(level, features[key], channels[key[0]])
         most = min(_PRESS_ROWS, _PRESS_ELEMENTS // features[key].shape[1])
         sums[key].add(rows, -(-total // most) if press else total)
     return {key: s.over_processes() for key, s in sums.items()}

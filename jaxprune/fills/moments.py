@@ -60,36 +60,58 @@ def press(
 class Sums:
     """Of a consumer's channels over rows.
 
+    Sums of squares are taken about a level near the mean, not about 0: in a channel of
+    1e6 that varies by 1 they would hold nothing of its variance.
+
     Attributes:
       features: features that hold the channels.
       channels: their number, P.
       count: of rows.
-      total: sum of each feature.
-      squares: sums of products, in each group.
+      level: of each feature.
+      total: sum of each feature, less its level.
+      squares: sums of products of these, in each group.
       kept: rows for `press`, batch by batch.
     """
 
     features: Int[np.ndarray, "G Q"]
     channels: int
     count: int
+    level: Float[np.ndarray, "G Q"]
     total: Float[np.ndarray, "G Q"]
     squares: Float[np.ndarray, "G Q Q"]
     kept: list[Float[np.ndarray, "n G Q"]]
 
+    @classmethod
+    def about(
+        cls,
+        level: Float[np.ndarray, "G Q"],
+        features: Int[np.ndarray, "G Q"],
+        channels: int,
+    ) -> "Sums":
+        """Of no rows yet."""
+        squares = np.zeros((*level.shape, level.shape[1]))
+        return cls(features, channels, 0, level, np.zeros(level.shape), squares, [])
+
     def add(self, rows: Float[np.ndarray, "n G Q"], every: int) -> None:
         """Adds rows, and keeps one of `every`."""
-        x = rows.astype(np.float64).swapaxes(0, 1)
+        x = (rows - self.level).astype(np.float64).swapaxes(0, 1)
         self.count += x.shape[1]
         self.total += x.sum(1)
         self.squares += x.swapaxes(1, 2) @ x
         self.kept.append(rows[::every])
 
     def over_processes(self) -> "Sums":
-        """The sums of all processes."""
+        """The sums of all processes, about their mean."""
         kept = np.concatenate(processes.gather(np.concatenate(self.kept)))
         count = int(processes.total(np.array([self.count]))[0])
-        totals = processes.total(self.total), processes.total(self.squares)
-        return Sums(self.features, self.channels, count, *totals, [kept])
+        own = self.level + self.total / self.count
+        mean = processes.total(self.count * own) / count
+        away = own - mean
+        total = self.total / self.count
+        squares = self.squares - self.count * _products(total)
+        squares = processes.total(squares + self.count * _products(away))
+        none = np.zeros(mean.shape)
+        return Sums(self.features, self.channels, count, mean, none, squares, [kept])
 
     def press(self, ridges: Sequence[float]) -> list[float]:
         """Leave-one-out errors on the rows that were kept."""
@@ -99,6 +121,11 @@ class Sums:
         """Mean and covariance, beside the kernel that reads the channels."""
         rows = np.asarray(kernel, np.float64)[..., self.features, :]
         gram = np.einsum("...gpu,...gqu->gpq", rows, rows, optimize=True)
-        mean = self.total / self.count
-        covariance = self.squares / self.count - mean[:, :, None] * mean[:, None, :]
+        total = self.total / self.count
+        covariance = self.squares / self.count - _products(total)
+        mean = self.level + total
         return Moments(self.features, self.channels, mean, covariance, gram, ridge)
+
+
+def _products(mean: Float[np.ndarray, "G Q"]) -> Float[np.ndarray, "G Q Q"]:
+    return mean[:, :, None] * mean[:, None, :]

@@ -90,11 +90,12 @@ class UserConfig:
     pixel_std: tuple[float, ...] = flag("Divides pixels then.", default=(1.0,))
     task: str = flag("What its outputs are for.", default="classification")
     output: str | None = flag("Part of its output that this goes by.", default=None)
+    ignore: int | None = flag("Target of pixels that do not count.", default=None)
 
 
 AnyConfig = Config | UserConfig
 # Fields that the config.json of earlier versions lacks.
-_LATER = ("task", "output")
+_LATER = ("task", "output", "ignore")
 
 
 def is_own(model: str) -> bool:

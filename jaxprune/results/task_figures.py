@@ -100,8 +100,9 @@ def _of_sums(
     for start in range(0, RESAMPLES, step):
         rows = slice(start, min(start + step, RESAMPLES))
         times = confidence.times_drawn(images, rows.stop - start, rng)
+        times = times.astype(np.float64)
         for k in range(masks):
-            drawn[k, rows] = combine((times @ terms[k]).astype(np.float64))
+            drawn[k, rows] = combine(times @ terms[k].astype(np.float64))
     change = drawn - drawn[0]
     worse = -change if higher_is_better else change
     return ScoreFigures(

@@ -36,7 +36,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from jaxprune._base import processes
-from jaxprune._base.batch import pad_rows, size_of, take
+from jaxprune._base.batch import size_of, take
 from jaxprune._base.mesh import make_mesh, place, round_up
 from jaxprune.compaction.cut import (
     has_own_kernel,
@@ -184,9 +184,10 @@ class _Pair:
             (int(some[0]), len(some))
             for some in np.split(own, range(size, len(own), size))
         ]
+        # What fills the last batch are images, too: no row is ever of zeros.
         batches = [
-            place(pad_rows(take(images, np.arange(first, first + n)), size), mesh)
-            for first, n in self.runs
+            place(take(images, np.arange(first, first + size) % self.images), mesh)
+            for first, _ in self.runs
         ]
         graph = network.graph(batches[0])
         fitted = {n: layer for n, layer in graph.layers.items() if may_be_fitted(layer)}
@@ -236,12 +237,15 @@ class _Pair:
         def seen() -> Iterator[_Seen]:
             shape = layer.program.shape(layer.output)
             for i, (_, count) in enumerate(self.runs):
-                given = (layer.features(np.asarray(v[i]))[:count] for v in (whole, cut))
-                ends = (np.asarray(of_batch(v, i)) for v in (output, target, rest))
-                rows = (
-                    _rows(layer.outputs(np.broadcast_to(end, shape))[:count])
-                    for end in ends
+                given = (
+                    self._first(layer.features(np.asarray(v[i])), count)
+                    for v in (whole, cut)
                 )
+                ends = (
+                    layer.outputs(np.broadcast_to(np.asarray(of_batch(v, i)), shape))
+                    for v in (output, target, rest)
+                )
+                rows = (_rows(self._first(end, count)) for end in ends)
                 yield _Seen(*given, *rows)
 
         if not (keep.all() and self._unchanged(seen(), factor, used)):
@@ -249,6 +253,14 @@ class _Pair:
             goal = Goal(sample.target, sample.rest, factor[used], rectified)
             fitted = self._fitted(layer, keep, used, sample, goal)
             self._set(layer, keep, used, *fitted)
+
+    def _first(self, array: np.ndarray, images: int) -> np.ndarray:
+        """The rows of so many of a batch's images.
+
+        There may be several for each, as where windows of an image are on the axis that
+        images are on.
+        """
+        return array[: -(-len(array) * images // self.size)]
 
     def _unchanged(
         self,

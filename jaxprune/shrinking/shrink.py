@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxprune._base import arguments
-from jaxprune._base.batch import check_batch, take
+from jaxprune._base.batch import check_batch, size_of, take
 from jaxprune._base.errors import InputError, check_choice
 from jaxprune._base.mesh import make_mesh
 from jaxprune.adapters.networks import takes_network
@@ -39,7 +39,7 @@ from jaxprune.tasks.imitation import (
     like_whole,
     relative_error_probe,
 )
-from jaxprune.tasks.task import OfImages, Task
+from jaxprune.tasks.task import OfImages, Task, shapes
 
 # Images that widths can be told apart on, at the least.
 _FEWEST = 16
@@ -194,6 +194,12 @@ def _loss(network: Network, task: Task | None) -> tuple[OfImages, Probe]:
         task = imitation(logits=task.logits, output=task.output)
     else:
         task = like_whole(outputs)
+    images = size_of(network.example)
+    if any(leaf.shape[:1] != (images,) for leaf in jax.tree.leaves(outputs)):
+        raise InputError(
+            f"the network's output must have the images on its first axis, got "
+            f"{shapes(outputs)} for {images}"
+        )
     task.check(outputs, outputs)
     part, loss = task.part, task.loss
     probe = divergence_probe() if loss is divergence else relative_error_probe()
@@ -224,7 +230,12 @@ def _to_cut(
         if not {group.name, *group.producers} & kept
     ]
     if not cut:
-        raise InputError("the network has no channels that can be removed")
+        others = sorted(fitted.whole, key=lambda name: name in found.whole)
+        why = [f"'{name}': {fitted.whole[name]}" for name in others]
+        raise InputError(
+            "the network has no channels whose loss can be made good"
+            + "".join(f"; {reason}" for reason in why[:3])
+        )
     return cut
 
 

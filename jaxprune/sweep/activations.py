@@ -252,7 +252,7 @@ def tap_layer(
     maps = places.choose(maps, needed, mesh, maps_dir)
     if tap == "relu":
         network = network.with_relu(name)
-    network, output_elements, check_seconds = check_tap(
+    network, task, output_elements, check_seconds = check_tap(
         network, images, name, tap, task, split
     )
     arrays = replicate(network.arrays, mesh)

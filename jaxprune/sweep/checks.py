@@ -43,7 +43,7 @@ def map_of_one(network: Network, images: Any, name: str) -> jax.ShapeDtypeStruct
 
 def check_tap(
     network: Network, images: Any, name: str, tap: str, task: Task, split: Split
-) -> tuple[Network, int, float]:
+) -> tuple[Network, Task, int, float]:
     """Raises unless the unmasked feature map, put back, gives the network's outputs.
 
     Also where an image's outputs depend on the images beside it, or do not fit the
@@ -51,8 +51,8 @@ def check_tap(
 
     Returns:
       The network as it is evaluated: of one that returns probabilities where the task
-      goes by logits, their logarithms. Numbers in the output for one image. Seconds
-      that compilation took.
+      goes by logits, their logarithms. The task for the split's targets. Numbers in
+      the output for one image. Seconds that compilation took.
     """
 
     def both_ways(arrays: Any, images: Any) -> tuple[Any, Any]:
@@ -65,7 +65,7 @@ def check_tap(
     whole, put_back = both(network.arrays, images)
     index = shuffled_with_repeats(size_of(images))
     shuffled, _ = both(network.arrays, take(images, index))
-    _check_outputs(whole, images, task, split)
+    task = _for_targets(task, whole, images, split)
     if (taken := task.with_logits(network, whole)) is not network:
         network = taken
         whole, put_back, shuffled = map(log_probabilities, (whole, put_back, shuffled))
@@ -81,11 +81,15 @@ def check_tap(
             f"its feature map is put back: give tap 'conv'"
         )
     elements = sum(leaf.size for leaf in jax.tree.leaves(whole)) // size_of(images)
-    return network, elements, both.compile_seconds
+    return network, task, elements, both.compile_seconds
 
 
-def _check_outputs(outputs: Any, images: Any, task: Task, split: Split) -> None:
-    """Raises InputError unless outputs are finite, and what the task takes."""
+def _for_targets(task: Task, outputs: Any, images: Any, split: Split) -> Task:
+    """The task for a split's targets.
+
+    Raises:
+      InputError: outputs are not finite, or the task does not take them, or a target.
+    """
     count = size_of(images)
     if isinstance(task, Classification):
         wanted = (count, len(split.class_names))
@@ -113,6 +117,13 @@ def _check_outputs(outputs: Any, images: Any, task: Task, split: Split) -> None:
     else:
         targets = split.read_targets(np.arange(count))
     task.check(*(jax.tree.map(shape_of, tree) for tree in (outputs, targets)))
+    if not task.imitates:
+        task = task.for_targets(jax.tree.map(shape_of, outputs), split.all_targets())
+    if np.isnan(jax.jit(task.loss)(outputs, targets)).any():
+        raise InputError(
+            f"task '{task.name}': the loss of one of the first {count} images is NaN"
+        )
+    return task
 
 
 def _are_close(one: Any, other: Any) -> bool:

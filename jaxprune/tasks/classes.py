@@ -3,6 +3,7 @@
 Axes: N images, H x W pixels (or any axes), C classes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,37 @@ def classification(*, output: Any = None) -> Task:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Segmentation(Task):
+    """Logits of a class for each pixel.
+
+    Attributes:
+      ignore: target of pixels that do not count.
+    """
+
+    ignore: int | None = None
+
+    def for_targets(self, outputs: Any, targets: Iterable[Any]) -> Task:
+        """Itself.
+
+        Raises:
+          InputError: a target that is the index of no class, and is not `ignore`.
+        """
+        classes = outputs.shape[-1]
+        for batch in targets:
+            others = np.unique(batch)
+            others = others[(others < 0) | (others >= classes)]
+            if self.ignore is not None:
+                others = others[others != self.ignore]
+            if others.size:
+                raise InputError(
+                    f"targets must lie in 0 .. {classes - 1}, as there are {classes} "
+                    f"classes, got {others[0]}; ignore={others[0]} leaves such pixels "
+                    "out"
+                )
+        return self
+
+
 def segmentation(*, ignore: int | None = None, output: Any = None) -> Task:
     """A class for each pixel: targets [N, H, W], logits [N, H, W, C].
 
@@ -128,9 +160,9 @@ def segmentation(*, ignore: int | None = None, output: Any = None) -> Task:
         "mean_IoU": Score(overlaps, _mean_iou),
         "pixel_accuracy": Score(pixels, _share),
     }
-    return Task(
+    return Segmentation(
         "segmentation", loss, scores, output,
-        predict=lambda logits: jnp.argmax(logits, axis=-1), logits=True,
+        predict=lambda logits: jnp.argmax(logits, axis=-1), logits=True, ignore=ignore,
     )  # fmt: skip
 
 

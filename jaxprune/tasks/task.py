@@ -3,7 +3,7 @@
 Axes: N images, S terms of a score.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from jaxprune._base.errors import InputError, first_line
 from jaxprune.graph.logits import are_probabilities, with_log_probabilities
 from jaxprune.graph.network import Network
 
+# What a task keeps of an image under this name is its loss.
+LOSS = "loss"
 # (outputs, targets) -> a number for each image [N], or terms of a score [N, S].
 OfImages = Callable[[Any, Any], Array]
 Combine = Callable[[Float[np.ndarray, "*K S"]], Float[np.ndarray, "*K"]]
@@ -80,6 +82,8 @@ class Task:
             raise InputError(f"task '{self.name}' has no score to choose channels by")
         for name, score in self.scores.items():
             arguments.check_kind(f"score '{name}'", score, Score, "a jaxprune.Score")
+            if name == LOSS:
+                raise InputError(f"task '{self.name}': '{LOSS}' is no name of a score")
         arguments.check_number("max_drop", self.max_drop, 0.0, float("inf"))
 
     @property
@@ -145,6 +149,18 @@ class Task:
             return with_log_probabilities(network)
         return network
 
+    def for_targets(self, outputs: Any, targets: Iterable[Any]) -> "Task":
+        """The task for images with these targets; one that needs none is as it was.
+
+        Args:
+          outputs: shapes of the outputs of some images.
+          targets: of all images, batch by batch.
+
+        Raises:
+          InputError: a target that no output can be right for.
+        """
+        return self
+
     def check(self, outputs: Any, targets: Any) -> None:
         """Raises InputError unless the task fits outputs and targets.
 
@@ -152,30 +168,65 @@ class Task:
           outputs: shapes of the outputs of some images.
           targets: shapes of their targets.
         """
-        images = {int(leaf.shape[0]) for leaf in jax.tree.leaves(targets)}
+        leaves = jax.tree.leaves(outputs)
+        if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+            raise InputError(
+                f"task '{self.name}': the network's output has no floating-point array"
+            )
+        counts = {leaf.shape[:1] for leaf in jax.tree.leaves(targets)}
+        if len(counts) != 1 or () in counts:
+            raise InputError(
+                f"task '{self.name}' takes targets that have the images on their first "
+                f"axis, got {shapes(targets) or 'nothing'}"
+            )
+        ((images,),) = counts
+        found = self._tried("", self.judge, outputs, targets)
+        if self.predict is not None:
+            self._tried(": its predict", self.predict, outputs)
+        for name, terms in found.items():
+            score = self.scores.get(name)
+            combine = score.combine if score is not None else None
+            if terms.ndim != (1 if combine is None else 2) or len(terms) != images:
+                kind = "a number" if combine is None else "terms [N, S]"
+                raise InputError(
+                    f"task '{self.name}': {name} must be {kind} for each of {images} "
+                    f"images, got shape {list(terms.shape)}"
+                )
+            if combine is not None:
+                self._check_combine(name, combine, terms.shape[1])
+
+    def _tried(self, what: str, function: Callable[..., Any], *given: Any) -> Any:
+        """Shapes of what one of the task's functions returns.
+
+        Raises:
+          InputError: it fails; with the shapes of what it is given.
+        """
         try:
-            found = jax.eval_shape(self.judge, outputs, targets)
+            return jax.eval_shape(function, *given)
         except InputError:
             raise
         except Exception as error:
+            of = " and targets ".join(map(shapes, given))
             raise InputError(
-                f"task '{self.name}' does not fit outputs {shapes(outputs)} and "
-                f"targets {shapes(targets)}: {first_line(error)}"
+                f"task '{self.name}'{what} does not fit outputs {of}: "
+                f"{first_line(error)}"
             ) from error
-        for name, terms in found.items():
-            score = self.scores.get(name)
-            combined = score is not None and score.combine is not None
-            wanted = 2 if combined else 1
-            if terms.ndim != wanted or {terms.shape[0]} != images:
-                raise InputError(
-                    f"task '{self.name}': {name} must be "
-                    f"{'terms [N, S]' if combined else 'a number'} for each of "
-                    f"{max(images, default=0)} images, got shape {list(terms.shape)}"
-                )
 
-
-# What a task keeps of an image under this name is its loss.
-LOSS = "loss"
+    def _check_combine(self, name: str, combine: Combine, terms: int) -> None:
+        """Raises InputError unless sums of terms [K, S] make K figures."""
+        try:
+            with np.errstate(all="ignore"):
+                shape = np.shape(combine(np.ones((2, terms))))
+        except Exception as error:
+            raise InputError(
+                f"task '{self.name}': combine of {name} fails on sums [2, {terms}]: "
+                f"{first_line(error)}"
+            ) from error
+        if shape != (2,):
+            raise InputError(
+                f"task '{self.name}': combine of {name} must make [2] of sums [2, "
+                f"{terms}], got {list(shape)}"
+            )
 
 
 def _wide(terms: Array) -> Array:

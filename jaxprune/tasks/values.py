@@ -3,6 +3,8 @@
 Axes: N images, D numbers of one image.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +14,20 @@ from jaxtyping import Array, Float
 from jaxprune._base import arguments
 from jaxprune._base.errors import InputError
 from jaxprune.tasks.task import Score, Task
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """Numbers for each image."""
+
+    def for_targets(self, outputs: Any, targets: Iterable[Any]) -> Task:
+        """With R^2 told of targets less their mean.
+
+        Far from 0 the sums of their squares would hold nothing of their variance.
+        """
+        sums = [(np.sum(batch, 0, np.float64), len(batch)) for batch in targets]
+        total, images = (sum(column) for column in zip(*sums, strict=True))
+        return _regression(self.output, np.asarray(total / images))
 
 
 def regression(*, output: Any = None) -> Task:
@@ -24,10 +40,24 @@ def regression(*, output: Any = None) -> Task:
     Args:
       output: part of the network's output, see `Task`.
     """
-    return Task(
+    return _regression(output, np.zeros(()))
+
+
+def _regression(output: Any, level: np.ndarray) -> Task:
+    """The task, with targets near this level."""
+
+    def explained(outputs: Any, targets: Any) -> Float[Array, "N S"]:
+        """Squared error, 1, squares of targets, targets."""
+        left = jnp.square(_difference(outputs, targets)).sum(-1, keepdims=True)
+        y = targets.astype(left.dtype) - jnp.asarray(level, left.dtype)
+        y = y.reshape(len(y), -1)
+        squares = jnp.square(y).sum(-1, keepdims=True)
+        return jnp.concatenate([left, jnp.ones_like(left), squares, y], axis=-1)
+
+    return Regression(
         "regression", squared_error,
         {
-            "R2": Score(_explained, _r_squared),
+            "R2": Score(explained, _r_squared),
             "squared_error": Score(squared_error, higher_is_better=False),
             "absolute_error": Score(_absolute_error, higher_is_better=False),
         },
@@ -83,14 +113,6 @@ def _difference(outputs: Any, targets: Any) -> Float[Array, "N D"]:
         )
     wide = jnp.promote_types(outputs.dtype, jnp.float32)
     return one.astype(wide) - other.astype(wide)
-
-
-def _explained(outputs: Any, targets: Any) -> Float[Array, "N S"]:
-    """Squared error, 1, squared targets, targets."""
-    left = jnp.square(_difference(outputs, targets)).sum(-1, keepdims=True)
-    y = targets.reshape(len(targets), -1).astype(left.dtype)
-    squares = jnp.square(y).sum(-1, keepdims=True)
-    return jnp.concatenate([left, jnp.ones_like(left), squares, y], axis=-1)
 
 
 def _r_squared(sums: Float[np.ndarray, "*K S"]) -> Float[np.ndarray, "*K"]:

@@ -429,6 +429,10 @@ def _check_outputs(
         index = np.arange(size_of(x))
         targets = jax.tree.map(shape_of, images.read_targets(index))
         task.check(outputs, targets)
+        if isinstance(images, Split):
+            task.for_targets(outputs, images.all_targets())
+        else:
+            task.for_targets(outputs, [images.read_targets(np.arange(len(images)))])
     elif task.imitates:
         task.check(outputs, outputs)
 

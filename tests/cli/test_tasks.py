@@ -273,6 +273,7 @@ def test_nothing_but_images(script):
         ((), r"must return logits"),
         (("--task=regression", "--output=mean"), "must be of one shape"),
         (("--task=imitation", "--criterion=taylor", "--output=map"), "need gradients"),
+        (("--task=regression", "--ignore=2"), "--ignore=2 is for --task=segmentation"),
     ],
 )
 def test_bad_input(script, flags, message):
@@ -280,6 +281,35 @@ def test_bad_input(script, flags, message):
     line = err.strip().split("\r")[-1]  # behind the bars
     assert code == 2 and line.startswith("error: ") and "\n" not in line
     assert message in line
+
+
+def test_pixels_that_do_not_count(script):
+    """The layer and the fill are those of the output that the task goes by."""
+    targets = ARRAYS["targets"].copy()
+    targets[:, :3] = 255
+    np.savez("some.npz", images=IMAGES, targets=targets, train_images=IMAGES[:20])
+    flags = ("--model=own_map:build", "--data=some.npz", "--task=segmentation")
+    flags = (*flags, "--output=map", "--ks=0,2", "--noreport")
+    code, _, err = script(sweep, *flags)
+    line = err.strip().split("\r")[-1]
+    assert code == 2 and "got 255; ignore=255 leaves such pixels out" in line
+    code, out, err = script(sweep, *flags, "--ignore=255")
+    assert code == 0 and "layer inner, 5 channels" in out, err
+    (folder,) = Path("runs/own_map.build").glob("sweep-inner-*-linear")
+    found = json.loads((folder / "summary.json").read_text())["baseline"]["mean_IoU"]
+    whole = np.asarray(own_map_outputs(IMAGES)["map"]).argmax(-1)
+    there = targets != 255
+    expected = jaccard_score(targets[there], whole[there], average="macro")
+    assert found == pytest.approx(expected, rel=1e-5)
+    code, _, err = script(sweep, "--workdir=runs/own_map.build", "--ks=0,1")
+    assert code == 2 and "give --data" in err
+
+
+def own_map_outputs(images):
+    import own_map  # the test's module, written where the test runs
+
+    model, variables, _, _ = own_map.build()
+    return model.apply(variables, images)
 
 
 def test_a_task_is_for_a_network_of_one_s_own(script):

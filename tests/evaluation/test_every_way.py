@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import jaxprune
 import reference
 from jaxprune._base.mesh import make_mesh
 from jaxprune.data.splits import image_split
@@ -21,6 +22,7 @@ from jaxprune.sweep.layer import sweep_layer
 from jaxprune.sweep.oracle import MaskLosses
 from jaxprune.sweep.strategy import choose_evaluation
 from random_data import random_split, random_variables
+from selected import quick
 from toys import network, planted, run_sweep
 
 # Which way each layer of Chain is evaluated.
@@ -274,9 +276,9 @@ class Scaled(nn.Module):
         return nn.Conv(3, (3, 3), name="out")(x).mean((1, 2))
 
 
-def of_any_scale(dense, **options):
+def of_any_scale(dense, seed=0, **options):
     """A layer whose channels are of twelve decades; and their scales."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     images = rng.normal(size=(12, 3, 3, 2)).astype(np.float32)
     variables = random_variables(Scaled(dense), images[:1])
     scales = np.float32(10.0 ** rng.uniform(-6, 6, 37))
@@ -288,18 +290,38 @@ def of_any_scale(dense, **options):
     return tapped, scales
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_the_linear_fill_beside_a_channel_far_from_zero(dense):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(64, 3, 3, 2)).astype(np.float32)
+    variables = random_variables(Scaled(dense), images[:1])
+    variables["params"]["only"]["bias"][5] = 1e6
+    split = image_split(images, np.arange(64) % 3, ("a", "b", "c"))
+    apply = Scaled(dense).apply
+    tapped = tap_layer(apply, variables, split, layer="only", tap="relu")
+    fill = jaxprune.linear_fill(apply, variables, images, layer="only")
+    fast, slow = (
+        sweep_layer(tapped, rng.permutation(37) / 37, fill=fill, every_pair=every)
+        for every in (False, True)
+    )
+    np.testing.assert_array_equal(fast.predictions, slow.predictions)
+    small = jaxprune.shrink(Scaled(dense), variables, images, speedup=1.5)
+    assert small.proof.bound_used < 1
+
+
 @pytest.mark.parametrize("fill", ["zero", "bias", "mean", "drop"])
 @pytest.mark.parametrize("dense", [True, False])
-def test_channels_of_any_scale_leave_no_rounding_behind(dense, fill):
+@pytest.mark.parametrize("seed", quick(range(4), (0,)))
+def test_channels_of_any_scale_leave_no_rounding_behind(seed, dense, fill):
     """Twelve decades, the largest pruned first: what stays is as good as without it."""
-    tapped, scales = of_any_scale(dense)
+    tapped, scales = of_any_scale(dense, seed)
     scores = -scales.astype(float)
     fast = sweep_layer(tapped, scores, fill=fill)
     slow = sweep_layer(tapped, scores, fill=fill, every_pair=True)
     assert fast.about["evaluation"] == "RunningSum"
     # Logits of the last K are near 1e-6, those of the first near 1e6.
     np.testing.assert_allclose(fast.cross_entropy, slow.cross_entropy, rtol=1e-4)
-    assert (fast.predictions == slow.predictions).mean() > 0.99
+    np.testing.assert_array_equal(fast.predictions, slow.predictions)
 
 
 @pytest.mark.parametrize("fill", ["zero", "mean", "drop"])

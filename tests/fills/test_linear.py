@@ -124,6 +124,23 @@ def test_singular_covariances_are_met_by_the_ridge(plant):
         np.testing.assert_allclose(found.constants[0, 1], rows[0, 1], atol=1e-12)
 
 
+def test_moments_of_channels_far_from_zero():
+    """A channel near 1e6 that varies by 1 is predicted as one near 0 is."""
+    rows = np.float32(drawn(n=64))
+    far = rows.astype(np.float64)
+    far[:, 3] += 1e6
+    fits = []
+    for x in (rows, far):
+        level = x[:40].mean(0, keepdims=True)
+        sums = Sums.about(level, np.arange(8)[None], 8)
+        for part in (x[:40], x[40:]):
+            sums.add(part[:, None], 1)
+        fits.append(sums.over_processes().moments(np.eye(8)[None], 1e-3))
+    np.testing.assert_allclose(*(fit.covariance for fit in fits), rtol=1e-6)
+    np.testing.assert_allclose(fits[0].covariance[0], np.cov(rows.T, bias=True), 1e-6)
+    np.testing.assert_allclose(fits[1].mean[0], far.mean(0), rtol=1e-12)
+
+
 def test_press_is_leaving_each_row_out():
     rows, ridge = drawn(n=14, p=4), 0.05
     n = len(rows)

@@ -45,6 +45,24 @@ def in_outputs(path, axis):
     return "kernel" not in path or axis == 3
 
 
+@pytest.mark.parametrize("name", quick(ARCHITECTURES, ("swin", "stacked")))
+def test_each_is_shrunk_or_says_why_not(name):
+    """24 images do not fill batches of 16: windows of images are on their axis, too."""
+    network = ARCHITECTURES[name].network()
+    rng = np.random.default_rng(0)
+    images = jax.tree.map(
+        lambda x: rng.uniform(size=(24, *x.shape[1:])).astype(x.dtype), network.example
+    )
+    if name == "stacked":
+        with pytest.raises(jaxprune.InputError, match="inside a loop"):
+            jaxprune.shrink(network, images, speedup=1.1)
+        return
+    small = jaxprune.shrink(network, images, speedup=1.1)
+    assert small.proof.bound_used < 1
+    costs = [jaxprune.cost(net, images) for net in (network, small.network)]
+    assert costs[0].multiply_adds / costs[1].multiply_adds >= 1.1
+
+
 @pytest.mark.parametrize("name", quick(ARCHITECTURES, SOME))
 def test_the_smaller_network_is_the_one_in_which_zeros_are_written(name):
     """The model's own code on its own variables decides, in every output."""

@@ -45,6 +45,46 @@ def relative(found, whole):
     return np.mean(errors)
 
 
+class Masked(nn.Module):
+    """An image, and which of its pixels count."""
+
+    @nn.compact
+    def __call__(self, batch):
+        h = nn.relu(nn.Conv(12, (3, 3), name="first")(batch["image"]))
+        h = jnp.where(batch["mask"][..., None], h, 0)
+        return nn.Dense(3, name="class")(h.mean((1, 2)))
+
+
+def test_an_input_of_booleans(tmp_path):
+    batch = {"image": BATCH["image"], "mask": RNG.random((N, 8, 8)) < 0.5}
+    network = jaxprune.from_linen(Masked(), random_variables(Masked(), batch), batch)
+    small = jaxprune.shrink(network, batch, speedup=1.5)
+    assert small.proof.bound_used < 1
+    small.save(tmp_path / "net")
+    loaded = jaxprune.load_compact(tmp_path / "net")
+    np.testing.assert_array_equal(loaded(batch), small(batch))
+    other = {**batch, "mask": ~batch["mask"]}
+    assert np.abs(small(other) - small(batch)).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (
+            lambda made: made[0].mean(),
+            "must have the images on its first axis",
+        ),
+        (lambda made: made[1].argmax(-1), "no floating-point array"),
+    ],
+)
+def test_outputs_that_cannot_be_compared(output, message):
+    network = jaxprune.Network(
+        lambda params, x: output(TwoInputs().apply(params, x)), VARIABLES, BATCH
+    )
+    with pytest.raises(InputError, match=message):
+        jaxprune.shrink(network, BATCH, speedup=1.5)
+
+
 def test_several_inputs_and_outputs_to_a_budget():
     """As `imitation` counts; the widths are those that lose least of both outputs."""
     analysis = jaxprune.analyse(NETWORK, BATCH)

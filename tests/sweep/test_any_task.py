@@ -61,6 +61,16 @@ TASKS = {
 }  # fmt: skip
 
 
+CLASSES = TASKS["segmentation"][1]
+
+
+def mine(loss=None, of_images=None, combine=None, predict=None):
+    """A task of numbers whose parts are to be given."""
+    right = lambda o, t: jnp.square(o["number"][:, 0] - t)  # noqa: E731
+    score = jaxprune.Score(of_images or right, combine)
+    return jaxprune.Task("mine", loss or right, {"s": score}, predict=predict)
+
+
 def zeroed(order, k):
     """The network's output with the first k channels' weights zeroed."""
     variables = jax.tree.map(np.copy, VARIABLES)
@@ -217,6 +227,35 @@ NUMBER = TASKS["regression"][1]
                 "mine", lambda o, t: o["nothing"], {"s": jaxprune.Score(lambda o, t: t)}
             ),
             NUMBER, "task 'mine' does not fit outputs image .*: 'nothing'",
+        ),
+        (
+            jaxprune.segmentation(output="map"), np.where(CLASSES == 2, 255, CLASSES),
+            "must lie in 0 .. 2, as there are 3 classes, got 255; ignore=255 leaves",
+        ),
+        (
+            jaxprune.segmentation(output="map"), CLASSES - 1,
+            "0 .. 2, .* got -1; ignore",
+        ),
+        (
+            jaxprune.segmentation(output="map", ignore=255),
+            np.where(CLASSES == 2, 254, CLASSES), "3 classes, got 254",
+        ),
+        (mine(lambda o, t: jnp.log(-1 - t * t)), NUMBER, "the loss of .* is NaN"),
+        (
+            mine(of_images=lambda o, t: t[:, None], combine=lambda s: s["a"]), NUMBER,
+            r"combine of s fails on sums \[2, 1\]",
+        ),
+        (
+            mine(of_images=lambda o, t: t[:, None], combine=lambda s: s), NUMBER,
+            r"combine of s must make \[2\] of sums \[2, 1\], got \[2, 1\]",
+        ),
+        (
+            mine(predict=lambda o: o["nothing"]), NUMBER,
+            "task 'mine': its predict does not fit outputs image .*: 'nothing'",
+        ),
+        (
+            jaxprune.regression(output=lambda o: o["number"] > 0), NUMBER,
+            "has no floating-point array",
         ),
     ],
 )  # fmt: skip

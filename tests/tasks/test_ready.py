@@ -64,6 +64,26 @@ def test_regression(shape):
     assert scores["absolute_error"] == pytest.approx(absolute, rel=1e-5)
 
 
+def test_r_squared_far_from_zero():
+    """Numbers of variance 1 near 1e4: as near 0, their intervals too."""
+    numbers = RNG.normal(size=(400, 2))
+    found = []
+    for level in (0.0, 1e4):
+        y = (level + numbers).astype(np.float32)
+        made = [y + s * np.float32(RNG.standard_normal(y.shape)) for s in (0.3, 0.5)]
+        task = jaxprune.regression().for_targets(y, [y[:100], y[100:]])
+        score = task.scores["R2"]
+        terms = np.stack([score.of_images(*map(jnp.asarray, (o, y))) for o in made])
+        figures = score_figures(terms, score.combine, True)
+        expected = [
+            metrics.r2_score(*(a.astype(float).ravel() for a in (y - level, o - level)))
+            for o in made
+        ]
+        np.testing.assert_allclose(figures.value, expected, rtol=1e-3)
+        found.append(np.stack(figures.interval))
+    np.testing.assert_allclose(*found, atol=0.02)
+
+
 def test_reconstruction():
     targets = RNG.random((N, H, W, 2)).astype(np.float32)
     outputs = targets + RNG.normal(0, 0.1, targets.shape).astype(np.float32)
@@ -141,6 +161,12 @@ def test_ratios_of_sums_have_a_paired_bootstrap():
     [
         (lambda: jaxprune.Task("", lambda o, t: o), "a task has a name"),
         (lambda: jaxprune.Task("t", lambda o, t: o), "no score to choose channels by"),
+        (
+            lambda: jaxprune.Task(
+                "t", lambda o, t: o, {"loss": jaxprune.Score(lambda o, t: o)}
+            ),
+            "task 't': 'loss' is no name of a score",
+        ),
     ],
 )
 def test_a_task_that_is_none(make, message):

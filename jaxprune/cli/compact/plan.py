@@ -89,7 +89,7 @@ def make_plan(
       InputError: a saved sweep that was made otherwise, or none where K depends on it.
     """
     folder = choices.sweep_folder(run.workdir, choices.fill)
-    fitted = calibration.fit(run, choices, choices.fill, variables)
+    fitted = calibration.fit(run, choices, choices.fill, run.network(variables))
     if (folder / "summary.json").exists():
         result = load(folder)
         about = provenance.describe(run, choices, choices.fill, variables)

@@ -85,7 +85,8 @@ def _sweep_all(
     run, chosen = sweeps.run, sweeps.chosen
     started = time.perf_counter()
     layers = scoring.tap_all(run, chosen, variables, sweeps.criteria, sweeps.images)
-    fitted = calibration.fit(run, sweeps.lead, sweeps.fills[-1], variables)
+    network = run.task.applied(run.network(variables))
+    fitted = calibration.fit(run, sweeps.lead, sweeps.fills[-1], network)
     scores, too_slow = _scores(sweeps, layers[0], fitted)
     scored = time.perf_counter()
     if not sweeps.compared:
