@@ -32,6 +32,8 @@ _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 # Arrays of a batch whose shapes a message has.
 _SHOWN = 4
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
+# Where code is that runs a network, not the network's own.
+_NOT_THE_USERS = "/site-packages/", "/jaxprune/graph/", "/jaxprune/compaction/"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Equation(Traced):
             traceback = record.source_info.traceback
             for frame in traceback.frames if traceback else ():
                 path = frame.file_name.replace("\\", "/")
-                if "/site-packages/" not in path and "/jaxprune/graph/" not in path:
+                if not any(part in path for part in _NOT_THE_USERS):
                     return f"({path.rsplit('/', 1)[-1]}:{frame.line_num})"
         return ""
 

@@ -96,6 +96,10 @@ def analyse(
     whole = as_compact(network.with_example(take(images, slice(1)))).network
     loss, probe = _loss(whole, task)
     groups = _fitted(whole, whole.groups)
+    # These name the lines of the network's own code.
+    reasons = network.with_example(whole.example).groups.whole
+    said = {name: reasons.get(name, why) for name, why in groups.whole.items()}
+    groups = Groups(groups.groups, said)
     cut = _to_cut(whole.groups, groups, keep_whole)
     costs = network_costs(whole)
     if budget is not None and budget.latency is None:

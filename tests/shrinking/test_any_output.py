@@ -1,5 +1,7 @@
 """Whole networks that return no logits, or take several inputs, to a budget."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,21 @@ def relative(found, whole):
         for a, b in (map(np.asarray, pair) for pair in pairs)
     ]
     return np.mean(errors)
+
+
+def test_what_stays_is_said_with_the_line_of_the_networks_code():
+    class Mixed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.relu(nn.Conv(8, (3, 3), name="first")(x))
+            h = nn.relu(nn.Conv(8, (3, 3), name="second")(jnp.sort(h, axis=-1)))
+            return nn.Dense(3, name="class")(h.mean((1, 2)))
+
+    images = BATCH["image"]
+    found = jaxprune.analyse(Mixed(), random_variables(Mixed(), images), images)
+    assert re.fullmatch(
+        r"'sort' in .* \(test_any_output.py:\d+\).*", found.groups.whole["first"]
+    )
 
 
 class Masked(nn.Module):
