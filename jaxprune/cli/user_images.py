@@ -1,10 +1,9 @@
-"""The images for a user's network: --data=my.npz, a folder of images, a TFDS name."""
+"""The images for a user's network: --data=my.npz, a folder, a TFDS name."""
 
 from collections.abc import Collection
 from pathlib import Path
 
 from jaxprune._base.errors import InputError, check_choice
-from jaxprune._base.files import sha256
 from jaxprune.cli import cluster
 from jaxprune.cli.settings import NetworkSettings
 from jaxprune.cli.user_network import SHA256, UserNetwork
@@ -22,7 +21,12 @@ def folder(settings: NetworkSettings) -> ImageFolder | None:
       InputError: it holds something else, or --image_size has no folder to go with.
     """
     data = settings.data
-    if data is not None and data not in datasets.DATASETS and Path(data).is_dir():
+    if (
+        data is not None
+        and data not in datasets.DATASETS
+        and Path(data).is_dir()
+        and not npz.holds_arrays(Path(data))
+    ):
         return folders.find(data)
     if settings.image_size is not None:
         raise InputError(
@@ -46,7 +50,7 @@ def described(
         return None
     if folder is not None:
         return f"{SHA256}{folder.fingerprint(network.side)}"
-    return f"{SHA256}{sha256(_existing(data))}" if _is_file(data) else data
+    return f"{SHA256}{npz.fingerprint(_existing(data))}" if _is_file(data) else data
 
 
 def images(
@@ -142,12 +146,14 @@ def _check(
 
 
 def _is_file(data: str) -> bool:
-    """Whether --data names a file, and no dataset of TFDS."""
-    return data.endswith(".npz") or "/" in data or Path(data).is_file()
+    """Whether --data names a file or a folder of arrays, and no dataset of TFDS."""
+    if data.endswith(".npz") or "/" in data:
+        return True
+    return Path(data).is_file() or npz.holds_arrays(Path(data))
 
 
 def _existing(data: str) -> Path:
-    if not Path(data).is_file():
+    if not Path(data).is_file() and not npz.holds_arrays(Path(data)):
         kind = "file" if data.endswith(".npz") else "file or folder"
         raise InputError(f"--data: there is no {kind} {data}")
     return Path(data)

@@ -1,4 +1,4 @@
-"""A user's images from an .npz file.
+"""A user's images from an .npz file, or a folder of .npy files.
 
     images [N, H, W, C], labels [N]            the split `test`
     train_images, train_labels                 the split `train`, that fits are made on
@@ -11,8 +11,11 @@ Where outputs are no classes, `targets` [N, ...] (`train_targets`, `validation_t
 take the place of labels; without them networks are compared with one another alone.
 One of the three is enough. With `images` and without `train_images`, a fifth of the
 images are drawn for `train`, at most `_MOST`, and the others are left for `test`.
+In a folder each array is a file, images.npy, which is read as it is needed: it may be
+larger than memory.
 """
 
+import hashlib
 import lzma
 import zipfile
 import zlib
@@ -26,6 +29,7 @@ import numpy as np
 from jaxprune._base import arguments
 from jaxprune._base.batch import path_name
 from jaxprune._base.errors import InputError, first_line
+from jaxprune._base.files import sha256
 from jaxprune.data.datasets import Splits
 from jaxprune.data.splits import Split, image_split
 
@@ -33,6 +37,7 @@ _SHARE, _MOST = 0.2, 512
 _PREFIXES = {"train": "train_", "validation": "validation_", "test": ""}
 _BESIDE = ("labels", "targets")
 _NAMES = "class_names"
+_ARRAY = ".npy"
 # Ends of two ranges that are further apart than this share of all values, as those of
 # 0 .. 1 and 0 .. 255 or -1 .. 1 are, are not of the same kind of pixels.
 _APART = 15 / 16
@@ -48,7 +53,7 @@ def load(path: Path, classes: int | None, seed: int = 0, inputs: Any = None) -> 
     """The file's images, by split.
 
     Args:
-      path: the file.
+      path: the file or folder.
       classes: number of the network's classes; None where it has targets instead.
       seed: of the draw.
       inputs: shapes and types of a batch's arrays, for a network of several inputs.
@@ -147,6 +152,54 @@ def _read(
       needed: what it must hold beside them, "labels".
     """
     known = [p + kind for p in _PREFIXES.values() for kind in (*inputs, *_BESIDE)]
+    if path.is_dir():
+        held, arrays = _of_folder(path, known)
+    else:
+        held, arrays = _of_file(path, known)
+    _check_names(path, arrays, held, [*inputs, *filter(None, [needed])])
+    return arrays
+
+
+def holds_arrays(path: Path) -> bool:
+    """Whether it is a folder of .npy files."""
+    return path.is_dir() and any(path.glob(f"*{_ARRAY}"))
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of the .npy files in a folder and their names."""
+    if not path.is_dir():
+        return sha256(path)
+    facts = "".join(f"{n} {sha256(file)} " for n, file in _files(path).items())
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _of_folder(
+    path: Path, known: Sequence[str]
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Names of a folder's arrays, and those arrays that are known, memory-mapped."""
+    files, arrays = _files(path), {}
+    for name in (*known, _NAMES):
+        if name in files:
+            try:
+                arrays[name] = np.load(files[name], mmap_mode="r", allow_pickle=False)
+            except _UNREADABLE as error:
+                raise InputError(
+                    f"{files[name]} is no plain array: {first_line(error)}; np.save "
+                    "writes one"
+                ) from error
+    return [*files], arrays
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of a folder's arrays by name, "image" or "left/image"."""
+    files = sorted(folder.rglob(f"*{_ARRAY}"))
+    return {f.relative_to(folder).with_suffix("").as_posix(): f for f in files}
+
+
+def _of_file(
+    path: Path, known: Sequence[str]
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Names of a file's arrays, and those arrays that are known."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -170,8 +223,7 @@ def _read(
             f"{path} is no .npz file of plain arrays: {why}; np.savez(path, "
             "images=..., labels=...) writes one"
         ) from error
-    _check_names(path, arrays, held, [*inputs, *filter(None, [needed])])
-    return arrays
+    return held, arrays
 
 
 def _check_names(
@@ -185,7 +237,7 @@ def _check_names(
         wanted = ", ".join(f"{kind}=..." for kind in needed)
         raise InputError(
             f"{path} has no {' and no '.join(missing)}, it holds "
-            f"{', '.join(held) or 'nothing'}: np.savez(path, {wanted})"
+            f"{', '.join(held) or 'nothing'}: np.savez(path, {wanted}) writes a file"
         )
     for names, found in zip(by_split, there, strict=True):
         if any(found) and not all(found):
@@ -210,7 +262,9 @@ def _split(
                 f"{list(images.shape)}"
             )
         # Bytes as they are, all other numbers as what a network takes.
-        examples = images if images.dtype == np.uint8 else images.astype(np.float32)
+        examples = images
+        if images.dtype != np.uint8:
+            examples = images.astype(np.float32, copy=False)
     else:
         shapes = jax.tree.leaves(inputs)
         for name, array, shape in zip(names, found, shapes, strict=True):
@@ -219,13 +273,14 @@ def _split(
                     f"{prefix}{name} must be [N, {', '.join(map(str, shape.shape[1:]))}"
                     f"], N at least 1; got {list(array.shape)}"
                 )
-        rows = [a.astype(s.dtype) for a, s in zip(found, shapes, strict=True)]
+        pairs = zip(found, shapes, strict=True)
+        rows = [a.astype(s.dtype, copy=False) for a, s in pairs]
         examples = jax.tree.unflatten(jax.tree.structure(inputs), rows)
     if classes is not None:
         return _of_classes(arrays, prefix, found[0], examples, classes)
     targets = arrays.get(f"{prefix}targets")
     if targets is not None and targets.dtype.kind == "f":
-        targets = targets.astype(np.float32)
+        targets = targets.astype(np.float32, copy=False)
     return image_split(examples, targets=targets)
 
 

@@ -128,6 +128,27 @@ def test_from_a_sweep_to_smaller_networks(script, kind):
     assert cut(values).shape == (40, 3)
 
 
+def test_a_folder_of_their_arrays(script, kind):
+    folder = Path("arrays")
+    folder.mkdir()
+    for name, array in np.load("data.npz").items():
+        np.save(folder / f"{name}.npy", array)
+    results = []
+    for data in ("data.npz", "arrays"):
+        code, _, err = script(
+            sweep, "--model=two:build", f"--data={data}", "--fill=zero", "--noreport",
+            f"--workdir=runs/{data}",
+        )  # fmt: skip
+        assert code == 0, err
+        (found,) = Path("runs", data).glob("sweep-*")
+        results.append(jaxprune.SweepResult.load(found))
+    np.testing.assert_array_equal(*(result.predictions for result in results))
+    code, _, err = script(
+        sweep, "--workdir=runs/arrays", "--data=data.npz", "--fill=zero"
+    )
+    assert code == 2 and "dataset" in err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

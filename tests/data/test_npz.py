@@ -310,3 +310,68 @@ def test_a_table_is_no_such_file(tmp_path):
     path.write_text("label,pixel\n0,1\n")
     with pytest.raises(InputError, match=r"my.csv is no .*np.savez\(path, images"):
         npz.load(path, 3)
+
+
+@pytest.fixture
+def save_folder(tmp_path):
+    def write(**arrays):
+        for name, array in arrays.items():
+            path = tmp_path / "arrays" / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, array)
+        return tmp_path / "arrays"
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_folder_is_a_file_that_need_not_fit_into_memory(save, save_folder, dtype):
+    arrays = {
+        "images": IMAGES.astype(dtype), "labels": LABELS,
+        "train_images": IMAGES[:9].astype(dtype), "train_labels": LABELS[:9],
+        "class_names": np.array(["a", "b", "c"]),
+    }  # fmt: skip
+    file, folder = npz.load(save(**arrays), 3), npz.load(save_folder(**arrays), 3)
+    for name in ("train", "test"):
+        one, other = file[name], folder[name]
+        assert one.class_names == other.class_names
+        index = np.arange(len(one))
+        for read in ("read", "read_targets"):
+            found = (getattr(split, read)(index) for split in (one, other))
+            np.testing.assert_array_equal(*found)
+        base = other.images
+        while not isinstance(base, np.memmap):
+            base = base.base  # of an array that was read there would be none
+
+
+def test_inputs_and_targets_of_a_folder(save_folder):
+    inputs = {
+        "left": {"image": np.zeros((1, 3, 4, 2), np.float32)},
+        "time": np.zeros((1, 1), np.float32),
+    }
+    path = save_folder(
+        **{"left/image": IMAGES, "time": LABELS[:, None], "targets": LABELS[:, None]}
+    )
+    split = npz.load(path, None, inputs=inputs)["test"]
+    batch = split.read(np.arange(len(split)))
+    assert batch["left"]["image"].shape == (40, 3, 4, 2)
+    np.testing.assert_array_equal(batch["time"], split.read_targets(np.arange(40)))
+
+
+def test_a_folder_of_other_contents_has_another_fingerprint(save_folder):
+    first = npz.fingerprint(save_folder(images=IMAGES, labels=LABELS))
+    assert npz.fingerprint(save_folder(images=IMAGES)) == first
+    assert npz.fingerprint(save_folder(labels=LABELS[::-1])) != first
+    assert npz.holds_arrays(save_folder()) and not npz.holds_arrays(save_folder() / "x")
+
+
+def test_folders_that_are_none(save_folder):
+    path = save_folder(images=IMAGES)
+    with pytest.raises(InputError, match="has no labels, it holds images"):
+        npz.load(path, 3)
+    (path / "labels.npy").write_bytes((path / "images.npy").read_bytes()[:90])
+    with pytest.raises(InputError, match=r"labels\.npy is no plain array"):
+        npz.load(path, 3)
+    np.save(path / "labels.npy", np.array([{}], object))
+    with pytest.raises(InputError, match=r"labels\.npy is no plain array"):
+        npz.load(path, 3)
