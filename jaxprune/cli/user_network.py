@@ -124,13 +124,19 @@ def folder_name(name: str) -> str:
 
 
 def task_of(settings: NetworkSettings, saved: AnyConfig | None) -> Task:
-    """The task that the flags name or, where they do not, the run directory's."""
+    """The task that the flags name or, where they do not, the run directory's.
+
+    Raises:
+      InputError: another task than segmentation is to ignore a target.
+    """
     kept = saved if isinstance(saved, UserConfig) else None
     name = settings.task or (kept.task if kept is not None else "classification")
     output = settings.output or (kept.output if kept is not None else None)
     ignore = settings.ignore
     if ignore is None and kept is not None:
         ignore = kept.ignore
+    if ignore is not None and name != "segmentation":
+        raise InputError(f"--ignore={ignore} is for --task=segmentation, not {name}")
     return by_name(name, output, ignore)
 
 

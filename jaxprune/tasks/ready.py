@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from jaxprune._base.errors import InputError
 from jaxprune.tasks.classes import classification, segmentation
 from jaxprune.tasks.imitation import imitation
 from jaxprune.tasks.task import Task
@@ -24,13 +23,8 @@ def by_name(name: str, output: str | None, ignore: int | None = None) -> Task:
       name: one of TASKS.
       output: a key, or a position in digits.
       ignore: of a segmentation, the target of pixels that do not count.
-
-    Raises:
-      InputError: another task than segmentation is to ignore a target.
     """
     part = int(output) if output is not None and output.isdecimal() else output
     if ignore is None:
         return TASKS[name](output=part)
-    if name != "segmentation":
-        raise InputError(f"--ignore={ignore} is for --task=segmentation, not {name}")
-    return segmentation(output=part, ignore=ignore)
+    return TASKS[name](output=part, ignore=ignore)

@@ -44,18 +44,18 @@ FLAGS = {
     "train": {*NETWORK, *PROCESSES, "batch_size"},
     "sweep": {
         *NETWORK, *PROCESSES, *CHOICES, "batch_size", "mask_chunk", "max_drop", "seeds",
-        "random_orders", "report", "task", "output",
+        "random_orders", "report", "task", "output", "ignore",
     },
     "compact": {
         *NETWORK, *CHOICES, *FINETUNING, "batch_size", "k", "max_drop", "naive",
-        "unproved", "export", "repeats", "latency_batches", "task", "output",
+        "unproved", "export", "repeats", "latency_batches", "task", "output", "ignore",
     },
     "shrink": {
         *NETWORK, *PROCESSES, *FINETUNING, "batch_size", "eval_split",
         "calibration_split",
         "allow_overlap", "speedup", "size", "latency", "batch", "max_drop", "ladder",
         "keep_whole", "multiple_of", "curves", "export", "repeats", "latency_batches",
-        "report", "task", "output",
+        "report", "task", "output", "ignore",
     },
     "plot": {"workdir", "order", "normalize", "confusion_k", "format"},
     "report": {"workdir"},

@@ -306,7 +306,7 @@ def test_what_a_run_directory_is_of_is_never_changed(script, swept):
     conf = json.loads((RUN / "config.json").read_text())
     assert set(conf) == {
         "model", "weights", "dataset", "seed", "pixel_mean", "pixel_std",
-        "task", "output",
+        "task", "output", "ignore",
     }  # fmt: skip
     assert conf["pixel_mean"] == [100, 90, 80]
     assert conf["weights"] == f"sha256:{manifest.fingerprint(build()[1])}"
