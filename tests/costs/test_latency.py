@@ -180,3 +180,11 @@ def test_widths_are_multiples_that_are_as_fast_as_any(
         top = channels // largest * largest
         assert found == (min(unit, largest) if top % unit == 0 else 1)
         assert max(timed) <= channels and len(timed) == largest
+
+
+def test_what_is_faster_by_noise_makes_no_widths_coarser(monkeypatch):
+    monkeypatch.setattr(
+        latency, "_seconds", lambda clock, layer, f, u, groups: 1 + 0.1 * bool(u % 16)
+    )
+    layer = mock.create_autospec(Layer, instance=True, channels=64, groups=1)
+    assert latency._fastest_multiple(clock.Clock(None), layer) == 1
