@@ -101,15 +101,14 @@ class Sums:
         self.kept.append(rows[::every])
 
     def over_processes(self) -> "Sums":
-        """The sums of all processes, about their mean."""
+        """The sums of all processes, about their mean (Chan, Golub, LeVeque 1983)."""
         kept = np.concatenate(processes.gather(np.concatenate(self.kept)))
         count = int(processes.total(np.array([self.count]))[0])
-        own = self.level + self.total / self.count
+        moved = self.total / self.count
+        own = self.level + moved
         mean = processes.total(self.count * own) / count
-        away = own - mean
-        total = self.total / self.count
-        squares = self.squares - self.count * _products(total)
-        squares = processes.total(squares + self.count * _products(away))
+        change = _products(own - mean) - _products(moved)
+        squares = processes.total(self.squares + self.count * change)
         none = np.zeros(mean.shape)
         return Sums(self.features, self.channels, count, mean, none, squares, [kept])
 
@@ -121,11 +120,11 @@ class Sums:
         """Mean and covariance, beside the kernel that reads the channels."""
         rows = np.asarray(kernel, np.float64)[..., self.features, :]
         gram = np.einsum("...gpu,...gqu->gpq", rows, rows, optimize=True)
-        total = self.total / self.count
-        covariance = self.squares / self.count - _products(total)
-        mean = self.level + total
+        moved = self.total / self.count
+        covariance = self.squares / self.count - _products(moved)
+        mean = self.level + moved
         return Moments(self.features, self.channels, mean, covariance, gram, ridge)
 
 
-def _products(mean: Float[np.ndarray, "G Q"]) -> Float[np.ndarray, "G Q Q"]:
-    return mean[:, :, None] * mean[:, None, :]
+def _products(features: Float[np.ndarray, "G Q"]) -> Float[np.ndarray, "G Q Q"]:
+    return features[:, :, None] * features[:, None, :]
